@@ -1,0 +1,22 @@
+"""Errors that a user can cause, and the exit status that each one ends with."""
+
+from __future__ import annotations
+
+EXIT_CONFIGURATION_ERROR = 2
+"""Exit status of a command that was refused before it wrote anything."""
+
+
+class ConfigurationError(ValueError):
+    """Something the user asked for cannot be done as asked.
+
+    The message is one line that says what is wrong and which option or file to change.
+    Commands print it and end with :data:`EXIT_CONFIGURATION_ERROR`.
+    """
+
+
+class DataError(ConfigurationError):
+    """A data folder, shard, manifest or tokenizer is missing, damaged or does not fit."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""

@@ -1,0 +1,111 @@
+"""`eigenstate_scan`, the recurrence of a TEN layer, and the choice of its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ten_dist.recurrence.blocked import blocked_scan
+from ten_dist.recurrence.reference import reference_scan
+
+# Fastest first: `auto` takes the first one.
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "blocked": blocked_scan,
+    "reference": reference_scan,
+}
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine, fastest first."""
+    return tuple(_BACKENDS)
+
+
+def eigenstate_scan(
+    beta: Tensor,
+    alpha: Tensor,
+    omega: Tensor,
+    modulation: Tensor | None = None,
+    selection_range: tuple[float, float] = (0.1, 0.1),
+    input_norm: str = "none",
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Run K complex eigenstates over a sequence (DESIGN 2.1; paper, Algorithm 1).
+
+        c_k(t) = lambda_k(t) c_k(t-1) + g_k(t) beta_k(t)
+        lambda_k(t) = sigmoid(alpha_k + s_a tanh p_k(t)) exp(i (omega_k + s_w tanh q_k(t)))
+
+    Complex numbers are stored as two real halves: columns [0, K) are real parts,
+    columns [K, 2K) imaginary parts. The state is carried in float32 (float64 where
+    `beta` is float64) whatever the dtype of `beta`.
+
+    Args:
+        beta: [B, T, 2K] input; float64, float32 or bfloat16, any strides, T >= 1.
+        alpha: [K] logits of the base decay.
+        omega: [K] base rotation, radians a step.
+        modulation: [B, T, 2K] p in the first half and q in the second, before tanh,
+            or None for eigenvalues that do not depend on the input.
+        selection_range: (s_a, s_w), the largest change of alpha and of omega.
+        input_norm: input gain g: "none" 1; "static" sqrt(1 - rho_k^2) of the base
+            decay; "dynamic" sqrt(1 - rho_k(t)^2).
+        initial_state: [B, 2K] state before the first step, or None for zeros.
+        backend: a name of :func:`available_backends`, or "auto" for the fastest.
+
+    Returns:
+        states: [B, T, 2K], the state after each step, in the dtype of `beta`.
+        final_state: [B, 2K], the last state, in the dtype it was carried in.
+        Both are differentiable in every tensor argument.
+
+    Raises:
+        ValueError: shapes do not agree, or a name is unknown.
+    """
+    _check_arguments(beta, alpha, omega, modulation, input_norm, initial_state)
+    name = available_backends()[0] if backend == "auto" else backend
+    if name not in _BACKENDS:
+        raise ValueError(
+            f"unknown scan backend {backend!r}: this machine has auto, "
+            f"{', '.join(_BACKENDS)}"
+        )
+    return _BACKENDS[name](
+        beta, alpha, omega, modulation, selection_range, input_norm, initial_state
+    )
+
+
+def _check_arguments(
+    beta: Tensor,
+    alpha: Tensor,
+    omega: Tensor,
+    modulation: Tensor | None,
+    input_norm: str,
+    initial_state: Tensor | None,
+) -> None:
+    if beta.dim() != 3 or beta.shape[1] < 1 or beta.shape[2] % 2:
+        raise ValueError(f"beta must be [B, T, 2K] with T >= 1, not {_shape(beta)}")
+    if beta.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(f"beta must be float64, float32 or bfloat16, not {beta.dtype}")
+    batch, _, width = beta.shape
+    for name, tensor in (("alpha", alpha), ("omega", omega)):
+        if tensor.shape != (width // 2,):
+            raise ValueError(
+                f"{name} must be [{width // 2}] for beta {_shape(beta)}, "
+                f"not {_shape(tensor)}"
+            )
+    if modulation is not None and modulation.shape != beta.shape:
+        raise ValueError(
+            f"modulation must have the shape of beta, {_shape(beta)}, "
+            f"not {_shape(modulation)}"
+        )
+    if initial_state is not None and initial_state.shape != (batch, width):
+        raise ValueError(
+            f"initial_state must be [{batch}, {width}], not {_shape(initial_state)}"
+        )
+    if input_norm not in ("none", "static", "dynamic"):
+        raise ValueError(
+            f"input_norm must be none, static or dynamic, not {input_norm!r}"
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
