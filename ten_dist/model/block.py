@@ -1,0 +1,76 @@
+"""One block: eigenstate mixer and MLP, each normed before and added after."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
+from ten_dist.model.initialization import fill_normal
+from ten_dist.model.mixer import EigenstateMixer
+
+BlockState = Tensor | HierarchyState
+"""Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy."""
+
+
+class Projection(nn.Linear):
+    """A linear layer started at N(0, std^2) with zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, std: float) -> None:
+        super().__init__(in_features, out_features)
+        fill_normal(self.weight, std)
+        nn.init.zeros_(self.bias)
+
+
+class FeedForward(nn.Module):
+    """MLP d -> ffn_dim -> d with SiLU."""
+
+    def __init__(self, config: TemporalEigenstateConfig) -> None:
+        super().__init__()
+        self.up = Projection(config.dim, config.ffn_dim, std=0.02)
+        # 2 n_layers branches add to the residual stream: its variance at the start
+        # does not grow with depth.
+        std = 0.02 / math.sqrt(2 * config.n_layers)
+        self.down = Projection(config.ffn_dim, config.dim, std=std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        return self.down(F.silu(self.up(inputs)))
+
+
+class Block(nn.Module):
+    """x + dropout(mixer(norm(x))), then x + dropout(mlp(norm(x)))."""
+
+    def __init__(self, config: TemporalEigenstateConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim)
+        if config.hten_scales is None:
+            self.mixer = EigenstateMixer(config)
+        else:
+            self.mixer = HierarchicalMixer(config)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden: Tensor, state: BlockState | None = None
+    ) -> tuple[Tensor, Tensor, BlockState]:
+        """Transform the residual stream.
+
+        Args:
+            hidden: [B, T, d].
+            state: state of the mixer before the first position, or None.
+
+        Returns:
+            hidden: [B, T, d]; energy: scalar float32 of the mixer; state: of the mixer
+            after the last position.
+        """
+        mixed, energy, state = self.mixer(self.mixer_norm(hidden), state)
+        hidden = hidden + self.dropout(mixed)
+        hidden = hidden + self.dropout(
+            self.feed_forward(self.feed_forward_norm(hidden))
+        )
+        return hidden, energy, state

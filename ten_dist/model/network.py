@@ -1,0 +1,173 @@
+"""The Temporal Eigenstate Network: embedding, blocks, final norm, tied head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.block import Block, BlockState
+from ten_dist.model.initialization import fill_normal
+from ten_dist.model.loss import combine_losses, cross_entropy
+from ten_dist.model.mixer import RECURRENCE_PARAMETERS
+from ten_dist.model.sampling import generate
+
+
+class NetworkState(NamedTuple):
+    """State of every block after some tokens; its size does not depend on how many."""
+
+    blocks: tuple[BlockState, ...]
+
+
+class TokenEmbedding(nn.Embedding):
+    """Token id -> [d]."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__(vocab_size, dim)
+        fill_normal(self.weight, 0.02)
+
+
+class TiedHead(nn.Module):
+    """[..., d] -> logits [..., V] with the weight of the embedding.
+
+    A module of its own, because ZeRO-3 gathers a weight for the module that uses it.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., d] -> [..., V]."""
+        return F.linear(hidden, self.weight)
+
+
+class TemporalEigenstateNetwork(nn.Module):
+    """TEN or, where the configuration has scales, causal HTEN language model.
+
+    There is no positional embedding: the recurrence carries position, and a model runs
+    at any length. Initial weights depend on torch's global seed alone.
+    """
+
+    def __init__(self, config: TemporalEigenstateConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_norm = nn.LayerNorm(config.dim)
+        self.head = TiedHead(self.embedding)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        state: NetworkState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, NetworkState] | dict[str, Tensor]:
+        """Logits of the next token at each position, or the loss against `targets`.
+
+        Args:
+            input_ids: [B, T] int64, T >= 1.
+            targets: [B, T] int64; where given, the losses of :meth:`compute_loss` are
+                returned instead of logits.
+            state: what an earlier call returned for the tokens before these.
+            return_state: also return the state after these tokens.
+
+        Returns:
+            logits [B, T, V]; with `return_state` (logits, state); with `targets` a dict.
+        """
+        hidden, energy, state = self._run_blocks(input_ids, state)
+        logits = self.head(self.final_norm(hidden))
+        if targets is not None:
+            ce_loss = cross_entropy(logits, targets)
+            return combine_losses(ce_loss, energy, self.config.energy_reg_weight)
+        return (logits, state) if return_state else logits
+
+    def _run_blocks(
+        self, input_ids: Tensor, state: NetworkState | None
+    ) -> tuple[Tensor, Tensor, NetworkState]:
+        """Hidden states [B, T, d], energy loss (scalar) and state of the blocks."""
+        config = self.config
+        hidden = self.dropout(self.embedding(input_ids))
+        recompute = (
+            config.gradient_checkpointing == "block"
+            and self.training
+            and torch.is_grad_enabled()
+        )
+        states = state.blocks if state is not None else (None,) * config.n_layers
+        new_states, energies = [], []
+        for block, block_state in zip(self.blocks, states):
+            if recompute:
+                hidden, energy, block_state = checkpoint(
+                    block, hidden, block_state, use_reentrant=False
+                )
+            else:
+                hidden, energy, block_state = block(hidden, block_state)
+            energies.append(energy)
+            new_states.append(block_state)
+        energy = torch.stack(energies).mean()
+        if config.energy_kind == "state":
+            energy = energy / config.num_eigenstates
+        return hidden, energy, NetworkState(tuple(new_states))
+
+    def compute_loss(
+        self, inputs: Tensor, targets: Tensor, return_dict: bool = True
+    ) -> dict[str, Tensor] | Tensor:
+        """Training loss of a batch (DESIGN 2.3).
+
+        Args:
+            inputs, targets: [B, T] int64; targets of -100 are ignored.
+            return_dict: return the parts as well.
+
+        Returns:
+            `loss` = `ce_loss` + energy_reg_weight * `energy_loss`, `ce_loss` (mean, in
+            nats) and `energy_loss` (raw), scalars float32; or `loss` alone.
+        """
+        losses = self(inputs, targets=targets)
+        return losses if return_dict else losses["loss"]
+
+    def generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_id: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue prompts; see :func:`ten_dist.model.sampling.generate`."""
+        return generate(
+            self,
+            prompt_ids,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_id=stop_id,
+            generator=generator,
+        )
+
+    def num_parameters(self) -> int:
+        """Number of parameters, the tied weight once, sharded ones in full."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters())
+
+    def parameters_without_weight_decay(self) -> Iterator[str]:
+        """Names of the parameters that take no weight decay.
+
+        Those of the recurrence, norms and biases.
+        """
+        for module_name, module in self.named_modules():
+            for name, _ in module.named_parameters(recurse=False):
+                if (
+                    isinstance(module, nn.LayerNorm)
+                    or name in RECURRENCE_PARAMETERS
+                    or name.endswith("bias")
+                ):
+                    yield f"{module_name}.{name}"

@@ -1,0 +1,154 @@
+"""Training configuration: what a run does with a model (DESIGN 3.2).
+
+Each field is the option of the same name of `ten-dist train`; the text below a field is
+its help. Model fields are in :class:`ten_dist.config.TemporalEigenstateConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ten_dist.errors import ConfigurationError
+
+PRECISIONS = ("fp32", "bf16")
+VERIFICATIONS = ("full", "size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Data, batch, schedule, files and reporting of one run.
+
+    Every instance is consistent in itself; what depends on the data or on the number of
+    ranks is checked by :func:`ten_dist.engine.plan.make_plan`.
+    """
+
+    config: str = "nano"
+    """Preset of the model: pico, nano, micro, small, medium, large or xlarge."""
+    data: str | None = None
+    """Folder of token shards to train on, as data_prep.shard writes it."""
+    val_data: str | None = None
+    """Folder of held-out token shards; without it DATA/val is used where it exists."""
+    output_dir: str | None = None
+    """Run folder: configuration, metrics, TensorBoard events, checkpoints."""
+    deepspeed_config: str = "zero2"
+    """DeepSpeed JSON file, or the name of one of ds_configs/ without its ending."""
+    steps: int | None = None
+    """Length of the run in optimizer steps."""
+    tokens: float | None = None
+    """Length of the run in tokens, such as 26e9, rounded up to whole steps."""
+    epochs: float | None = None
+    """Length of the run in passes over the data (1 if no length is given)."""
+    seq_len: int = 1024
+    """Tokens of a row, T."""
+    global_batch_size: int = 32
+    """Rows of one optimizer step, over all ranks."""
+    micro_batch_size: int | None = None
+    """Rows a rank processes at once; by default the largest divisor of its share up to
+    8."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float | None = None
+    """Learning rate at the end of the cosine; by default a tenth of the peak."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; by default 2 % of the run, at least 10."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices; recurrence parameters, norms and biases take none."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
+    adam_beta2: float = 0.95
+    """AdamW's decay of the mean of squared gradients."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    seed: int = 0
+    """Seed of initial weights, dropout and the order of rows."""
+    precision: str = "bf16"
+    """fp32, or bf16: matrix products in bfloat16, parameters and recurrence in
+    float32."""
+    eval_interval: int = 250
+    """Steps between validations; the last step is always validated."""
+    eval_rows: int = 512
+    """Rows of the validation data to use while training, from its start; 0 takes
+    all."""
+    checkpoint_interval: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    resume: str = "auto"
+    """auto continues the run in the output folder if there is one; never refuses to;
+    PATH starts from that checkpoint folder."""
+    num_workers: int = 1
+    """Processes a rank reads data with; 0 reads in the training process."""
+    data_verification: str = "full"
+    """full reads and hashes every shard before training, ranks sharing the work; size
+    only checks names and sizes."""
+    dry_run: bool = False
+    """Validate everything, print the plan, run --dry_samples rows, write nothing."""
+    dry_samples: int = 2
+    """Rows to run in a dry run."""
+    ledger: bool = False
+    """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
+
+    def __post_init__(self) -> None:
+        lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n)]
+        if len(lengths) > 1:
+            raise ConfigurationError(
+                f"--{lengths[0]} and --{lengths[1]} both give the length of the run: "
+                "keep one"
+            )
+        for name in ("steps", "tokens", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"--{name} must be more than 0, not {value}")
+        for name in (
+            "seq_len",
+            "global_batch_size",
+            "eval_interval",
+            "checkpoint_interval",
+            "dry_samples",
+        ):
+            _require(self, name, getattr(self, name) >= 1, "1 or more")
+        if self.micro_batch_size is not None:
+            _require(self, "micro_batch_size", self.micro_batch_size >= 1, "1 or more")
+        for name in (
+            "weight_decay",
+            "gradient_clipping",
+            "eval_rows",
+            "num_workers",
+            "seed",
+        ):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        if self.warmup_steps is not None:
+            _require(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _require(self, "learning_rate", self.learning_rate > 0, "more than 0")
+        if self.min_learning_rate is not None:
+            _require(
+                self,
+                "min_learning_rate",
+                0 <= self.min_learning_rate <= self.learning_rate,
+                "between 0 and --learning_rate",
+            )
+        _require(
+            self, "precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)
+        )
+        _require(
+            self,
+            "data_verification",
+            self.data_verification in VERIFICATIONS,
+            " or ".join(VERIFICATIONS),
+        )
+        if not self.dry_run:
+            for name in ("data", "output_dir"):
+                if getattr(self, name) is None:
+                    raise ConfigurationError(f"--{name} is missing")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def _require(config: TrainingConfig, name: str, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ConfigurationError(
+            f"--{name} must be {wanted}, not {getattr(config, name)}"
+        )
