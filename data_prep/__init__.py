@@ -1,0 +1,1 @@
+"""From a corpus to token shards: text -> tokenizer -> webdataset tars and a manifest."""

@@ -1,0 +1,140 @@
+"""The tokenizer of a token set: trained here, made of bytes, or the user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ten_dist.errors import ConfigurationError
+
+SEPARATOR = "<|endoftext|>"
+WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+BYTES_VOCAB_SIZE = 257
+_PIECE_CHARACTERS = 1 << 20
+_WORD_CHARACTERS = 512
+_LONG_RUN = re.compile(
+    rf"(?<!\S)\S{{{_WORD_CHARACTERS + 1},}}|(?<!\s)\s{{{_WORD_CHARACTERS + 1},}}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with at most ``vocab_size`` tokens, fewer if the texts give out.
+
+    It holds all 256 bytes, so it encodes any text without loss, and :data:`SEPARATOR`.
+
+    Raises:
+        ConfigurationError: ``vocab_size`` has no room for the bytes and the separator.
+    """
+    if vocab_size < BYTES_VOCAB_SIZE:
+        raise ConfigurationError(
+            f"--vocab_size must be at least {BYTES_VOCAB_SIZE} (256 bytes and the "
+            f"separator), not {vocab_size}"
+        )
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = (part for text in texts for part in _cut_long_runs(text))
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+def _cut_long_runs(text: str) -> Iterator[str]:
+    """Cut a text within its long runs of one kind, such as base64 or a ruled line.
+
+    Training takes time quadratic in the length of a word: one file of encoded data
+    would keep it busy for hours.
+    """
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        for cut in range(run.start() + _WORD_CHARACTERS, run.end(), _WORD_CHARACTERS):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are the 256 bytes, id = byte, and the separator, 256."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # The byte-level alphabet shows a printable byte as itself and the others, in order,
+    # as the characters from 256 up.
+    shown = {ord(character): character for character in alphabet}
+    others = iter(sorted(character for code, character in shown.items() if code > 255))
+    vocabulary = {shown.get(byte) or next(others): byte for byte in range(256)}
+    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens([SEPARATOR])
+    return tokenizer
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The largest token id plus one: what an embedding needs, gaps in the ids too."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def find_separator(tokenizer: Tokenizer, wanted: str | None = None) -> tuple[str, int]:
+    """The token, and its id, that ends each document.
+
+    Raises:
+        ConfigurationError: the tokenizer lacks ``wanted``, or, where that is None, all
+            of the well-known ones.
+    """
+    for token in [wanted] if wanted is not None else WELL_KNOWN_SEPARATORS:
+        token_id = tokenizer.token_to_id(token)
+        if token_id is not None:
+            return token, token_id
+    if wanted is not None:
+        raise ConfigurationError(f"--separator {wanted!r} is no token of the tokenizer")
+    raise ConfigurationError(
+        f"the tokenizer has none of {' '.join(WELL_KNOWN_SEPARATORS)} to separate "
+        "documents: name the token to use with --separator"
+    )
+
+
+class Encoder:
+    """Turns documents into token ids, each document closed by the separator."""
+
+    def __init__(self, tokenizer_json: str, separator: str | None) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        # A document that spells out the separator contains text, not the end of itself.
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._separator_id = find_separator(self._tokenizer, separator)[1]
+
+    def encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """The token ids of each document, separator included: 1-D int64."""
+        pieces = [list(_pieces(text)) for text in texts]
+        encodings = iter(
+            self._tokenizer.encode_batch_fast(
+                [piece for document in pieces for piece in document],
+                add_special_tokens=False,
+            )
+        )
+        for document in pieces:
+            ids = [token for _ in document for token in next(encodings).ids]
+            ids.append(self._separator_id)
+            yield np.array(ids, dtype=np.int64)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a very long document at line ends: an encoding takes far more than its text."""
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        cut = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1
+        stop = cut if cut > start else start + _PIECE_CHARACTERS
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

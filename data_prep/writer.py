@@ -1,0 +1,208 @@
+"""Turning one unit of the corpus into its train shard and its held-out shard."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from webdataset import TarWriter
+
+from data_prep.corpus import Segment, Skipped, read_documents
+from data_prep.ranks import Tick
+from data_prep.tokenizer import Encoder
+from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
+from ten_dist.data.shards import BLOCK_MEMBER
+
+TEMPORARY_SUFFIX = ".tmp"
+_BATCH_BYTES = 1 << 20
+
+
+@dataclass
+class Split:
+    """One side of the held-out split of a unit: its shard, and the text behind it."""
+
+    shard: ShardRecord | None = None
+    documents: int = 0
+    text_bytes: int = 0
+
+
+@dataclass
+class UnitResult:
+    """What came of a unit."""
+
+    unit: int
+    train: Split = field(default_factory=Split)
+    val: Split = field(default_factory=Split)
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def shard_name(unit: int) -> str:
+    """File name of a unit's shard: the unit's number, so never that of a rank."""
+    return f"shard-{unit:05d}.tar"
+
+
+def is_held_out(text: str, val_fraction: float) -> bool:
+    """Whether a document is held out for validation.
+
+    It depends on the document's text alone, so a document stays on its side when the
+    corpus grows, and copies of one document all fall on one side.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < val_fraction
+
+
+class ShardWriter:
+    """Writes token blocks to a tar shard, which appears under its name when complete.
+
+    The tar's bytes are a function of the tokens alone. Used as a context manager: left
+    by an exception, it removes what it wrote.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._blocks = 0
+        self._tokens = 0
+        self._file: _HashingFile | None = None
+        self._tar: TarWriter | None = None
+
+    def __enter__(self) -> ShardWriter:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and self._tar is not None and self._file is not None:
+            # A tar left open would write its end later, when collected. That can fail,
+            # on a full disk; what is wrong is known already.
+            with contextlib.suppress(OSError):
+                self._tar.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Append tokens, 1-D integers that fit the shard's dtype."""
+        self._pending.append(tokens.astype(self._dtype))
+        self._pending_tokens += tokens.size
+        if self._pending_tokens >= BLOCK_TOKENS:
+            joined = np.concatenate(self._pending)
+            whole = joined.size - joined.size % BLOCK_TOKENS
+            for start in range(0, whole, BLOCK_TOKENS):
+                self._write_block(joined[start : start + BLOCK_TOKENS])
+            self._pending = [joined[whole:]]
+            self._pending_tokens = joined.size - whole
+
+    def finish(self) -> ShardRecord | None:
+        """Complete the shard; None, and no file, if there were no tokens."""
+        if self._pending_tokens:
+            self._write_block(np.concatenate(self._pending))
+        if self._tar is None or self._file is None:
+            return None
+        self._tar.close()
+        self._file.close()
+        os.replace(self._temporary, self._path)
+        return ShardRecord(
+            self._path.name, self._tokens, self._file.bytes, self._file.sha256
+        )
+
+    def _write_block(self, block: np.ndarray) -> None:
+        if self._tar is None:
+            self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115
+            self._tar = TarWriter(self._file, user="", group="", mode=0o444, mtime=0)
+        encoded = io.BytesIO()
+        np.save(encoded, block, allow_pickle=False)
+        self._tar.write(
+            {"__key__": f"{self._blocks:08d}", BLOCK_MEMBER: encoded.getvalue()}
+        )
+        self._blocks += 1
+        self._tokens += block.size
+
+
+class _HashingFile:
+    """A file being written in one pass, with its size and sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def write_unit(
+    unit: int,
+    segments: Sequence[Segment],
+    *,
+    output: Path,
+    val_output: Path,
+    encoder: Encoder,
+    dtype: str,
+    val_fraction: float,
+    text_field: str,
+    tick: Tick,
+) -> UnitResult:
+    """Tokenize a unit into ``output`` and, for held-out documents, ``val_output``.
+
+    Raises:
+        DataError: the corpus has a malformed line or has changed.
+        OSError: a file cannot be read or written.
+    """
+    result = UnitResult(unit)
+    name = shard_name(unit)
+    with (
+        ShardWriter(output / name, dtype) as train,
+        ShardWriter(val_output / name, dtype) as val,
+    ):
+        batch: list[str] = []
+        batch_bytes = 0
+
+        def flush() -> None:
+            nonlocal batch_bytes
+            for text, tokens in zip(batch, encoder.encode(batch), strict=True):
+                held_out = is_held_out(text, val_fraction)
+                split, writer = (result.val, val) if held_out else (result.train, train)
+                writer.add(tokens)
+                split.documents += 1
+                split.text_bytes += len(text.encode("utf-8"))
+            batch.clear()
+            batch_bytes = 0
+
+        for segment in segments:
+            for text in read_documents(segment, text_field, result.skipped):
+                batch.append(text)
+                batch_bytes += len(text)
+                if batch_bytes >= _BATCH_BYTES:
+                    flush()
+            tick(segment.bytes)
+        flush()
+        result.train.shard = train.finish()
+        result.val.shard = val.finish()
+    return result

@@ -1,0 +1,26 @@
+"""Token shards: their manifest, the order of their rows, and batches of them."""
+
+from ten_dist.data.manifest import Manifest, ShardRecord
+from ten_dist.data.order import RowOrder, accumulation_steps, micro_batch_positions
+from ten_dist.data.shards import TokenReader
+from ten_dist.data.stream import TokenBatch, evaluation_batches, training_batches
+from ten_dist.data.tokenizer import file_sha256, load_tokenizer
+from ten_dist.data.unigram import token_counts, unigram_loss
+from ten_dist.data.verify import verify_shards
+
+__all__ = [
+    "Manifest",
+    "RowOrder",
+    "ShardRecord",
+    "TokenBatch",
+    "TokenReader",
+    "accumulation_steps",
+    "evaluation_batches",
+    "file_sha256",
+    "load_tokenizer",
+    "micro_batch_positions",
+    "token_counts",
+    "training_batches",
+    "unigram_loss",
+    "verify_shards",
+]

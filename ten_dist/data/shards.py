@@ -1,0 +1,173 @@
+"""Reading tokens out of webdataset tar shards."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from webdataset.tariterators import tar_file_expander
+
+from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
+from ten_dist.errors import DataError
+
+BLOCK_MEMBER = "tokens.npy"
+"""Extension of a block in a shard; its key is the block's index, eight digits."""
+DEFAULT_CACHED_TOKENS = 1 << 26
+
+
+def damaged(manifest: Manifest, index: int, what: str) -> DataError:
+    """The error for shard ``index``, which names the file and what to do about it."""
+    return DataError(
+        f"{manifest.shard_path(index)} {what}: copy it again from where the data was "
+        f"prepared, or prepare it again, in a new folder, with `{PREPARE_COMMAND}`"
+    )
+
+
+def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
+    """Yield the token blocks of shard ``index`` in order, as stored: 1-D uint16/uint32.
+
+    Raises:
+        DataError: the shard is missing, cannot be read as a webdataset tar, has a block
+            out of place or of another dtype, or a token id outside the vocabulary.
+    """
+    path = manifest.shard_path(index)
+    position = 0
+    try:
+        for member in _members(path):
+            name = f"{position:08d}.{BLOCK_MEMBER}"
+            if member["fname"] != name:
+                raise damaged(
+                    manifest, index, f"has {member['fname']} in the place of {name}"
+                )
+            block = np.load(io.BytesIO(member["data"]), allow_pickle=False)
+            if block.dtype != manifest.numpy_dtype or block.ndim != 1:
+                found = f"{block.dtype}{list(block.shape)}"
+                raise damaged(
+                    manifest, index, f"has a block of {found}, not {manifest.dtype}"
+                )
+            largest = int(block.max(initial=0))
+            if largest >= manifest.vocab_size:
+                raise damaged(
+                    manifest,
+                    index,
+                    f"has a token id {largest} outside the vocabulary of "
+                    f"{manifest.vocab_size}",
+                )
+            yield block
+            position += 1
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise damaged(manifest, index, "is missing") from None
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        # webdataset appends objects of its own to the arguments, for debugging.
+        first = str(error.args[0]) if error.args else type(error).__name__
+        reason = getattr(error, "strerror", None) or first.split(" @ ")[0]
+        raise damaged(manifest, index, f"cannot be read ({reason})") from None
+
+
+def _members(path: Path) -> Iterator[dict[str, Any]]:
+    # Opened here rather than by webdataset, which would take a path with a colon for a
+    # URL, or for a shell command. Not grouped into samples, which have one member each:
+    # grouping reads one member ahead.
+    with open(path, "rb") as stream:
+        source = {"url": str(path), "stream": stream}
+        yield from tar_file_expander([source], eof_value=None)
+
+
+def read_shard(manifest: Manifest, index: int) -> np.ndarray:
+    """All tokens of shard ``index``, 1-D, uint16 or uint32.
+
+    Raises:
+        DataError: as :func:`shard_blocks`, or the shard's token count is not the
+            manifest's.
+    """
+    expected = manifest.shards[index].tokens
+    tokens = np.empty(expected, dtype=manifest.numpy_dtype)
+    filled = 0
+    for block in shard_blocks(manifest, index):
+        if filled + block.size <= expected:
+            tokens[filled : filled + block.size] = block
+        filled += block.size
+    if filled != expected:
+        raise damaged(
+            manifest, index, f"has {filled} tokens, the manifest says {expected}"
+        )
+    return tokens
+
+
+class TokenReader:
+    """Random access to the stream of tokens: all shards joined in manifest order.
+
+    Decoded shards are kept, least recently used out first, while they total at most
+    ``cached_tokens`` tokens; the one in use is always kept.
+    """
+
+    def __init__(
+        self, manifest: Manifest, cached_tokens: int = DEFAULT_CACHED_TOKENS
+    ) -> None:
+        self.manifest = manifest
+        self.cached_tokens = cached_tokens
+        counts = [shard.tokens for shard in manifest.shards]
+        self._offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop`` of the stream, 1-D, uint16 or uint32, a copy.
+
+        Raises:
+            ValueError: the range is not within the stream.
+            DataError: a shard that it touches is missing or damaged.
+        """
+        if not 0 <= start <= stop <= self.manifest.tokens:
+            raise ValueError(
+                f"tokens {start}:{stop} are not within a stream of "
+                f"{self.manifest.tokens}"
+            )
+        result = np.empty(stop - start, dtype=self.manifest.numpy_dtype)
+        position = start
+        while position < stop:
+            index = int(np.searchsorted(self._offsets, position, side="right")) - 1
+            first = position - int(self._offsets[index])
+            count = min(stop - position, self.manifest.shards[index].tokens - first)
+            # A range that runs over into this shard needs no more than its head, and
+            # the rest of the shard may not be wanted for a long time.
+            continued = position > start
+            if continued and count < self.manifest.shards[index].tokens:
+                piece = self._head(index, count)
+            else:
+                piece = self._whole(index)[first : first + count]
+            result[position - start : position - start + count] = piece
+            position += count
+        return result
+
+    def _whole(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        wanted = self.manifest.shards[index].tokens
+        held = sum(tokens.size for tokens in self._cache.values())
+        while self._cache and held + wanted > self.cached_tokens:
+            held -= self._cache.popitem(last=False)[1].size
+        self._cache[index] = read_shard(self.manifest, index)
+        return self._cache[index]
+
+    def _head(self, index: int, count: int) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index][:count]
+        blocks, held = [], 0
+        for block in shard_blocks(self.manifest, index):
+            blocks.append(block)
+            held += block.size
+            if held >= count:
+                return np.concatenate(blocks)[:count]
+        raise damaged(
+            self.manifest,
+            index,
+            f"has {held} tokens, the manifest says {self.manifest.shards[index].tokens}",
+        )
