@@ -48,13 +48,13 @@ class TemporalEigenstateConfig:
     """Weight of the energy term in the loss."""
     energy_kind: str = "state"
     """`state`: mean |c|^2 an eigenstate; `eigenvalue`: sum of sigmoid(alpha)^2."""
-    eigenvalue_init: str = "timescale"
+    eigenvalue_init: str = "paper"
     """`paper`: alpha ~ U(-3, 0); `timescale`: log-uniform memories."""
     max_timescale: float = 2048.0
     """Longest initial memory, in tokens, of the `timescale` initialisation."""
     selection_range: tuple[float, float] = (0.1, 0.1)
     """Largest modulation (s_a, s_w) of alpha and omega by the input."""
-    input_norm: str = "dynamic"
+    input_norm: str = "none"
     """Input gain g: `none` 1, `static` sqrt(1-rho^2), `dynamic` sqrt(1-rho(t)^2)."""
     gradient_checkpointing: str = "none"
     """`block` recomputes each block in backward instead of keeping activations."""

@@ -1,6 +1,52 @@
 """What all tests share."""
 
 import os
+import random
+
+import pytest
 
 # Ranks of a test share two cores: with more threads than cores they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+_WORDS = [
+    "the",
+    "state",
+    "of",
+    "a",
+    "wave",
+    "decays",
+    "turns",
+    "and",
+    "is",
+    "read",
+    "again",
+    "by",
+    "every",
+    "later",
+    "token",
+]
+
+
+def write_corpus(folder, files=40, words=300, seed=0):
+    """Text files with some structure to learn."""
+    draw = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        text = " ".join(draw.choice(_WORDS) for _ in range(words))
+        (folder / f"{number:03d}.txt").write_text(text + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_data(tmp_path_factory):
+    """A folder of byte-token shards with held-out shards in val/."""
+    from data_prep.shard import main
+
+    folder = tmp_path_factory.mktemp("tokens")
+    corpus = write_corpus(folder / "corpus")
+    output = folder / "shards"
+    arguments = ["--input", corpus, "--output", output, "--tokenizer", "bytes"]
+    arguments += ["--val_fraction", "0.15", "--shard_megabytes", "0.02"]
+    assert main([str(a) for a in arguments]) == 0
+    return output

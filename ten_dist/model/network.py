@@ -40,6 +40,10 @@ class TiedHead(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
+        self.tie(embedding)
+
+    def tie(self, embedding: nn.Embedding) -> None:
+        """Share the weight of `embedding`; needed again where parameters are replaced."""
         self.weight = embedding.weight
 
     def forward(self, hidden: Tensor) -> Tensor:

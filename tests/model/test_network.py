@@ -261,7 +261,9 @@ def test_initial_values_survive_construction():
         wide = mixer.input_weight[: 2 * mixer.num_eigenstates]
         gram = wide.T @ wide if wide.shape[0] > wide.shape[1] else wide @ wide.T
         torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
-    config = TemporalEigenstateConfig.preset("pico", max_timescale=512)
+    config = TemporalEigenstateConfig.preset(
+        "pico", eigenvalue_init="timescale", max_timescale=512
+    )
     memory = 1 + TemporalEigenstateNetwork(config).blocks[0].mixer.alpha.exp()
     assert 1 < memory.min() < 1.1 and 480 < memory.max() <= 512
 

@@ -1,0 +1,71 @@
+"""`ten-dist COMMAND`: the table of commands, and how each one ends."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, TrainingError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+# Modules are imported when their command is used: `ten-dist generate` needs no
+# DeepSpeed, `--help` no torch.
+_COMMANDS = {
+    "train": ("ten_dist.train", "train a model, or continue a run"),
+    "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),
+    "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    0 success; 1 the work failed; 2 the command was refused before anything was written.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((a for a in arguments if not a.startswith("-")), None)
+    parser = argparse.ArgumentParser(
+        prog="ten-dist",
+        description="Train, evaluate and use Temporal Eigenstate Networks.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = None
+    for command, (module_name, help_text) in _COMMANDS.items():
+        # An abbreviated option would change its meaning when a longer one is added.
+        command_parser = commands.add_parser(
+            command, help=help_text, allow_abbrev=False
+        )
+        if command == name:
+            module = importlib.import_module(module_name)
+            command_parser.description = module.__doc__
+            command_parser.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(command_parser)
+            run = module.run
+    parsed = parser.parse_args(arguments)
+    assert run is not None, "argparse accepts no other command"
+    try:
+        run(parsed)
+    except ConfigurationError as error:
+        _complain(str(error))
+        return EXIT_CONFIGURATION_ERROR
+    except (TrainingError, OSError) as error:
+        _complain(str(error))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _complain(message: str) -> None:
+    from ten_dist.monitor.console import complain
+
+    complain(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

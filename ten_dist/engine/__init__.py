@@ -1,0 +1,1 @@
+"""Training under DeepSpeed. Nothing outside this package imports deepspeed."""

@@ -1,0 +1,48 @@
+"""Model, optimizer and DeepSpeed put together."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.engine.deepspeed_config import zero_stage
+from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.optimizer import make_optimizer
+from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.training_config import TrainingConfig
+
+
+def build_model(
+    config: TemporalEigenstateConfig, seed: int, deepspeed_config: dict[str, Any]
+) -> TemporalEigenstateNetwork:
+    """The network with its initial weights, sharded from the start at ZeRO stage 3."""
+    seed_everything(seed)
+    sharded = zero_stage(deepspeed_config) == 3
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config, enabled=sharded):
+        return TemporalEigenstateNetwork(config)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_engine(
+    model: TemporalEigenstateNetwork,
+    training: TrainingConfig,
+    deepspeed_config: dict[str, Any],
+    ranks: Ranks,
+) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed's engine around the model and its optimizer."""
+    optimizer = make_optimizer(model, training, deepspeed_config, ranks.device)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config
+    )
+    return engine

@@ -1,0 +1,149 @@
+"""The ranks of a run: how they find each other, agree and part."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from ten_dist.errors import ConfigurationError
+
+
+def describe_ranks() -> tuple[int, int]:
+    """Rank and number of ranks, as the launcher set them; (0, 1) without a launcher."""
+    return (
+        int(_launcher_variable("RANK", "0")),
+        int(_launcher_variable("WORLD_SIZE", "1")),
+    )
+
+
+def _launcher_variable(name: str, default: str) -> str:
+    # OpenMPI names its ranks in variables of its own.
+    mpi_name = f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}"
+    return os.environ.get(name) or os.environ.get(mpi_name) or default
+
+
+def _rendezvous() -> dict[str, str]:
+    """Environment that torch needs to connect the ranks, where no launcher set it.
+
+    Without any launcher this is a run of one process; DeepSpeed would look for MPI
+    then, and fail where there is none.
+    """
+    _, world_size = describe_ranks()
+    wanted = {
+        "RANK": _launcher_variable("RANK", "0"),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": _launcher_variable("LOCAL_RANK", "0"),
+    }
+    if world_size == 1:
+        wanted |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigurationError(
+            "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
+            "node and a free port on it"
+        )
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Ranks:
+    """All ranks of a run, connected.
+
+    Attributes:
+        rank, world_size: of this process and in all.
+        local_world_size: ranks on this machine.
+        device: where this rank computes.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = describe_ranks()
+        os.environ.update(_rendezvous())
+        local_rank = int(os.environ["LOCAL_RANK"])
+        self.local_world_size = int(
+            os.environ.get("LOCAL_SIZE")
+            or os.environ.get("LOCAL_WORLD_SIZE")
+            or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+            or "1"
+        )
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.device = torch.device(get_accelerator().device_name(local_rank))
+        get_accelerator().set_device(local_rank)
+        deepspeed.init_distributed(verbose=False)
+        # Words between ranks go over the host's network, whatever tensors go over.
+        self._words = dist.new_group(backend="gloo")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks for all."""
+        return self.rank == 0
+
+    def agree(self, error: Exception | None) -> None:
+        """Fail on every rank where any rank has failed.
+
+        Raises:
+            ConfigurationError: the first error by rank, the same on all ranks.
+        """
+        messages: list[str | None] = [None] * self.world_size
+        mine = None if error is None else str(error)
+        dist.all_gather_object(messages, mine, group=self._words)
+        for rank, message in enumerate(messages):
+            if message is not None:
+                where = "" if rank == 0 else f"rank {rank}: "
+                raise ConfigurationError(where + message) from error
+
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Run a block in which ranks may differ; see :meth:`agree`."""
+        error: Exception | None = None
+        try:
+            yield
+        except ConfigurationError as caught:
+            error = caught
+        self.agree(error)
+
+    def from_first(self, value: object) -> object:
+        """The value that rank 0 gives, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._words)
+        return values[0]
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over the ranks."""
+        return self.sum(values) / self.world_size
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over the ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: float) -> float:
+        """Largest of a number over the ranks."""
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._words)
+        return tensor.item()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self._words)
+
+    def close(self) -> None:
+        """Part in good order; only where all ranks do.
+
+        A run of one process keeps its group: DeepSpeed holds on to groups for the life
+        of the process, and cannot use others in a second run.
+        """
+        if self.world_size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,184 @@
+"""`--dry_run`: as much of a real step as fits on this machine, and nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.data import Manifest, training_batches
+from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.deepspeed_config import derive_deepspeed_config, zero_stage
+from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.plan import Plan, make_plan
+from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.monitor.console import say
+from ten_dist.training_config import TrainingConfig
+
+# Of the memory that is free now: other processes, and what the estimate leaves out.
+USABLE_FRACTION = 0.8
+_GIB = 2**30
+
+
+def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> None:
+    """Run `dry_samples` rows, rounded up to one a rank.
+
+    The deepest of these that fits is run, and which one, and why, is said:
+
+    - a training step: forward, backward and update through DeepSpeed;
+    - forward: real weights, no gradients;
+    - shapes: forward and backward on the meta device, without any values.
+    """
+    training, config, manifest = run.training, run.model_config, run.manifest
+    share = -(-training.dry_samples // ranks.world_size)
+    training = dataclasses.replace(
+        training,
+        global_batch_size=share * ranks.world_size,
+        micro_batch_size=1,
+        steps=1,
+        tokens=None,
+        epochs=None,
+        warmup_steps=0,
+    )
+    plan = make_plan(training, ranks.world_size, manifest)
+    need = estimate_memory(config, plan, ranks, zero_stage(deepspeed_file))
+    free = -ranks.largest(-USABLE_FRACTION * _free_memory(ranks))
+    batches = _batches(ranks, training, plan, config, manifest)
+    started = time.perf_counter()
+    if need["a training step"] <= free:
+        depth, loss = (
+            "a training step",
+            _training_step(ranks, training, plan, config, deepspeed_file, batches),
+        )
+    elif need["forward"] <= free:
+        depth, loss = "forward", _forward(ranks, training, config, batches)
+    else:
+        depth, loss = "shapes", _shapes(config, plan)
+    needs = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in need.items())
+    say(
+        f"dry run: {depth} of {plan.global_batch_size} samples of {plan.seq_len} "
+        f"tokens in {time.perf_counter() - started:.1f} s (needed a rank: {needs}; "
+        f"usable here: {free / _GIB:.1f} GiB)"
+    )
+    say(f"dry run: {loss}")
+    say("dry run: everything is valid, nothing was written")
+
+
+def estimate_memory(
+    config: TemporalEigenstateConfig, plan: Plan, ranks: Ranks, stage: int
+) -> dict[str, float]:
+    """Bytes a rank needs for each depth of a dry run, roughly.
+
+    Parameters, gradients and AdamW's two moments are float32, 4 bytes each, sharded over
+    the ranks as the ZeRO stage says; activations are counted for one row.
+    """
+    with torch.device("meta"):
+        parameters = TemporalEigenstateNetwork(config).num_parameters()
+    shards = ranks.world_size
+    weights = 4 * parameters / (shards if stage == 3 else 1)
+    gradients = 4 * parameters / (shards if stage >= 2 else 1)
+    moments = 8 * parameters / (shards if stage >= 1 else 1)
+    # Logits, their gradient and float32 copies; about 40 tensors of the stream a block.
+    logits = 16 * plan.seq_len * config.vocab_size
+    block = 4 * plan.seq_len * config.dim * 40
+    kept = 1 if config.gradient_checkpointing == "block" else config.n_layers
+    return {
+        "a training step": weights + gradients + moments + logits + kept * block,
+        "forward": 4 * parameters + logits + block,
+    }
+
+
+def _free_memory(ranks: Ranks) -> float:
+    """Bytes that one rank can use."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.mem_get_info(ranks.device)[0]
+    return psutil.virtual_memory().available / ranks.local_world_size
+
+
+def _batches(
+    ranks: Ranks,
+    training: TrainingConfig,
+    plan: Plan,
+    config: TemporalEigenstateConfig,
+    manifest: Manifest | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, [1, T] each, of this rank's samples."""
+    if manifest is not None:
+        for batch in training_batches(
+            manifest,
+            seq_len=plan.seq_len,
+            seed=training.seed,
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=1,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            first_step=0,
+            last_step=1,
+            num_workers=0,
+        ):
+            yield batch.inputs, batch.targets
+        return
+    generator = torch.Generator().manual_seed(training.seed + ranks.rank)
+    for _ in range(plan.accumulation_steps):
+        tokens = torch.randint(
+            config.vocab_size, (1, plan.seq_len + 1), generator=generator
+        )
+        yield tokens[:, :-1], tokens[:, 1:]
+
+
+def _training_step(
+    ranks: Ranks,
+    training: TrainingConfig,
+    plan: Plan,
+    config: TemporalEigenstateConfig,
+    deepspeed_file: dict[str, Any],
+    batches: Iterator[tuple[Tensor, Tensor]],
+) -> str:
+    deepspeed_config = derive_deepspeed_config(deepspeed_file, training, plan)
+    model = build_model(config, training.seed, deepspeed_config)
+    engine = build_engine(model, training, deepspeed_config, ranks)
+    total = torch.zeros((), device=ranks.device)
+    for inputs, targets in batches:
+        losses = engine(inputs.to(ranks.device), targets=targets.to(ranks.device))
+        engine.backward(losses["loss"])
+        engine.step()
+        total += losses["ce_loss"].detach()
+    mean = ranks.mean(total).item() / plan.accumulation_steps
+    return f"cross-entropy {mean:.4f} before the update"
+
+
+@torch.no_grad()
+def _forward(
+    ranks: Ranks,
+    training: TrainingConfig,
+    config: TemporalEigenstateConfig,
+    batches: Iterator[tuple[Tensor, Tensor]],
+) -> str:
+    torch.manual_seed(training.seed)
+    model = TemporalEigenstateNetwork(config).to(ranks.device).eval()
+    total, count = torch.zeros((), device=ranks.device), 0
+    autocast = torch.autocast(
+        ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"
+    )
+    for inputs, targets in batches:
+        with autocast:
+            losses = model.compute_loss(
+                inputs.to(ranks.device), targets.to(ranks.device)
+            )
+        total, count = total + losses["ce_loss"], count + 1
+    return f"cross-entropy {ranks.mean(total).item() / count:.4f} of initial weights"
+
+
+def _shapes(config: TemporalEigenstateConfig, plan: Plan) -> str:
+    with torch.device("meta"):
+        model = TemporalEigenstateNetwork(config)
+        tokens = torch.zeros(plan.micro_batch_size, plan.seq_len, dtype=torch.int64)
+    model.compute_loss(tokens, tokens)["loss"].backward()
+    return "shapes of forward and backward agree; no values were computed"

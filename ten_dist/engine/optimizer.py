@@ -1,0 +1,49 @@
+"""AdamW with weight decay where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+from ten_dist.engine.deepspeed_config import offloads_optimizer
+from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.training_config import TrainingConfig
+
+
+def make_optimizer(
+    model: TemporalEigenstateNetwork,
+    training: TrainingConfig,
+    deepspeed_config: dict[str, Any],
+    device: torch.device,
+) -> torch.optim.Optimizer:
+    """AdamW over two groups: matrices with weight decay, everything else without.
+
+    Recurrence parameters, norms and biases take no decay (DESIGN 2.1). The learning rate
+    is set at every step by the trainer.
+    """
+    groups = parameter_groups(model, training.weight_decay)
+    options = {
+        "lr": training.learning_rate,
+        "betas": (training.adam_beta1, training.adam_beta2),
+    }
+    if device.type == "cuda":
+        if offloads_optimizer(deepspeed_config):
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        return torch.optim.AdamW(groups, fused=True, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def parameter_groups(
+    model: TemporalEigenstateNetwork, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of `model`: with `weight_decay`, then without."""
+    exempt = set(model.parameters_without_weight_decay())
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        (others if name in exempt else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,42 @@
+"""Whether a run folder may be continued by these options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ten_dist.errors import ConfigurationError
+from ten_dist.run_folder import RunFolder
+
+
+def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> int:
+    """Which start of the run this is, 1 for the first.
+
+    Args:
+        folder: where the run is or will be.
+        identity: option names and values that make it the run it is.
+        resume: the option of that name.
+
+    Raises:
+        ConfigurationError: the folder holds a run that `resume` does not allow to
+            continue, or one with other options.
+    """
+    if not folder.exists():
+        return 1
+    if resume == "never":
+        raise ConfigurationError(
+            f"--output_dir {folder.path} already holds a run and --resume is never: "
+            "choose another folder, or remove this one"
+        )
+    config = folder.read_config()
+    before = config["identity"]
+    changed = [
+        f"{name} was {before.get(name)}, now {identity.get(name)}"
+        for name in sorted(before.keys() | identity.keys())
+        if before.get(name) != identity.get(name)
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"--output_dir {folder.path} holds a run with other options: "
+            f"{'; '.join(changed)}: give the same ones, or choose another folder"
+        )
+    return config["attempts"] + 1

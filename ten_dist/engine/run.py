@@ -1,0 +1,157 @@
+"""One training run, from its options to its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.data import verify_shards
+from ten_dist.engine.assembly import build_engine, build_model, seed_everything
+from ten_dist.engine.checkpoints import check_loadable, find_checkpoint, load_checkpoint
+from ten_dist.engine.deepspeed_config import load_deepspeed_file, zero_stage
+from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.dry_run import dry_run
+from ten_dist.engine.plan import make_plan
+from ten_dist.engine.resolution import ResolvedRun, resolve
+from ten_dist.engine.resume import check_same_run
+from ten_dist.engine.trainer import Trainer
+from ten_dist.errors import ConfigurationError
+from ten_dist.monitor.console import say
+from ten_dist.monitor.ledger import Ledger
+from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
+from ten_dist.run_folder import RunFolder, read_checkpoint_record, write_json
+from ten_dist.training_config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where one start of a run begins."""
+
+    attempt: int
+    """Which start of the run this is, from 1."""
+    checkpoint: Path | None
+    """What to continue from, or None for initial weights."""
+    completed: dict[str, Any] | None
+    """Final metrics, where there is nothing left to do."""
+
+
+def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
+    """Run `ten-dist train` on this rank.
+
+    Args:
+        training: options of the run.
+        model_options: model fields that replace those of the preset.
+
+    Raises:
+        ConfigurationError: on every rank where any rank finds something wrong, before
+            anything is written.
+        TrainingError: training cannot go on.
+    """
+    _, world_size = describe_ranks()
+    # What every rank reads alike from the command line is checked before the ranks
+    # connect: a mistyped option then costs a second.
+    deepspeed_file = load_deepspeed_file(training.deepspeed_config)
+    TemporalEigenstateConfig.preset(training.config, **model_options)
+    make_plan(dataclasses.replace(training, epochs=None), world_size, None)
+
+    ranks = Ranks()
+    try:
+        with ranks.agreeing():
+            run = resolve(training, model_options, deepspeed_file, world_size)
+        start = None if training.dry_run else _find_start(ranks, run)
+        if start is None or start.completed is None:
+            for line in run.describe():
+                say(line)
+            _verify_data(ranks, run)
+    except ConfigurationError:
+        # All ranks have agreed on it, so all part here.
+        ranks.close()
+        raise
+    if start is None:
+        dry_run(ranks, run, deepspeed_file)
+    elif start.completed is None:
+        _run(ranks, run, start)
+    else:
+        say(
+            f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
+            f"loss {start.completed['loss']:.4f}. Nothing to do."
+        )
+    ranks.close()
+
+
+def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
+    """Where to begin, found by rank 0 for all; nothing is written.
+
+    Raises:
+        ConfigurationError: the output folder or a checkpoint cannot be used.
+    """
+    folder, resume = RunFolder(run.training.output_dir), run.training.resume
+    start = None
+    with ranks.agreeing():
+        if ranks.is_first:
+            folder.check_writable()
+            attempt = check_same_run(folder, run.identity(), resume)
+            checkpoint = None
+            if resume == "auto":
+                checkpoint = find_checkpoint(folder)
+            elif resume != "never":
+                checkpoint = Path(resume)
+            if checkpoint is not None:
+                check_loadable(checkpoint, ranks, zero_stage(run.deepspeed_config))
+            start = Start(attempt, checkpoint, folder.completed())
+    return ranks.from_first(start)
+
+
+def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
+    full = run.training.data_verification == "full"
+    with ranks.agreeing():
+        for manifest in (run.manifest, run.val_manifest):
+            if manifest is not None:
+                verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
+
+
+def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
+    training, plan = run.training, run.plan
+    folder = RunFolder(training.output_dir)
+    engine = build_engine(
+        build_model(run.model_config, training.seed, run.deepspeed_config),
+        training,
+        run.deepspeed_config,
+        ranks,
+    )
+    # Each rank draws its own dropout masks.
+    seed_everything(training.seed + 1 + ranks.rank)
+    steps_done = 0
+    if start.checkpoint is not None:
+        load_checkpoint(engine, ranks, start.checkpoint)
+        steps_done = read_checkpoint_record(start.checkpoint)["step"]
+        say(f"continuing from {start.checkpoint}, {steps_done:,} steps done")
+    else:
+        say("starting from initial weights: no checkpoint to continue from")
+    if ranks.is_first:
+        folder.create()
+        write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
+        shutil.copyfile(run.manifest.tokenizer_path, folder.tokenizer_file)
+    ranks.barrier()
+
+    monitor = (
+        RunMonitor(folder, steps_done, plan.steps)
+        if ranks.is_first
+        else SilentMonitor()
+    )
+    ledger = None
+    if training.ledger:
+        ledger = Ledger(folder.ledger, ranks.rank, start.attempt)
+    started = time.perf_counter()
+    try:
+        final = Trainer(engine, ranks, run, folder, monitor, ledger).fit(steps_done)
+    finally:
+        monitor.close()
+    if ranks.is_first:
+        final["train_seconds"] = time.perf_counter() - started
+        write_json(folder.completed_file, final)
+    say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}")

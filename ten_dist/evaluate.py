@@ -1,0 +1,196 @@
+"""Held-out loss of a run's newest checkpoint, over all rows of a token set.
+
+Prints the cross-entropy in nats a token, perplexity, and bits per byte of text, which
+can be compared between tokenizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ten_dist.data import (
+    Manifest,
+    TokenBatch,
+    evaluation_batches,
+    token_counts,
+    unigram_loss,
+    verify_shards,
+)
+from ten_dist.errors import ConfigurationError
+from ten_dist.model.loss import IGNORED_TARGET
+from ten_dist.monitor.console import say
+from ten_dist.run_folder import RunFolder
+from ten_dist.trained_model import TrainedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy of a model on a token set."""
+
+    loss: float
+    """Mean over the tokens, nats."""
+    tokens: int
+    """Target tokens it is the mean of."""
+    bytes_per_token: float
+    """UTF-8 bytes of text a token, over the whole set."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinity where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Cross-entropy in bits per byte of text: comparable between tokenizers."""
+        return self.loss / math.log(2) / self.bytes_per_token
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under the names that metrics.jsonl uses."""
+        return {
+            "val_loss": self.loss,
+            "val_perplexity": self.perplexity,
+            "val_bits_per_byte": self.bits_per_byte,
+            "val_tokens": self.tokens,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    compute_losses: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    batches: Iterable[TokenBatch],
+    manifest: Manifest,
+    device: torch.device,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda totals: totals,
+) -> Evaluation:
+    """Evaluate a model on batches of `manifest`.
+
+    Args:
+        compute_losses: (inputs, targets), both [B, T] on `device`, to a dict with
+            `ce_loss`, the mean over targets that are not -100.
+        batches: this rank's share.
+        manifest: the set the batches come from.
+        device: where to compute.
+        sum_over_ranks: adds a tensor up over the ranks.
+    """
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches:
+        targets = batch.targets.to(device)
+        ce_loss = compute_losses(batch.inputs.to(device), targets)["ce_loss"]
+        count = (targets != IGNORED_TARGET).sum()
+        totals += torch.stack([ce_loss.double() * count, count.double()])
+    loss_sum, tokens = sum_over_ranks(totals).tolist()
+    return Evaluation(
+        loss=loss_sum / tokens,
+        tokens=int(tokens),
+        bytes_per_token=manifest.text_bytes / manifest.tokens,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ten-dist evaluate`."""
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="token shards [default: the run's validation data]",
+    )
+    parser.add_argument(
+        "--seq_len", type=int, metavar="N", help="row length [default: the run's]"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="rows at once [default: 8]",
+    )
+    parser.add_argument(
+        "--max_rows",
+        type=int,
+        metavar="N",
+        help="use only the first N rows [default: all]",
+    )
+    parser.add_argument(
+        "--unigram_baseline",
+        action="store_true",
+        help="also print the loss of the token frequencies of the run's training data",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of lines"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate as the options say.
+
+    Raises:
+        ConfigurationError: the folder, its checkpoint or the data is missing, damaged,
+            or does not fit the other two.
+    """
+    folder = RunFolder(arguments.run)
+    config = folder.read_config()
+    manifest = _held_out_data(arguments.data, config)
+    verify_shards(manifest, 0, 1)
+    seq_len = arguments.seq_len or config["plan"]["seq_len"]
+    for name in ("batch_size", "max_rows"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"--{name} must be 1 or more, not {value}")
+    model = TrainedModel.load(folder)
+    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+
+    def counted() -> Iterator[TokenBatch]:
+        for batch in evaluation_batches(
+            manifest,
+            seq_len=seq_len,
+            micro_batch_size=arguments.batch_size,
+            rank=0,
+            world_size=1,
+            max_rows=arguments.max_rows,
+        ):
+            scored = batch.targets[batch.targets != IGNORED_TARGET].numpy()
+            np.add(counts, np.bincount(scored, minlength=counts.size), out=counts)
+            yield batch
+
+    result = evaluate(model.compute_losses, counted(), manifest, model.device)
+    figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
+    if arguments.unigram_baseline:
+        train_manifest = Manifest.load(config["data"]["train"])
+        figures["unigram_loss"] = unigram_loss(token_counts(train_manifest), counts)
+    if arguments.json:
+        say(json.dumps(figures))
+        return
+    say(f"checkpoint: {model.checkpoint}")
+    say(f"data: {manifest.directory}, {result.tokens:,} tokens")
+    say(
+        f"held-out loss {result.loss:.4f} nats a token, perplexity "
+        f"{result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
+    )
+    if arguments.unigram_baseline:
+        say(
+            f"unigram loss {figures['unigram_loss']:.4f} nats a token: token "
+            "frequencies of the training data, on the same tokens"
+        )
+
+
+def _held_out_data(option: str | None, config: dict) -> Manifest:
+    folder = option or config["data"]["validation"]
+    if folder is None:
+        raise ConfigurationError(
+            "the run was trained without validation data: give a folder with --data"
+        )
+    manifest = Manifest.load(folder)
+    if manifest.tokenizer_sha256 != config["data"]["tokenizer_sha256"]:
+        raise ConfigurationError(
+            f"--data {folder} was made with another tokenizer than the run's: prepare "
+            "it with the tokenizer.json of the run folder"
+        )
+    return manifest

@@ -1,0 +1,25 @@
+"""Lines for the person at the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """Print a line, above a progress bar if there is one; rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def complain(message: str) -> None:
+    """Print a line to the error output; the first rank of each machine only.
+
+    Ranks fail alike, and one line a machine is enough to find it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        tqdm.write(f"ten-dist: {message}", file=sys.stderr)
+        sys.stderr.flush()

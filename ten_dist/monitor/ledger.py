@@ -1,0 +1,38 @@
+"""The ledger: which rows each rank consumed, for proof that none is lost or repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+class Ledger:
+    """Appends to ledger/rankNNNN.jsonl (DESIGN 3.3).
+
+    A line is {"attempt": a, "step": s, "epoch": e, "rows": [...]}; a step that crosses
+    the end of an epoch has a line for each. `attempt` counts the starts of the run, and
+    of a step only the lines of its highest attempt count.
+    """
+
+    def __init__(self, folder: Path, rank: int, attempt: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._attempt = attempt
+        self._file = (folder / f"rank{rank:04d}.jsonl").open("a", encoding="utf-8")
+
+    def write(self, step: int, epochs: np.ndarray, rows: np.ndarray) -> None:
+        """Record rows [n] of epochs [n], consumed in optimizer step `step`."""
+        for epoch in np.unique(epochs):
+            line = {
+                "attempt": self._attempt,
+                "step": step,
+                "epoch": int(epoch),
+                "rows": rows[epochs == epoch].tolist(),
+            }
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,49 @@
+"""metrics.jsonl: one JSON object a line, one line a step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ten_dist.run_folder import write_text
+
+
+class MetricsLog:
+    """Appends to the metrics of a run.
+
+    A run that resumes at step s takes away the lines of steps after s: a run killed some
+    steps after its last checkpoint does those steps again, and each step must stand in
+    the file once.
+
+    Args:
+        path: the file; made if it is absent.
+        first_step: steps done when this start of the run begins.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        if path.is_file():
+            kept = [m for m in read_metrics(path) if m["step"] <= first_step]
+            write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Append one object, which must have `step`; it is on its way to the disk when
+        this returns."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a metrics file; a last line cut off by a kill is passed over."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,113 @@
+"""Everything rank 0 reports of a run: metrics.jsonl, TensorBoard, progress bar."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ten_dist.monitor.metrics_log import MetricsLog
+from ten_dist.run_folder import RunFolder
+
+_SCALARS = {
+    "loss": "train/loss",
+    "ce_loss": "train/ce_loss",
+    "energy_loss": "train/energy_raw",
+    "weighted_energy_loss": "train/energy_weighted",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "tokens_per_second": "speed/tokens_per_second",
+    "step_seconds": "speed/step_seconds",
+    "data_seconds": "speed/data_seconds",
+    "memory_bytes": "speed/memory_bytes",
+    "val_loss": "validation/loss",
+    "val_perplexity": "validation/perplexity",
+    "val_bits_per_byte": "validation/bits_per_byte",
+}
+
+
+class RunMonitor:
+    """Reports steps and validations of one start of a run.
+
+    Args:
+        folder: the run.
+        first_step: steps done before this start.
+        last_step: steps of the whole run.
+    """
+
+    def __init__(self, folder: RunFolder, first_step: int, last_step: int) -> None:
+        self._log = MetricsLog(folder.metrics_file, first_step)
+        # Events of steps that a killed start did after its last checkpoint are purged.
+        self._events = SummaryWriter(
+            str(folder.tensorboard), purge_step=first_step + 1, flush_secs=15
+        )
+        self._bar = tqdm(
+            total=last_step,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Report an optimizer step; `metrics` has step and the names of metrics.jsonl."""
+        self._log.write(metrics)
+        self._write_scalars(metrics)
+        # refresh=False leaves the pace of drawing to update().
+        self._bar.set_postfix_str(
+            f"ce {metrics['ce_loss']:.4f}, energy {metrics['energy_loss']:.4f}, "
+            f"loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, "
+            f"{metrics['tokens_per_second']:,.0f} tok/s",
+            refresh=False,
+        )
+        self._bar.update(1)
+
+    def validation(self, metrics: dict[str, Any]) -> None:
+        """Report a validation; `metrics` has step, val_loss and what follows from it."""
+        self._log.write(metrics)
+        self._write_scalars(metrics)
+        tqdm.write(
+            f"step {metrics['step']:,}: validation loss {metrics['val_loss']:.4f}, "
+            f"perplexity {metrics['val_perplexity']:.2f}, "
+            f"{metrics['val_bits_per_byte']:.4f} bits per byte",
+            file=sys.stdout,
+        )
+
+    def _write_scalars(self, metrics: dict[str, Any]) -> None:
+        for name, tag in _SCALARS.items():
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value):
+                self._events.add_scalar(tag, value, metrics["step"])
+
+    def close(self) -> None:
+        """Finish the bar and bring everything to the disk."""
+        self._bar.close()
+        self._events.close()
+        self._log.close()
+
+
+class SilentMonitor:
+    """What the other ranks have in place of a :class:`RunMonitor`."""
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def validation(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: the GPU's where there is one, else the host's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,159 @@
+"""The folder of a run (DESIGN 3.3): where everything lies, and reading it back.
+
+```
+OUTPUT_DIR/
+  config.json      everything that was resolved
+  tokenizer.json   the tokenizer of the data, so that the run can be used without it
+  metrics.jsonl    tensorboard/    ledger/
+  checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
+  COMPLETED        final metrics, written last
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.errors import ConfigurationError
+
+CHECKPOINT_RECORD = "checkpoint.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class RunFolder:
+    """Paths of a run and what is written in its JSON files."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.tokenizer_file = self.path / "tokenizer.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.ledger = self.path / "ledger"
+        self.checkpoints = self.path / "checkpoints"
+        self.completed_file = self.path / "COMPLETED"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.is_file()
+
+    def check_writable(self) -> None:
+        """Find out, without writing, whether the folder can be made and written to.
+
+        Raises:
+            ConfigurationError: it cannot, or there are other things in it.
+        """
+        existing = self.path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise ConfigurationError(
+                f"--output_dir {self.path} cannot be made: {existing} is not a folder"
+            )
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ConfigurationError(
+                f"--output_dir {self.path} cannot be written to: no permission in "
+                f"{existing}"
+            )
+        if existing == self.path and not self.exists() and any(self.path.iterdir()):
+            raise ConfigurationError(
+                f"--output_dir {self.path} holds files but no run: choose an empty or "
+                "new folder"
+            )
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigurationError: the file system refuses.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--output_dir {self.path} cannot be made: {error.strerror}"
+            ) from None
+
+    def read_config(self) -> dict[str, Any]:
+        """`config.json`.
+
+        Raises:
+            ConfigurationError: there is no run here, or its configuration is damaged.
+        """
+        if not self.exists():
+            raise ConfigurationError(
+                f"{self.path} is not the folder of a run: it has no config.json"
+            )
+        try:
+            return json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self.config_file} is damaged: {error}"
+            ) from None
+
+    def model_config(self) -> TemporalEigenstateConfig:
+        """Model configuration of the run."""
+        return TemporalEigenstateConfig.from_dict(self.read_config()["model"])
+
+    def completed(self) -> dict[str, Any] | None:
+        """Final metrics of a run that reached its end, or None."""
+        if not self.completed_file.is_file():
+            return None
+        return json.loads(self.completed_file.read_text())
+
+    def valid_checkpoints(self) -> list[Path]:
+        """Complete checkpoints, newest first."""
+        found = sorted(self.checkpoints.glob("step_*"), reverse=True)
+        return [path for path in found if checkpoint_damage(path) is None]
+
+    def newest_weights(self) -> Path:
+        """The weights file of the newest complete checkpoint.
+
+        Raises:
+            ConfigurationError: the run has none.
+        """
+        for path in self.valid_checkpoints():
+            return path / WEIGHTS_NAME
+        raise ConfigurationError(
+            f"{self.path} has no complete checkpoint yet: let the run reach its first "
+            "one (--checkpoint_interval)"
+        )
+
+
+def read_checkpoint_record(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: step, rows consumed, files and their sizes."""
+    return json.loads((path / CHECKPOINT_RECORD).read_text())
+
+
+def checkpoint_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        record = read_checkpoint_record(path)
+    except (OSError, ValueError):
+        return f"{path} has no readable {CHECKPOINT_RECORD}"
+    for name, size in record["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is complete or absent, whatever happens meanwhile."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is complete or absent, whatever happens meanwhile."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,52 @@
+"""The model of a run, loaded for use: no DeepSpeed, one process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.model.weights import load_weights
+from ten_dist.run_folder import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network with the weights of a checkpoint, computing as it was trained."""
+
+    network: TemporalEigenstateNetwork
+    checkpoint: Path
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> TrainedModel:
+        """The newest complete checkpoint of a run, on the GPU if there is one.
+
+        Raises:
+            ConfigurationError: the folder holds no run, or no complete checkpoint.
+        """
+        weights = folder.newest_weights()
+        # Values come from the file; making initial ones would take longer than reading.
+        with torch.device("meta"):
+            network = TemporalEigenstateNetwork(folder.model_config())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = network.to_empty(device=device).eval()
+        network.head.tie(network.embedding)
+        load_weights(network, weights)
+        precision = folder.read_config()["training"]["precision"]
+        return cls(network, weights.parent, device, precision)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the model computes in the precision of its training."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+    def compute_losses(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch, [B, T] int64 each, on the model's device."""
+        with self.autocast():
+            return self.network.compute_loss(inputs, targets)

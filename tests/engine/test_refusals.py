@@ -1,0 +1,210 @@
+"""What cannot work is refused with one clear line, before anything is written."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ten_dist.cli import main
+from ten_dist.data import Manifest
+from tests.launching import SMALL_MODEL, train
+
+
+@pytest.fixture
+def options(token_data, tmp_path):
+    """A training that would work."""
+    return {
+        "data": str(token_data),
+        "output_dir": str(tmp_path / "run"),
+        "steps": "2",
+        "global_batch_size": "4",
+        "seq_len": "32",
+        "precision": "fp32",
+        "num_workers": "0",
+    }
+
+
+def refusal(capsys, options, *flags):
+    """The error line of a training that must be refused."""
+    arguments = [*SMALL_MODEL, *flags]
+    for name, value in options.items():
+        arguments += [f"--{name}", value]
+    try:
+        status = main(["train", *arguments])
+    except SystemExit as exit_:
+        status = exit_.code
+    error = capsys.readouterr().err
+    assert status == 2, error
+    lines = [line for line in error.splitlines() if "ten-dist" in line]
+    lines = [line for line in lines if not line.startswith("usage")]
+    assert len(lines) == 1, error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": "huge"}, "unknown preset 'huge'"),
+        ({"hten_scales": "1,3"}, "powers of two"),
+        ({"hten_scales": "2,4"}, "start with 1"),
+        ({"hten_scales": "1,2,4,8,16"}, "num_eigenstates 24 does not divide"),
+        ({"global_batch_size": "6", "micro_batch_size": "4"}, "global_batch_size"),
+        ({"vocab_size": "200"}, "--vocab_size 200 is smaller"),
+        ({"seq_len": "10000000"}, "--seq_len"),
+        ({"warmup_steps": "2"}, "--warmup_steps 2 does not fit"),
+        ({"deepspeed_config": "zero9"}, "neither a file nor one of offload, zero0"),
+        ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
+        ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
+        ({"tokens": "100"}, "--steps and --tokens both"),
+        ({"learning_rate": "fast"}, "--learning_rate"),
+        ({"lerning_rate": "1"}, "lerning_rate"),
+    ],
+)
+def test_wrong_option(capsys, tmp_path, options, change, message):
+    assert message in refusal(capsys, {**options, **change})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"train_batch_size": 8}', "it is set by --global_batch_size"),
+        ('{"bf16": {"enabled": true}}', "it is set by --precision"),
+        ('{"elasticity": {}}', "DeepSpeed no longer has it"),
+        ('{"zero_optimization": {"mics_shard_size": 2}}', "no longer has it"),
+        ('{"zero_optimization": {"stage": 4}}', "must be 0, 1, 2 or 3"),
+    ],
+)
+def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(content)
+    assert message in refusal(capsys, {**options, "deepspeed_config": str(file)})
+
+
+def damage(data, kind):
+    """Damage the training shards of a folder; returns what the error must name."""
+    manifest = Manifest.load(data)
+    shard = manifest.shard_path(0)
+    content = bytearray(shard.read_bytes())
+    if kind == "no manifest":
+        (data / "manifest.json").unlink()
+        return "manifest.json"
+    if kind == "missing shard":
+        shard.unlink()
+    elif kind == "truncated shard":
+        shard.write_bytes(content[:-2000])
+    elif kind == "altered shard":
+        content[700] ^= 1
+        shard.write_bytes(content)
+    elif kind == "another tokenizer":
+        (data / "tokenizer.json").write_text(
+            (data / "tokenizer.json").read_text() + " "
+        )
+        return "tokenizer.json"
+    return shard.name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no manifest",
+        "missing shard",
+        "truncated shard",
+        "altered shard",
+        "another tokenizer",
+    ],
+)
+def test_damaged_data(capsys, tmp_path, token_data, options, kind):
+    data = tmp_path / "data"
+    shutil.copytree(token_data, data)
+    named = damage(data, kind)
+    assert named in refusal(capsys, {**options, "data": str(data)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_token_out_of_range(capsys, tmp_path, token_data, options):
+    """A manifest that understates its vocabulary: the hashes agree, the ids do not."""
+    data = tmp_path / "data"
+    shutil.copytree(token_data, data)
+    shutil.rmtree(data / "val")
+    manifest = Manifest.load(data)
+    dataclasses.replace(manifest, vocab_size=100, separator_id=0).write()
+    error = refusal(capsys, {**options, "data": str(data)})
+    assert manifest.shards[0].name in error and "100" in error
+
+
+def test_validation_data_of_another_tokenizer(capsys, tmp_path, token_data, options):
+    data = tmp_path / "data"
+    shutil.copytree(token_data, data)
+    manifest = Manifest.load(data / "val")
+    file = data / "val" / "tokenizer.json"
+    file.write_text(file.read_text() + " ")
+    from ten_dist.data import file_sha256
+
+    dataclasses.replace(manifest, tokenizer_sha256=file_sha256(file)).write()
+    error = refusal(capsys, {**options, "data": str(data)})
+    assert "another tokenizer than --data" in error
+
+
+def test_folder_of_something_else(capsys, tmp_path, options):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    assert "holds files but no run" in refusal(capsys, options)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_folder_of_another_run(capsys, tmp_path, options):
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["train", *SMALL_MODEL, *arguments]) == 0
+    capsys.readouterr()
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    error = refusal(capsys, {**options, "learning_rate": "2e-3"})
+    assert "learning_rate was 0.001, now 0.002" in error
+    error = refusal(capsys, options, "--resume", "never")
+    assert "already holds a run" in error
+    after = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    assert after == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch_size": "7"}, "--global_batch_size 7 does not divide over 2"),
+        ({"data": "DAMAGED"}, "altered"),
+    ],
+)
+def test_no_rank_is_left_hanging(tmp_path, token_data, options, change, message):
+    data = tmp_path / "data"
+    shutil.copytree(token_data, data)
+    # Only one of the two ranks reads this shard.
+    shard = Manifest.load(data).shard_path(1)
+    content = np.fromfile(shard, dtype=np.uint8)
+    content[700] ^= 1
+    content.tofile(shard)
+    options = {**options, **change}
+    if options["data"] == "DAMAGED":
+        options["data"] = str(data)
+        message = shard.name
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    output = train([*SMALL_MODEL, *arguments], ranks=2, expect=2, timeout=120)
+    errors = [line for line in output.splitlines() if line.startswith("ten-dist:")]
+    assert len(errors) == 1 and message in errors[0], output
+    assert not (tmp_path / "run").exists()
+
+
+def test_resolved_configuration_is_written(tmp_path, options):
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["train", *SMALL_MODEL, *arguments, "--use_hten"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["hten_scales"] == [1, 2, 4]
+    assert config["model"]["vocab_size"] == 257
+    assert config["plan"]["steps"] == 2
+    assert config["deepspeed"]["train_batch_size"] == 4
+    assert config["training"]["seq_len"] == 32
+    assert config["data"]["fingerprint"] == Manifest.load(options["data"]).fingerprint
+    assert config["versions"]["torch"] and config["versions"]["deepspeed"]

@@ -1,0 +1,89 @@
+"""A run that was killed ends as if it never had been."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.launching import (
+    SMALL_MODEL,
+    read_ledger,
+    step_metrics,
+    train,
+    train_until_killed,
+)
+
+STEPS = 16
+OPTIONS = [
+    *SMALL_MODEL,
+    *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1, "--precision", "fp32"),
+    *("--steps", STEPS, "--global_batch_size", 8, "--seq_len", 512),
+    *("--warmup_steps", 3, "--eval_interval", 8, "--checkpoint_interval", 4),
+    "--ledger",
+]
+
+
+@pytest.fixture(scope="module")
+def whole_run(token_data, tmp_path_factory):
+    """Options of a run on two ranks, and the folder where it ran to its end."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    options = [*OPTIONS, "--data", token_data]
+    train([*options, "--output_dir", folder])
+    return options, folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_exactly(whole_run, tmp_path):
+    options, whole = whole_run
+    options = [*options, "--output_dir", tmp_path / "run"]
+    # Before the first checkpoint, between two, and, from there on, over the end of an
+    # epoch.
+    for step in (2, 6, 9):
+        train_until_killed(options, tmp_path / "run", step)
+    output = train(options)
+    assert "step_00000008" in output
+    expected = step_metrics(whole)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    assert step_metrics(tmp_path / "run") == expected
+    assert step_metrics(tmp_path / "run", "val_loss") == step_metrics(whole, "val_loss")
+    ledger = read_ledger(whole)
+    assert read_ledger(tmp_path / "run") == ledger
+    epochs = {e for step in ledger.values() for rows in step.values() for e, _ in rows}
+    assert epochs == {0, 1}
+
+
+@pytest.mark.slow
+def test_a_complete_run_has_nothing_left_to_do(whole_run):
+    options, folder = whole_run
+    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+    output = train([*options, "--output_dir", folder])
+    assert "is complete" in output
+    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
+    final = json.loads((folder / "COMPLETED").read_text())
+    assert final["step"] == STEPS
+    assert final["loss"] == step_metrics(folder)[STEPS]
+    assert final["val_loss"] == step_metrics(folder, "val_loss")[STEPS]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
+    options, whole = whole_run
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "COMPLETED").unlink()
+    weights = folder / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    output = train([*options, "--output_dir", folder])
+    assert f"passing over a checkpoint: {weights}" in output
+    assert "step_00000012, 12 steps done" in output
+    assert step_metrics(folder) == step_metrics(whole)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_refused_for_now(whole_run, tmp_path):
+    options, whole = whole_run
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "COMPLETED").unlink()
+    output = train([*options, "--output_dir", folder], ranks=0, expect=2)
+    assert "was written by 2 ranks, not 1" in output

@@ -1,0 +1,149 @@
+"""Every ZeRO stage on two ranks does what plain torch does on one."""
+
+import pytest
+import torch
+
+from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.data import Manifest, TokenReader
+from tests.launching import SMALL_MODEL, read_ledger, step_metrics, train
+
+STEPS, ROWS, SEQ_LEN = 10, 8, 48
+SCALES = (1, 2, 4)
+OPTIONS = [
+    *SMALL_MODEL,
+    *("--use_hten", "--hten_scales", "1,2,4", "--energy_reg_weight", "0.02"),
+    *("--steps", STEPS, "--global_batch_size", ROWS, "--seq_len", SEQ_LEN),
+    *("--micro_batch_size", 2, "--warmup_steps", 3, "--learning_rate", "3e-3"),
+    *("--eval_rows", 5, "--eval_interval", 5, "--checkpoint_interval", 5),
+    *("--seed", 5, "--ledger"),
+]
+STAGES = ["zero0", "zero1", "zero2", "zero3", "offload"]
+
+
+@pytest.fixture(scope="module")
+def runs(token_data, tmp_path_factory):
+    """Run folder by DeepSpeed configuration, float32 on two ranks."""
+    folder = tmp_path_factory.mktemp("stages")
+    for stage in STAGES:
+        train(
+            [
+                *OPTIONS,
+                *("--data", token_data, "--output_dir", folder / stage),
+                *("--deepspeed_config", stage, "--precision", "fp32"),
+            ]
+        )
+    return {stage: folder / stage for stage in STAGES}
+
+
+def plain_training(token_data, batches, precision="fp32"):
+    """Metrics of the same training in torch alone, on the same rows."""
+    torch.manual_seed(5)
+    config = TemporalEigenstateConfig.preset(
+        "pico",
+        vocab_size=257,
+        dim=32,
+        n_layers=2,
+        num_eigenstates=24,
+        num_heads=2,
+        hten_scales=SCALES,
+        energy_reg_weight=0.02,
+    )
+    model = TemporalEigenstateNetwork(config)
+    exempt = set(model.parameters_without_weight_decay())
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in named.items() if n not in exempt]},
+            {"params": [named[n] for n in exempt], "weight_decay": 0.0},
+        ],
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+    )
+    reader = TokenReader(Manifest.load(token_data))
+    results = {name: [] for name in ("loss", "ce_loss", "energy_loss", "gradient_norm")}
+    for number, rows in enumerate(batches):
+        tokens = torch.stack(
+            [
+                torch.from_numpy(
+                    reader.read(row * SEQ_LEN, (row + 1) * SEQ_LEN + 1).astype("int64")
+                )
+                for row in rows
+            ]
+        )
+        progress = torch.tensor((number - 3) / (STEPS - 1 - 3))
+        cosine = 0.3e-3 + 2.7e-3 * 0.5 * (1 + torch.cos(torch.pi * progress)).item()
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (number + 1) / 3 if number < 3 else cosine
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses = model.compute_loss(tokens[:, :-1], tokens[:, 1:])
+        losses["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, value in {**losses, "gradient_norm": norm}.items():
+            results[name].append(value.item())
+    return results
+
+
+def rows_by_step(folder):
+    ledger = read_ledger(folder)
+    return [
+        [
+            row
+            for by_rank in [ledger[step]]
+            for rank in (0, 1)
+            for _, row in by_rank[rank]
+        ]
+        for step in range(1, STEPS + 1)
+    ]
+
+
+@pytest.mark.slow
+def test_all_stages_and_plain_torch_give_the_same_losses(runs, token_data):
+    expected = plain_training(token_data, rows_by_step(runs["zero0"]))
+    assert expected["loss"][-1] < expected["loss"][0] - 0.5
+    for stage, folder in runs.items():
+        for name, values in expected.items():
+            actual = list(step_metrics(folder, name).values())
+            tolerance = 1e-3 if name == "gradient_norm" else 1e-5
+            assert actual == pytest.approx(values, abs=tolerance), (stage, name)
+
+
+@pytest.mark.slow
+def test_all_stages_read_the_same_rows_once(runs):
+    reference = read_ledger(runs["zero0"])
+    assert sorted(reference) == list(range(1, STEPS + 1))
+    rows = [
+        row for step in reference.values() for rank in step.values() for row in rank
+    ]
+    assert len(rows) == len(set(rows)) == STEPS * ROWS
+    for stage, folder in runs.items():
+        assert read_ledger(folder) == reference, stage
+
+
+@pytest.mark.slow
+def test_all_stages_validate_alike(runs):
+    expected = step_metrics(runs["zero0"], "val_loss")
+    assert sorted(expected) == [5, 10]
+    for stage, folder in runs.items():
+        actual = step_metrics(folder, "val_loss")
+        assert actual == pytest.approx(expected, abs=1e-5), stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero0", "zero3"])
+def test_bfloat16_with_recomputation_follows_plain_torch(
+    stage, runs, token_data, tmp_path
+):
+    train(
+        [
+            *OPTIONS,
+            *("--data", token_data, "--output_dir", tmp_path / "run"),
+            *("--deepspeed_config", stage, "--precision", "bf16"),
+            *("--gradient_checkpointing", "block"),
+        ]
+    )
+    batches = rows_by_step(runs["zero0"])
+    expected = plain_training(token_data, batches, precision="bf16")["loss"]
+    actual = list(step_metrics(tmp_path / "run").values())
+    assert actual == pytest.approx(expected, abs=2e-2)
