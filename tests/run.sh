@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The test suite: bash tests/run.sh [PYTEST ARGUMENTS], for instance -m "not slow" or a file.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
+cd "$root"
+ruff check
+ruff format --check
+exec python -m pytest "$@"
