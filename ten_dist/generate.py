@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
                 generator=generator,
             )
     except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+        # What it raises begins with the name of the option.
+        raise ConfigurationError(f"--{error}") from None
     added = ids[0, len(prompt) :].tolist()
     say(arguments.prompt + tokenizer.decode(added))

@@ -40,7 +40,7 @@ class Plan:
         last step reaches.
         """
         if step < self.warmup_steps:
-            return self.peak_learning_rate * (step + 1) / self.warmup_steps
+            return self.peak_learning_rate * ((step + 1) / self.warmup_steps)
         remaining = max(1, self.steps - 1 - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / remaining)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))

@@ -137,6 +137,12 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
         shutil.copyfile(run.manifest.tokenizer_path, folder.tokenizer_file)
     ranks.barrier()
+    with ranks.agreeing():
+        if not folder.exists():
+            raise ConfigurationError(
+                f"--output_dir {folder.path} is not the same folder on every node: "
+                "checkpoints are written by all ranks, put it on a shared file system"
+            )
 
     monitor = (
         RunMonitor(folder, steps_done, plan.steps)

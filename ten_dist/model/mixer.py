@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.initialization import fill_normal, fill_orthonormal
-from ten_dist.model.precision import at_least_float32
+from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.recurrence import eigenstate_scan, initial_eigenvalues
 
 RECURRENCE_PARAMETERS = ("alpha", "omega", "coupling", "coupling_strength")
@@ -115,7 +115,7 @@ class EigenstateMixer(nn.Module):
         weight = self.output_weight.view(self.dim, 2, heads, head)
         # Element by element in float32: the deviation from the identity is far below
         # the resolution of bfloat16.
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             mixed = torch.einsum(
                 "dphj,hjk->dphk",
                 at_least_float32(weight),

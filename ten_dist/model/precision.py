@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,11 @@ from torch import Tensor
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in float32, or in float64 where it already is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which matrix products keep the dtype of their factors."""
+    if device.type == "meta":
+        # It has no autocast to switch off.
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,188 @@
+"""The README is true: its commands run, its table and its map are those of the code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
+from tests.conftest import write_corpus
+from tests.launching import ROOT, free_port, launch_environment
+
+README = (ROOT / "README.md").read_text()
+# Run by tests/test_quickstart.py, by .ci/run, and by both of them.
+ELSEWHERE = {"bash launch/quickstart.sh", "bash tests/run.sh"}
+# What makes a documented training small enough for a test; the rest stays as it is.
+SMALLER = {
+    "--tokens": ("--steps", "2"),
+    "--steps": ("--steps", "2"),
+    "--seq_len": ("--seq_len", "32"),
+    "--global_batch_size": ("--global_batch_size", "4"),
+    "--master_addr": ("--master_addr", "127.0.0.1"),
+}
+SMALL_TRAINING = [
+    "--dim",
+    "48",
+    "--n_layers",
+    "2",
+    "--num_eigenstates",
+    "24",
+    "--num_heads",
+    "2",
+    "--num_workers",
+    "0",
+]
+
+
+def code_blocks(language):
+    """Contents of the fenced blocks of a language, in their order."""
+    # Parts with odd numbers lie between two fences and begin with the language.
+    parts = README.split("```")[1::2]
+    return [
+        part[len(language) + 1 :] for part in parts if part.split("\n")[0] == language
+    ]
+
+
+def made_small(command, folder):
+    """The words of a documented command, with the folders and sizes of a test."""
+    words = shlex.split(command)
+    if "--dry_run" in words:
+        return words
+    result = []
+    for word in words:
+        if result and result[-1] in SMALLER:
+            result[-1:] = SMALLER[result[-1]]
+        elif re.fullmatch(r"(CORPUS|DATA|RUN)\w*(/\w+)?|hostfile", word):
+            result.append(str(folder / word))
+        else:
+            result.append(word)
+    if "launch/train.py" in words or words[:2] == ["ten-dist", "train"]:
+        result += SMALL_TRAINING
+        for option, value in (("--seq_len", "32"), ("--global_batch_size", "4")):
+            if option not in words:
+                result += [option, value]
+    if words[0] == "deepspeed":
+        result[1:1] = ["--master_port", str(free_port())]
+        if "--hostfile" not in words:
+            result[1:1] = ["--num_accelerators", "2"]
+        else:
+            result[1:1] = ["--no_ssh_check"]
+    return result
+
+
+@pytest.mark.slow
+def test_commands_run_in_their_order(tmp_path):
+    write_corpus(tmp_path / "CORPUS", files=60)
+    (tmp_path / "hostfile").write_text("localhost slots=2\n")
+    environment = {
+        **launch_environment(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    commands = [block.strip() for block in code_blocks("bash")]
+    assert len(commands) >= 12
+    for command in commands:
+        if command in ELSEWHERE:
+            continue
+        if command.startswith("source "):
+            assert command == "source .venv/bin/activate"
+            continue
+        words = made_small(command, tmp_path)
+        if words[0] == "tensorboard":
+            assert_tensorboard_serves(words, environment)
+            continue
+        result = subprocess.run(
+            words,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        output = result.stdout + result.stderr
+        assert result.returncode == 0, f"{command}\n{output[-4000:]}"
+    runs = sorted(path.parent.name for path in tmp_path.glob("*/COMPLETED"))
+    assert runs == ["RUN", "RUN_HTEN", "RUN_LARGE", "RUN_XLARGE"]
+
+
+def assert_tensorboard_serves(words, environment):
+    """Start it, and find the scalars of the run through its web interface."""
+    port = free_port()
+    process = subprocess.Popen(
+        [*words, "--port", str(port), "--host", "127.0.0.1"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+        deadline = time.monotonic() + 90
+        tags = b"{}"
+        while b"train/ce_loss" not in tags:
+            assert time.monotonic() < deadline, tags
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(address, timeout=10) as reply:
+                    tags = reply.read()
+            except OSError:
+                assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_python_example_runs():
+    (example,) = code_blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-c", f"{example}\nprint(list(continuation.shape))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "[1, 73]\n", result.stderr
+
+
+def test_table_of_presets_is_measured():
+    rows = re.findall(r"^\| (\w+) \| (.*) \|$", README, re.MULTILINE)
+    table = {name: cells.split(" | ") for name, cells in rows}
+    assert list(table) == list(PRESETS)
+    for name, (scales, energy, dim, layers, eigenstates, parameters) in table.items():
+        config = TemporalEigenstateConfig.preset(name)
+        with torch.device("meta"):
+            count = TemporalEigenstateNetwork(config).num_parameters()
+        joined = ",".join(map(str, config.hten_scales or ()))
+        assert scales == (joined or "-")
+        assert float(energy) == config.energy_reg_weight
+        assert [int(dim), int(layers)] == [config.dim, config.n_layers]
+        assert int(eigenstates) == config.num_eigenstates
+        assert parameters == f"{count:,}"
+
+
+def test_map_names_every_module():
+    tree = code_blocks("")[-1]
+    folder, named = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        indent = len(line) - len(line.lstrip())
+        if indent == 0:
+            folder = top = name
+        elif name.endswith("/"):
+            folder = top + name
+        else:
+            named.add((top if indent == 2 else folder) + name)
+    for package in ("ten_dist", "data_prep"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert str(path.relative_to(ROOT)) in named
+    assert all((ROOT / name).exists() for name in named)
