@@ -79,7 +79,10 @@ class MixedScale(nn.Module):
         return (
             outputs,
             energy,
-            ScaleState(eigenstates, pending, coarse[:, -2], coarse[:, -1]),
+            # Copies: views would keep the whole of `coarse` alive.
+            ScaleState(
+                eigenstates, pending, coarse[:, -2].clone(), coarse[:, -1].clone()
+            ),
         )
 
     def _pool(
