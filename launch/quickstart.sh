@@ -84,6 +84,8 @@ count_gpus
 precision=bf16
 if [ "$gpus" -gt 0 ]; then
   processes=$gpus
+  # Every process takes the same number of rows.
+  GLOBAL_BATCH_SIZE=$(((GLOBAL_BATCH_SIZE + processes - 1) / processes * processes))
   start=(deepspeed)
 else
   # A CPU has no natural number of processes: DeepSpeed would start one for each memory node.

@@ -12,8 +12,7 @@ from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, Traini
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
-# Modules are imported when their command is used: `ten-dist generate` needs no
-# DeepSpeed, `--help` no torch.
+# Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.
 _COMMANDS = {
     "train": ("ten_dist.train", "train a model, or continue a run"),
     "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
 CHECKPOINTING_MODES = ("none", "block")
+SCAN_BACKENDS = ("auto", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
+IGNORED_TARGET = -100
+"""Target id of positions that count in no loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,25 +78,26 @@ class TemporalEigenstateConfig:
         _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
         _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
         _check_choice("input_norm", self.input_norm, INPUT_NORMS)
+        _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
         _check_choice(
             "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
         )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigurationError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not self.energy_reg_weight >= 0.0:
+        if not 0.0 <= self.energy_reg_weight < math.inf:
             raise ConfigurationError(
                 f"energy_reg_weight must be 0 or more, not {self.energy_reg_weight}"
             )
-        if not self.ffn_multiplier * self.dim >= 1:
+        if not 1 <= self.ffn_multiplier * self.dim < math.inf:
             raise ConfigurationError(
                 f"ffn_multiplier must be positive, not {self.ffn_multiplier}"
             )
-        if not self.max_timescale > 1:
+        if not 1 < self.max_timescale < math.inf:
             raise ConfigurationError(
                 f"max_timescale must be more than 1 token, not {self.max_timescale}"
             )
         if len(self.selection_range) != 2 or not all(
-            s >= 0 for s in self.selection_range
+            0 <= s < math.inf for s in self.selection_range
         ):
             raise ConfigurationError(
                 "selection_range must be two numbers of 0 or more, "

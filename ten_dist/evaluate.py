@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ten_dist.config import IGNORED_TARGET
 from ten_dist.data import (
     Manifest,
     TokenBatch,
@@ -25,7 +26,6 @@ from ten_dist.data import (
     verify_shards,
 )
 from ten_dist.errors import ConfigurationError
-from ten_dist.model.loss import IGNORED_TARGET
 from ten_dist.monitor.console import say
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
@@ -139,11 +139,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = folder.read_config()
     manifest = _held_out_data(arguments.data, config)
     verify_shards(manifest, 0, 1)
-    seq_len = arguments.seq_len or config["plan"]["seq_len"]
-    for name in ("batch_size", "max_rows"):
+    for name in ("batch_size", "max_rows", "seq_len"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ConfigurationError(f"--{name} must be 1 or more, not {value}")
+    seq_len = arguments.seq_len or config["plan"]["seq_len"]
     model = TrainedModel.load(folder)
     counts = np.zeros(manifest.vocab_size, dtype=np.int64)
 

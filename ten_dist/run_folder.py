@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.errors import ConfigurationError
 
+RUN_FORMAT = "ten_dist.run"
 CHECKPOINT_RECORD = "checkpoint.json"
 WEIGHTS_NAME = "model.safetensors"
 
@@ -59,11 +61,16 @@ class RunFolder:
                 f"--output_dir {self.path} cannot be written to: no permission in "
                 f"{existing}"
             )
-        if existing == self.path and not self.exists() and any(self.path.iterdir()):
+        if existing == self.path and not self.exists() and self._holds_other_things():
             raise ConfigurationError(
                 f"--output_dir {self.path} holds files but no run: choose an empty or "
                 "new folder"
             )
+
+    def _holds_other_things(self) -> bool:
+        # What a start leaves that was killed before it had written config.json.
+        own = {self.checkpoints, self.config_file.with_name("config.json.tmp")}
+        return not set(self.path.iterdir()) <= own
 
     def create(self) -> None:
         """Make the folder.
@@ -89,11 +96,16 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no config.json"
             )
         try:
-            return json.loads(self.config_file.read_text())
-        except ValueError as error:
+            config = json.loads(self.config_file.read_text())
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"{self.config_file} is damaged: {error}"
+                f"{self.config_file} cannot be read: {error}"
             ) from None
+        if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
+            raise ConfigurationError(
+                f"{self.path} is not the folder of a run: its config.json is another's"
+            )
+        return config
 
     def model_config(self) -> TemporalEigenstateConfig:
         """Model configuration of the run."""
@@ -103,12 +115,31 @@ class RunFolder:
         """Final metrics of a run that reached its end, or None."""
         if not self.completed_file.is_file():
             return None
-        return json.loads(self.completed_file.read_text())
+        try:
+            return json.loads(self.completed_file.read_text())
+        except ValueError:
+            raise ConfigurationError(
+                f"{self.completed_file} is damaged: remove it, and the run makes it anew"
+            ) from None
 
-    def valid_checkpoints(self) -> list[Path]:
-        """Complete checkpoints, newest first."""
-        found = sorted(self.checkpoints.glob("step_*"), reverse=True)
-        return [path for path in found if checkpoint_damage(path) is None]
+    def newest_checkpoint(
+        self, report: Callable[[str], None] = lambda damage: None
+    ) -> Path | None:
+        """The newest complete checkpoint, or None.
+
+        Args:
+            report: told what is wrong with each one that is passed over.
+        """
+        for path in self.all_checkpoints():
+            damage = checkpoint_damage(path)
+            if damage is None:
+                return path
+            report(damage)
+        return None
+
+    def all_checkpoints(self) -> list[Path]:
+        """Checkpoints by their names, newest first, complete or not."""
+        return sorted(self.checkpoints.glob(f"step_{'[0-9]' * 8}"), reverse=True)
 
     def newest_weights(self) -> Path:
         """The weights file of the newest complete checkpoint.
@@ -116,44 +147,33 @@ class RunFolder:
         Raises:
             ConfigurationError: the run has none.
         """
-        for path in self.valid_checkpoints():
-            return path / WEIGHTS_NAME
-        raise ConfigurationError(
-            f"{self.path} has no complete checkpoint yet: let the run reach its first "
-            "one (--checkpoint_interval)"
-        )
+        path = self.newest_checkpoint()
+        if path is None:
+            raise ConfigurationError(
+                f"{self.path} has no complete checkpoint yet: let the run reach its "
+                "first one (--checkpoint_interval)"
+            )
+        return path / WEIGHTS_NAME
 
 
 def read_checkpoint_record(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: step, rows consumed, files and their sizes."""
+    """What a checkpoint says of itself.
+
+    Step, rows consumed, metrics, what identifies its run, files and their sizes.
+    """
     return json.loads((path / CHECKPOINT_RECORD).read_text())
 
 
 def checkpoint_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        record = read_checkpoint_record(path)
-    except (OSError, ValueError):
+        files = read_checkpoint_record(path)["files"]
+    except (OSError, ValueError, KeyError):
         return f"{path} has no readable {CHECKPOINT_RECORD}"
-    for name, size in record["files"].items():
+    for name, size in files.items():
         file = path / name
         if not file.is_file():
             return f"{file} is missing"
         if file.stat().st_size != size:
             return f"{file} has {file.stat().st_size} bytes instead of {size}"
     return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is complete or absent, whatever happens meanwhile."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is complete or absent, whatever happens meanwhile."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.model.precision import autocast
 from ten_dist.model.weights import load_weights
 from ten_dist.run_folder import RunFolder
 
@@ -42,9 +43,7 @@ class TrainedModel:
 
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in the precision of its training."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return autocast(self.device, self.precision)
 
     def compute_losses(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch, [B, T] int64 each, on the model's device."""

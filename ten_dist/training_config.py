@@ -7,6 +7,7 @@ its help. Model fields are in :class:`ten_dist.config.TemporalEigenstateConfig`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from ten_dist.errors import ConfigurationError
@@ -72,9 +73,12 @@ class TrainingConfig:
     all."""
     checkpoint_interval: int = 500
     """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int | None = None
+    """Delete all but the newest N checkpoints; by default all are kept."""
     resume: str = "auto"
     """auto continues the run in the output folder if there is one; never refuses to;
-    PATH starts from that checkpoint folder."""
+    PATH starts a new run from that checkpoint folder, and once the new run has a
+    checkpoint of its own continues from there."""
     num_workers: int = 1
     """Processes a rank reads data with; 0 reads in the training process."""
     data_verification: str = "full"
@@ -96,7 +100,7 @@ class TrainingConfig:
             )
         for name in ("steps", "tokens", "epochs"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigurationError(f"--{name} must be more than 0, not {value}")
         for name in (
             "seq_len",
@@ -113,14 +117,18 @@ class TrainingConfig:
             "gradient_clipping",
             "eval_rows",
             "num_workers",
-            "seed",
         ):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
+            _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        _require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
+        if self.keep_checkpoints is not None:
+            _require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "1 or more")
         if self.warmup_steps is not None:
             _require(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require(self, "learning_rate", self.learning_rate > 0, "more than 0")
+        _require(
+            self, "learning_rate", 0 < self.learning_rate < math.inf, "more than 0"
+        )
         if self.min_learning_rate is not None:
             _require(
                 self,

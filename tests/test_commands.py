@@ -105,8 +105,9 @@ def test_wrong_uses_are_refused(capsys, run_folder, token_data, tmp_path):
     )
     error = command_error(capsys, "generate", run_folder, "--max_new_tokens", "0")
     assert "--max_new_tokens must be 1 or more" in error
-    error = command_error(capsys, "evaluate", run_folder, "--seq_len", "1000000")
-    assert "--seq_len" in error
+    for value in ("1000000", "0"):
+        error = command_error(capsys, "evaluate", run_folder, "--seq_len", value)
+        assert "--seq_len" in error
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy)
     shutil.rmtree(copy / "checkpoints")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -111,6 +112,9 @@ def test_commands_run_in_their_order(tmp_path):
         )
         output = result.stdout + result.stderr
         assert result.returncode == 0, f"{command}\n{output[-4000:]}"
+        # The largest model, too, on a machine of this size.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        assert peak < 24 * 2**30, command
     runs = sorted(path.parent.name for path in tmp_path.glob("*/COMPLETED"))
     assert runs == ["RUN", "RUN_HTEN", "RUN_LARGE", "RUN_XLARGE"]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.files import write_json
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ten_dist.tokens"
@@ -133,13 +134,7 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "source": dict(self.source),
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary = self.directory / (MANIFEST_NAME + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.directory / MANIFEST_NAME)
+        write_json(self.directory / MANIFEST_NAME, content)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Manifest:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ten_dist.config import IGNORED_TARGET
 from ten_dist.data.manifest import Manifest
 from ten_dist.data.order import (
     SHARDS_PER_GROUP,
@@ -21,9 +22,6 @@ from ten_dist.data.order import (
 from ten_dist.data.shards import TokenReader
 from ten_dist.data.workers import read_ahead
 from ten_dist.errors import ConfigurationError
-
-IGNORED_TARGET = -100
-"""Target of a position that counts in no loss."""
 
 
 @dataclass(frozen=True)

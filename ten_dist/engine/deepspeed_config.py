@@ -65,6 +65,10 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(
+            f"--deepspeed_config {path} cannot be read: {error.strerror}"
+        ) from None
     except ValueError as error:
         raise ConfigurationError(
             f"--deepspeed_config {path} is not valid JSON: {error}"
@@ -77,6 +81,8 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
                 f"remove '{key}' from {path}: it is set by {option}"
             )
     zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigurationError(f"zero_optimization in {path} is not a JSON object")
     removed = [key for key in _REMOVED_KEYS if key in config]
     removed += [key for key in _REMOVED_ZERO_KEYS if key in zero]
     if removed:
@@ -106,14 +112,14 @@ def derive_deepspeed_config(
 ) -> dict[str, Any]:
     """The complete configuration that DeepSpeed is given, ready for JSON."""
     derived = {
+        # The optimizer is torch's where no fused one fits, also with offload.
+        "zero_force_ds_cpu_optimizer": False,
         **file_config,
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         # Always explicit: DeepSpeed's own default is 1.0, not off.
         "gradient_clipping": training.gradient_clipping,
-        # The optimizer is torch's where no fused one fits, also with offload.
-        "zero_force_ds_cpu_optimizer": False,
     }
     if training.precision == "bf16":
         # Not DeepSpeed's `bf16`: that casts every parameter, those of the recurrence

@@ -7,13 +7,17 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from ten_dist.errors import ConfigurationError
+from ten_dist.errors import ConfigurationError, TrainingError
+
+# Set by launchers that leave it to the program to find its rank.
+_OTHER_LAUNCHERS = ("SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def describe_ranks() -> tuple[int, int]:
@@ -37,6 +41,13 @@ def _rendezvous() -> dict[str, str]:
     then, and fail where there is none.
     """
     _, world_size = describe_ranks()
+    for name in _OTHER_LAUNCHERS:
+        if world_size == 1 and int(os.environ.get(name) or 1) > 1:
+            raise ConfigurationError(
+                f"{name} is {os.environ[name]}, but neither WORLD_SIZE nor RANK is set: "
+                "each process would train by itself. Start with the deepspeed launcher, "
+                "torchrun or mpiexec of Open MPI, or export both for each process"
+            )
     wanted = {
         "RANK": _launcher_variable("RANK", "0"),
         "WORLD_SIZE": str(world_size),
@@ -90,30 +101,40 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, error: Exception | None) -> None:
-        """Fail on every rank where any rank has failed.
+        """Fail on every rank where any rank has failed, so that none waits for it.
 
         Raises:
-            ConfigurationError: the first error by rank, the same on all ranks.
+            ConfigurationError: the first error by rank, the same on all ranks, was one.
+            TrainingError: it was another.
         """
-        messages: list[str | None] = [None] * self.world_size
-        mine = None if error is None else str(error)
-        dist.all_gather_object(messages, mine, group=self._words)
-        for rank, message in enumerate(messages):
-            if message is not None:
-                where = "" if rank == 0 else f"rank {rank}: "
-                raise ConfigurationError(where + message) from error
+        failures: list[tuple[type, str] | None] = [None] * self.world_size
+        mine = None
+        if error is not None:
+            refused = isinstance(error, ConfigurationError)
+            kind = ConfigurationError if refused else TrainingError
+            expected = isinstance(error, (ConfigurationError, TrainingError, OSError))
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            mine = (kind, text)
+        dist.all_gather_object(failures, mine, group=self._words)
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                kind, text = failure
+                raise kind(text if rank == 0 else f"rank {rank}: {text}") from error
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Run a block in which ranks may differ; see :meth:`agree`."""
-        error: Exception | None = None
+        """Run a block that may fail on some ranks; see :meth:`agree`.
+
+        The block must not communicate: a rank that failed would be waited for.
+        """
+        failure: Exception | None = None
         try:
             yield
-        except ConfigurationError as caught:
-            error = caught
-        self.agree(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must know
+            failure = error
+        self.agree(failure)
 
-    def from_first(self, value: object) -> object:
+    def from_first(self, value: Any) -> Any:
         """The value that rank 0 gives, on every rank."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.model.precision import autocast
 from ten_dist.monitor.console import say
 from ten_dist.training_config import TrainingConfig
 
@@ -82,12 +84,15 @@ def estimate_memory(
     with torch.device("meta"):
         parameters = TemporalEigenstateNetwork(config).num_parameters()
     shards = ranks.world_size
-    weights = 4 * parameters / (shards if stage == 3 else 1)
+    # Sharded optimizers update a copy of their share of the parameters.
+    copies = 4 * parameters / shards if stage >= 1 else 0
+    weights = copies + 4 * parameters / (shards if stage == 3 else 1)
     gradients = 4 * parameters / (shards if stage >= 2 else 1)
     moments = 8 * parameters / (shards if stage >= 1 else 1)
-    # Logits, their gradient and float32 copies; about 40 tensors of the stream a block.
+    # Logits, their gradient and float32 copies. A block keeps about 30 tensors as wide as
+    # the stream, and 10 as wide as its eigenstates.
     logits = 16 * plan.seq_len * config.vocab_size
-    block = 4 * plan.seq_len * config.dim * 40
+    block = 4 * plan.seq_len * (30 * config.dim + 20 * config.num_eigenstates)
     kept = 1 if config.gradient_checkpointing == "block" else config.n_layers
     return {
         "a training step": weights + gradients + moments + logits + kept * block,
@@ -99,7 +104,15 @@ def _free_memory(ranks: Ranks) -> float:
     """Bytes that one rank can use."""
     if ranks.device.type == "cuda":
         return torch.cuda.mem_get_info(ranks.device)[0]
-    return psutil.virtual_memory().available / ranks.local_world_size
+    free = psutil.virtual_memory().available
+    limit, used = (
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory.current"),
+    )
+    if limit.is_file() and limit.read_text().strip() != "max":
+        # A container: the machine's memory is not ours.
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free / ranks.local_world_size
 
 
 def _batches(
@@ -164,11 +177,8 @@ def _forward(
     torch.manual_seed(training.seed)
     model = TemporalEigenstateNetwork(config).to(ranks.device).eval()
     total, count = torch.zeros((), device=ranks.device), 0
-    autocast = torch.autocast(
-        ranks.device.type, torch.bfloat16, enabled=training.precision == "bf16"
-    )
     for inputs, targets in batches:
-        with autocast:
+        with autocast(ranks.device, training.precision):
             losses = model.compute_loss(
                 inputs.to(ranks.device), targets.to(ranks.device)
             )

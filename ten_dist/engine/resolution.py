@@ -36,16 +36,22 @@ class ResolvedRun:
     """The training data; None only in a dry run."""
     val_manifest: Manifest | None
 
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on as the same run, by option name."""
-        training, plan = self.training, self.plan
+    def state_identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
             "data": self.manifest.fingerprint if self.manifest else None,
-            "seed": training.seed,
-            "seq_len": plan.seq_len,
-            "global_batch_size": plan.global_batch_size,
+            "seed": self.training.seed,
+            "seq_len": self.plan.seq_len,
+            "global_batch_size": self.plan.global_batch_size,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on as the same run, by option name."""
+        training, plan = self.training, self.plan
+        return {
+            **self.state_identity(),
             "steps": plan.steps,
             "warmup_steps": plan.warmup_steps,
             "learning_rate": plan.peak_learning_rate,

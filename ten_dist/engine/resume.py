@@ -28,15 +28,19 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> 
             "choose another folder, or remove this one"
         )
     config = folder.read_config()
-    before = config["identity"]
-    changed = [
-        f"{name} was {before.get(name)}, now {identity.get(name)}"
-        for name in sorted(before.keys() | identity.keys())
-        if before.get(name) != identity.get(name)
-    ]
+    changed = describe_changes(config["identity"], identity)
     if changed:
         raise ConfigurationError(
-            f"--output_dir {folder.path} holds a run with other options: "
-            f"{'; '.join(changed)}: give the same ones, or choose another folder"
+            f"--output_dir {folder.path} holds a run with other options: {changed}: "
+            "give the same ones, or choose another folder"
         )
     return config["attempts"] + 1
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Options that differ, in words; empty where none does."""
+    return "; ".join(
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    )

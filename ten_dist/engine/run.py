@@ -11,8 +11,8 @@ from typing import Any
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.data import verify_shards
 from ten_dist.engine.assembly import build_engine, build_model, seed_everything
-from ten_dist.engine.checkpoints import check_loadable, find_checkpoint, load_checkpoint
-from ten_dist.engine.deepspeed_config import load_deepspeed_file, zero_stage
+from ten_dist.engine.checkpoints import check_loadable, load_checkpoint
+from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.plan import make_plan
@@ -20,10 +20,11 @@ from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
-from ten_dist.run_folder import RunFolder, read_checkpoint_record, write_json
+from ten_dist.run_folder import RunFolder
 from ten_dist.training_config import TrainingConfig
 
 
@@ -95,13 +96,13 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
         if ranks.is_first:
             folder.check_writable()
             attempt = check_same_run(folder, run.identity(), resume)
-            checkpoint = None
-            if resume == "auto":
-                checkpoint = find_checkpoint(folder)
-            elif resume != "never":
+            checkpoint = folder.newest_checkpoint(
+                lambda damage: say(f"passing over a checkpoint: {damage}")
+            )
+            if checkpoint is None and resume not in ("auto", "never"):
                 checkpoint = Path(resume)
             if checkpoint is not None:
-                check_loadable(checkpoint, ranks, zero_stage(run.deepspeed_config))
+                check_loadable(checkpoint, run)
             start = Start(attempt, checkpoint, folder.completed())
     return ranks.from_first(start)
 
@@ -125,39 +126,39 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
     )
     # Each rank draws its own dropout masks.
     seed_everything(training.seed + 1 + ranks.rank)
-    steps_done = 0
+    steps_done, metrics = 0, {}
     if start.checkpoint is not None:
-        load_checkpoint(engine, ranks, start.checkpoint)
-        steps_done = read_checkpoint_record(start.checkpoint)["step"]
+        record = load_checkpoint(engine, ranks, start.checkpoint)
+        steps_done, metrics = record["step"], record["metrics"]
         say(f"continuing from {start.checkpoint}, {steps_done:,} steps done")
     else:
         say("starting from initial weights: no checkpoint to continue from")
-    if ranks.is_first:
-        folder.create()
-        write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
-        shutil.copyfile(run.manifest.tokenizer_path, folder.tokenizer_file)
-    ranks.barrier()
+    with ranks.agreeing():
+        if ranks.is_first:
+            folder.create()
+            write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
+            shutil.copyfile(run.manifest.tokenizer_path, folder.tokenizer_file)
     with ranks.agreeing():
         if not folder.exists():
             raise ConfigurationError(
                 f"--output_dir {folder.path} is not the same folder on every node: "
                 "checkpoints are written by all ranks, put it on a shared file system"
             )
-
-    monitor = (
-        RunMonitor(folder, steps_done, plan.steps)
-        if ranks.is_first
-        else SilentMonitor()
-    )
-    ledger = None
-    if training.ledger:
-        ledger = Ledger(folder.ledger, ranks.rank, start.attempt)
+        monitor, ledger = SilentMonitor(), None
+        if ranks.is_first:
+            monitor = RunMonitor(folder, steps_done, plan.steps)
+        if training.ledger:
+            ledger = Ledger(folder.ledger, ranks.rank, start.attempt)
     started = time.perf_counter()
     try:
-        final = Trainer(engine, ranks, run, folder, monitor, ledger).fit(steps_done)
+        trainer = Trainer(engine, ranks, run, folder, monitor, ledger)
+        final = trainer.fit(steps_done, metrics)
     finally:
         monitor.close()
-    if ranks.is_first:
-        final["train_seconds"] = time.perf_counter() - started
-        write_json(folder.completed_file, final)
+        if ledger is not None:
+            ledger.close()
+    with ranks.agreeing():
+        if ranks.is_first:
+            final["train_seconds"] = time.perf_counter() - started
+            write_json(folder.completed_file, final)
     say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}")

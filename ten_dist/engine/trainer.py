@@ -45,6 +45,7 @@ class Trainer:
     ) -> None:
         self.engine = engine
         self.ranks = ranks
+        self.run = run
         self.training = run.training
         self.plan = run.plan
         self.manifest = run.manifest
@@ -54,17 +55,22 @@ class Trainer:
         self.ledger = ledger
         self._energy_weight = run.model_config.energy_reg_weight
 
-    def fit(self, steps_done: int) -> dict[str, Any]:
+    def fit(self, steps_done: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Train from `steps_done` to the end of the plan.
+
+        Args:
+            steps_done: where a checkpoint has brought the run, or 0.
+            metrics: what it says of its last step and last validation.
 
         Returns:
             Metrics of the last step and of the last validation.
 
         Raises:
-            TrainingError: the loss is not finite, or a shard cannot be read.
+            TrainingError: loss or gradient is not finite, or a file cannot be read or
+                written.
         """
         plan, training = self.plan, self.training
-        final: dict[str, Any] = {"step": steps_done}
+        final = dict(metrics)
         batches = training_batches(
             self.manifest,
             seq_len=plan.seq_len,
@@ -77,10 +83,11 @@ class Trainer:
             last_step=plan.steps,
             num_workers=training.num_workers,
         )
+        batches = _readable(batches)
         for done in range(steps_done + 1, plan.steps + 1):
-            metrics = self._step(done, batches)
-            self.monitor.step(metrics)
-            final.update(metrics)
+            step_metrics = self._step(done, batches)
+            self.monitor.step(step_metrics)
+            final.update(step_metrics)
             last = done == plan.steps
             if self.val_manifest and (last or done % training.eval_interval == 0):
                 evaluation = {"step": done, **self.validate()}
@@ -88,11 +95,7 @@ class Trainer:
                 final.update(evaluation)
             if last or done % training.checkpoint_interval == 0:
                 save_checkpoint(
-                    self.engine,
-                    self.ranks,
-                    self.folder,
-                    done,
-                    done * plan.global_batch_size,
+                    self.engine, self.ranks, self.run, self.folder, done, final
                 )
         return final
 
@@ -105,9 +108,10 @@ class Trainer:
             group["lr"] = learning_rate
         data_seconds = 0.0
         totals = torch.zeros(3, device=engine.device)
+        sharded = engine.zero_optimization()
         for micro_step in range(plan.accumulation_steps):
             waited = time.perf_counter()
-            batch = self._next_batch(batches)
+            batch = next(batches)
             data_seconds += time.perf_counter() - waited
             if self.ledger is not None:
                 self.ledger.write(number, batch.epochs, batch.rows)
@@ -117,19 +121,23 @@ class Trainer:
             # DeepSpeed divides by the number of accumulations.
             engine.backward(losses["loss"])
             totals += torch.stack([losses[name].detach() for name in _LOSSES])
-            gradient_norm = self._unsharded_gradient_norm(micro_step)
+            if micro_step + 1 == plan.accumulation_steps and not sharded:
+                gradient_norm = self._averaged_gradient_norm()
             engine.step()
         loss, ce_loss, energy_loss = (
             self.ranks.mean(totals) / plan.accumulation_steps
         ).tolist()
-        if not math.isfinite(loss):
+        if sharded:
+            # None where DeepSpeed has skipped the update.
+            gradient_norm = float(engine.get_global_grad_norm() or math.nan)
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            newest = self.folder.newest_checkpoint()
             raise TrainingError(
-                f"the loss of step {number} is {loss} (cross-entropy {ce_loss}, energy "
-                f"{energy_loss}): lower --learning_rate, and continue from the "
-                "checkpoint before it"
+                f"step {number} is not finite: loss {loss}, cross-entropy {ce_loss}, "
+                f"energy {energy_loss}, gradient norm {gradient_norm}. Nothing of it was "
+                "saved; go on in another --output_dir with a lower --learning_rate"
+                + (f" and --resume {newest}" if newest is not None else "")
             )
-        if gradient_norm is None:
-            gradient_norm = engine.get_global_grad_norm()
         seconds = time.perf_counter() - started
         return {
             "step": number,
@@ -139,31 +147,19 @@ class Trainer:
             "energy_loss": energy_loss,
             "weighted_energy_loss": self._energy_weight * energy_loss,
             "learning_rate": learning_rate,
-            "gradient_norm": float(gradient_norm),
+            "gradient_norm": gradient_norm,
             "tokens_per_second": plan.tokens_per_step / seconds,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
 
-    @staticmethod
-    def _next_batch(batches: Iterator[TokenBatch]) -> TokenBatch:
-        try:
-            return next(batches)
-        except DataError as error:
-            # Not a wrong option any more: the data was whole when the run started.
-            raise TrainingError(f"{error}; then start again to continue") from error
+    def _averaged_gradient_norm(self) -> float:
+        """Norm of the gradient at stage 0, after its last accumulation.
 
-    def _unsharded_gradient_norm(self, micro_step: int) -> float | None:
-        """Norm of the whole gradient before clipping, where DeepSpeed does not give it.
-
-        It does for sharded gradients; at stage 0 each rank holds the averaged gradient
-        when the last accumulation has been added.
+        DeepSpeed tells the norm of sharded gradients only. Here every rank holds the
+        whole averaged gradient, before clipping.
         """
-        if self.engine.zero_optimization():
-            return None
-        if micro_step + 1 < self.plan.accumulation_steps:
-            return math.nan
         gradients = [p.grad for p in self.engine.module.parameters()]
         return torch.nn.utils.get_total_norm(gradients).item()
 
@@ -181,10 +177,21 @@ class Trainer:
         )
         evaluation = evaluate(
             lambda inputs, targets: self.engine(inputs, targets=targets),
-            batches,
+            _readable(batches),
             self.val_manifest,
             self.engine.device,
             self.ranks.sum,
         )
         self.engine.train()
         return evaluation.metrics()
+
+
+def _readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+    """`batches`, with damage reported as what it is by now.
+
+    The data was whole when the run started, so this is no wrong option any more.
+    """
+    try:
+        yield from batches
+    except DataError as error:
+        raise TrainingError(f"{error}; then start again to continue") from error

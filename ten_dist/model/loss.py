@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ten_dist.config import IGNORED_TARGET
 from ten_dist.model.precision import at_least_float32
-
-IGNORED_TARGET = -100
-"""Target id of positions that do not count."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

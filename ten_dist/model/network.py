@@ -73,6 +73,7 @@ class TemporalEigenstateNetwork(nn.Module):
         targets: Tensor | None = None,
         state: NetworkState | None = None,
         return_state: bool = False,
+        last_only: bool = False,
     ) -> Tensor | tuple[Tensor, NetworkState] | dict[str, Tensor]:
         """Logits of the next token at each position, or the loss against `targets`.
 
@@ -82,11 +83,14 @@ class TemporalEigenstateNetwork(nn.Module):
                 returned instead of logits.
             state: what an earlier call returned for the tokens before these.
             return_state: also return the state after these tokens.
+            last_only: logits of the last position alone, [B, 1, V].
 
         Returns:
             logits [B, T, V]; with `return_state` (logits, state); with `targets` a dict.
         """
         hidden, energy, state = self._run_blocks(input_ids, state)
+        if last_only:
+            hidden = hidden[:, -1:]
         logits = self.head(self.final_norm(hidden))
         if targets is not None:
             ce_loss = cross_entropy(logits, targets)

@@ -13,6 +13,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which a model computes as `--precision` says: fp32 or bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Context in which matrix products keep the dtype of their factors."""
     if device.type == "meta":

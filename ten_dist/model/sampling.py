@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+PROMPT_PIECE = 2048
+"""Tokens of a prompt that are read at once."""
+
 
 @torch.no_grad()
 def generate(
@@ -20,11 +23,11 @@ def generate(
 ) -> Tensor:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
-    The prompt is read once; after it each token costs one step of the recurrence and
-    memory does not grow with the length.
+    The prompt is read once, in pieces; after it each token costs one step of the
+    recurrence. Memory grows with the length of neither.
 
     Args:
-        model: called as model(ids, state=..., return_state=True).
+        model: called as model(ids, state=..., return_state=True, last_only=True).
         prompt_ids: [B, T] int64, T >= 1.
         max_new_tokens: most tokens to add.
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
@@ -56,7 +59,10 @@ def generate(
     )
     try:
         for _ in range(max_new_tokens):
-            logits, state = model(ids, state=state, return_state=True)
+            for piece in ids.split(PROMPT_PIECE, dim=1):
+                logits, state = model(
+                    piece, state=state, return_state=True, last_only=True
+                )
             ids = _sample(logits[:, -1].float(), temperature, top_k, top_p, generator)
             if stop_id is not None:
                 ids = torch.where(stopped, stop_id, ids)

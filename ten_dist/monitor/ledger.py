@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ class Ledger:
     def __init__(self, folder: Path, rank: int, attempt: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt = attempt
-        self._file = (folder / f"rank{rank:04d}.jsonl").open("a", encoding="utf-8")
+        path = folder / f"rank{rank:04d}.jsonl"
+        _cut_off_unfinished_line(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, epochs: np.ndarray, rows: np.ndarray) -> None:
         """Record rows [n] of epochs [n], consumed in optimizer step `step`."""
@@ -36,3 +39,9 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _cut_off_unfinished_line(path: Path) -> None:
+    """What a kill left of a line would make the line after it unreadable."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ten_dist.run_folder import write_text
+from ten_dist.files import write_text
 
 
 class MetricsLog:
@@ -42,8 +42,13 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a metrics file; a last line cut off by a kill is passed over."""
-    with open(path, encoding="utf-8") as file:
+    """The objects of a metrics file.
+
+    A line that a kill or a power failure cut off or garbled is passed over.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n"):
+            try:
                 yield json.loads(line)
+            except ValueError:
+                continue

@@ -195,7 +195,9 @@ def test_evaluation_reads_each_row_once_in_equal_batches(token_set, world, max_r
 
 
 ENDS = """
-import sys
+import signal, sys
+# A test suite that runs in the background has its children ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from ten_dist.data import Manifest, training_batches
 batches = training_batches(
     Manifest.load(sys.argv[1]), seq_len=100, seed=1, global_batch_size=4,
@@ -222,7 +224,11 @@ def start(folder, code):
 
 def end_of(process):
     # Workers hold the pipes too: this returns only when all of them are gone.
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, errors
 
 

@@ -58,6 +58,9 @@ def refusal(capsys, options, *flags):
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
         ({"tokens": "100"}, "--steps and --tokens both"),
+        ({"scan_backend": "cuda"}, "scan_backend must be one of"),
+        ({"ffn_multiplier": "inf"}, "ffn_multiplier"),
+        ({"seed": "99999999999999999999"}, "--seed must be"),
         ({"learning_rate": "fast"}, "--learning_rate"),
         ({"lerning_rate": "1"}, "lerning_rate"),
     ],
@@ -77,6 +80,7 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ('{"elasticity": {}}', "DeepSpeed no longer has it"),
         ('{"zero_optimization": {"mics_shard_size": 2}}', "no longer has it"),
         ('{"zero_optimization": {"stage": 4}}', "must be 0, 1, 2 or 3"),
+        ('{"zero_optimization": true}', "zero_optimization in"),
     ],
 )
 def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
@@ -168,6 +172,65 @@ def test_folder_of_another_run(capsys, tmp_path, options):
     assert "already holds a run" in error
     after = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
     assert after == before
+
+
+def test_a_run_that_stops_being_finite_is_stopped(capsys, tmp_path, options):
+    arguments = {**options, "steps": "5", "learning_rate": "1e30"}
+    arguments |= {"checkpoint_interval": "1", "warmup_steps": "0"}
+    given = [f"--{name}={value}" for name, value in arguments.items()]
+    assert main(["train", *SMALL_MODEL, *given]) == 1
+    error = capsys.readouterr().err
+    assert "is not finite" in error and "--learning_rate and --resume" in error
+    assert not (tmp_path / "run" / "COMPLETED").exists()
+    # What the message recommends works: another folder, from the checkpoint before.
+    newest = str(tmp_path / "run" / "checkpoints" / "step_00000001")
+    arguments |= {"output_dir": str(tmp_path / "again"), "resume": newest}
+    arguments |= {"learning_rate": "1e-9", "steps": "1"}
+    given = [f"--{name}={value}" for name, value in arguments.items()]
+    assert main(["train", *SMALL_MODEL, *given]) == 0
+    assert f"continuing from {newest}, 1 steps done" in capsys.readouterr().out
+    # Of another model, or of a longer run, it is refused.
+    arguments |= {"output_dir": str(tmp_path / "other")}
+    assert "dropout was 0.0, now 0.5" in refusal(
+        capsys, {**arguments, "dropout": "0.5"}
+    )
+    two = newest.replace("step_00000001", "step_00000002")
+    shutil.copytree(newest, two)
+    record = json.loads((tmp_path / two / "checkpoint.json").read_text())
+    record["step"] = 2
+    (tmp_path / two / "checkpoint.json").write_text(json.dumps(record))
+    assert "has done 2 steps, more than the 1" in refusal(
+        capsys, {**arguments, "resume": two}
+    )
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path, options):
+    arguments = {**options, "steps": "5", "checkpoint_interval": "1"}
+    given = [f"--{name}={value}" for name, value in arguments.items()]
+    assert main(["train", *SMALL_MODEL, *given, "--keep_checkpoints", "2"]) == 0
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert names == ["step_00000004", "step_00000005"]
+    latest = (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
+    assert latest == "step_00000005"
+
+
+def test_another_programs_folder(capsys, tmp_path, options):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"name": "a web site"}')
+    assert "its config.json is another's" in refusal(capsys, options)
+
+
+def test_a_start_killed_before_its_first_file_is_no_obstacle(tmp_path, options):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["train", *SMALL_MODEL, *arguments]) == 0
+
+
+def test_a_launcher_that_names_no_ranks_is_refused(capsys, monkeypatch, options):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert "SLURM_NTASKS is 8, but neither" in refusal(capsys, options)
 
 
 @pytest.mark.slow

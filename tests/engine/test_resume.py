@@ -80,6 +80,42 @@ def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
+    """All steps done and saved, but the mark of completion not yet written."""
+    options, whole = whole_run
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "COMPLETED").unlink()
+    train([*options, "--output_dir", folder])
+    final = json.loads((folder / "COMPLETED").read_text())
+    before = json.loads((whole / "COMPLETED").read_text())
+    assert {**final, "train_seconds": 0} == {**before, "train_seconds": 0}
+    assert "is complete" in train([*options, "--output_dir", folder])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "fp32"), ("offload", "fp32")],
+)
+def test_resume_is_exact_at_every_stage(stage, precision, token_data, tmp_path):
+    folder = tmp_path / "run"
+    options = [
+        *SMALL_MODEL,
+        *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1),
+        *("--steps", 6, "--global_batch_size", 4, "--seq_len", 64),
+        *("--checkpoint_interval", 3, "--deepspeed_config", stage),
+        *("--precision", precision, "--data", token_data, "--output_dir", folder),
+    ]
+    train(options)
+    expected = step_metrics(folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000006")
+    (folder / "COMPLETED").unlink()
+    assert "3 steps done" in train(options)
+    assert step_metrics(folder) == expected
+
+
+@pytest.mark.slow
 def test_another_number_of_ranks_is_refused_for_now(whole_run, tmp_path):
     options, whole = whole_run
     folder = tmp_path / "run"

@@ -173,6 +173,79 @@ def test_gradients_equal_those_of_a_plain_implementation(weight, checkpointing):
     )
 
 
+def plain_hierarchy(mixer, u, scales, heads):
+    """HTEN of DESIGN 2.2, position by position; returns outputs and summed energy."""
+    steps, outputs, energy = u.shape[1], 0.0, 0.0
+    for s, part in zip(scales, mixer.scales):
+        ten, zero = part.ten, torch.zeros_like(u[:, 0])
+        coarse = torch.stack(
+            [
+                sum(u[:, i] for i in range(max(0, j * s - s + 1), j * s + 1)) / s
+                for j in range(-(-steps // s))
+            ],
+            dim=1,
+        )
+        k = ten.alpha.numel()
+        w_in, w_sel, w_gate = ten.input_weight.split([2 * k, 2 * k, u.shape[2]])
+        c, _ = eigenstate_scan(
+            coarse @ w_in.T,
+            ten.alpha,
+            ten.omega,
+            coarse @ w_sel.T,
+            ten.selection_range,
+            ten.input_norm,
+            backend="reference",
+        )
+        energy = energy + c.square().sum(-1).mean()
+        coupling = torch.eye(k // heads) + ten.coupling_strength * ten.coupling
+        coupled = torch.einsum(
+            "hij,btphj->btphi", coupling, c.unflatten(-1, (2, heads, -1))
+        )
+        gate = torch.sigmoid(coarse @ w_gate.T + ten.gate_bias)
+        z = gate * (coupled.flatten(-3) @ ten.output_weight.T) @ part.mixing.weight.T
+        faded = []
+        for t in range(steps):
+            j, r = divmod(t, s)
+            before = z[:, j - 1] if j > 0 else zero
+            weight = (r + 1) / s
+            faded.append((1 - weight) * before + weight * z[:, j])
+        outputs = outputs + torch.stack(faded, dim=1)
+    return outputs, energy
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 2, 4), (1, 2, 4, 8, 16)])
+@pytest.mark.parametrize("steps", [1, 7, 51])
+def test_hierarchy_equals_a_plain_implementation(scales, steps):
+    model = make_model(scales).double()
+    mixer = model.blocks[0].mixer
+    generator = torch.Generator().manual_seed(3)
+    u = torch.randn(2, steps, 24, generator=generator, dtype=torch.float64)
+    parameters = dict(mixer.named_parameters())
+    weights = torch.randn(u.shape, generator=generator, dtype=torch.float64)
+    results = []
+    for outputs, energy in (mixer(u)[:2], plain_hierarchy(mixer, u, scales, 2)):
+        loss = (outputs * weights).sum() + 3 * energy
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        named = dict(zip(parameters, gradients))
+        results.append({"outputs": outputs, "energy": energy, **named})
+    assert_all_close(*results, 1e-10)
+
+
+@torch.no_grad()
+def test_energy_is_a_mean_over_eigenstates_batch_time_and_layers():
+    model = make_model((1, 2, 4)).double()
+    energies = []
+    for block in model.blocks:
+        block.mixer.register_forward_hook(
+            lambda mixer, inputs, _: energies.append(
+                plain_hierarchy(mixer, inputs[0], (1, 2, 4), 2)[1]
+            )
+        )
+    energy = model.compute_loss(random_ids(), random_ids())["energy_loss"]
+    expected = sum(energies) / len(energies) / model.config.num_eigenstates
+    torch.testing.assert_close(energy, expected)
+
+
 @pytest.mark.parametrize("scales", [None, (1, 2, 4)])
 @pytest.mark.parametrize("energy_kind", ["state", "eigenvalue"])
 def test_checkpointing_changes_no_gradient_and_all_parameters_have_one(

@@ -26,6 +26,15 @@ def test_greedy_continuation_is_that_of_whole_sequences(scales):
     assert torch.equal(generated, ids)
 
 
+@torch.no_grad()
+def test_a_long_prompt_is_read_in_pieces(monkeypatch):
+    model = make_model((1, 2, 4))
+    prompt = random_ids(steps=50)
+    whole = model.generate(prompt, max_new_tokens=5, temperature=0)
+    monkeypatch.setattr("ten_dist.model.sampling.PROMPT_PIECE", 7)
+    assert torch.equal(model.generate(prompt, max_new_tokens=5, temperature=0), whole)
+
+
 @pytest.mark.parametrize("scales", [None, (1, 2, 4)])
 @torch.no_grad()
 def test_state_does_not_grow_with_the_sequence(scales):
