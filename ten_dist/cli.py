@@ -49,21 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parsed)
     except ConfigurationError as error:
-        _complain(str(error))
+        _complain(error)
         return EXIT_CONFIGURATION_ERROR
     except (TrainingError, OSError) as error:
-        _complain(str(error))
+        _complain(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _complain("interrupted; the same command again continues a training")
         return EXIT_INTERRUPTED
     return 0
 
 
-def _complain(message: str) -> None:
+def _complain(error: Exception | str) -> None:
     from ten_dist.monitor.console import complain
 
-    complain(message)
+    if not getattr(error, "reported", False):
+        complain(str(error))
 
 
 if __name__ == "__main__":

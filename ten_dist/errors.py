@@ -6,7 +6,14 @@ EXIT_CONFIGURATION_ERROR = 2
 """Exit status of a command that was refused before it wrote anything."""
 
 
-class ConfigurationError(ValueError):
+class Reported:
+    """An error of which the user may have been told already."""
+
+    reported = False
+    """Whether it has been printed, so that the command does not print it again."""
+
+
+class ConfigurationError(Reported, ValueError):
     """Something the user asked for cannot be done as asked.
 
     The message is one line that says what is wrong and which option or file to change.
@@ -18,5 +25,5 @@ class DataError(ConfigurationError):
     """A data folder, shard, manifest or tokenizer is missing, damaged or does not fit."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Reported, RuntimeError):
     """Training cannot go on; the message says why and what to do."""

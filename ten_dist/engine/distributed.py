@@ -15,6 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.monitor.console import complain
 
 # Set by launchers that leave it to the program to find its rank.
 _OTHER_LAUNCHERS = ("SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -119,7 +120,13 @@ class Ranks:
         for rank, failure in enumerate(failures):
             if failure is not None:
                 kind, text = failure
-                raise kind(text if rank == 0 else f"rank {rank}: {text}") from error
+                agreed = kind(text if rank == 0 else f"rank {rank}: {text}")
+                # Said before any rank ends: the launcher kills the others of a machine
+                # as soon as one has, perhaps the one that would say it.
+                complain(str(agreed))
+                agreed.reported = True
+                self.barrier()
+                raise agreed from error
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
