@@ -5,7 +5,8 @@ deepspeed launch/train.py --config nano --data DATA --output_dir RUN
 
 import sys
 
-from ten_dist.cli import main
+from ten_dist.cli import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.argv.insert(1, "train")
+    run_and_exit()

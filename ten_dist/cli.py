@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, TrainingError
 
@@ -60,6 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_and_exit() -> NoReturn:
+    """The console script: run the command of the command line, end with its status."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads that torch keeps for its peers can abort a process that ends after
+        # them, and the launcher would report that instead of the status.
+        os._exit(status)
+    sys.exit(status)
+
+
 def _complain(error: Exception | str) -> None:
     from ten_dist.monitor.console import complain
 
@@ -68,4 +82,4 @@ def _complain(error: Exception | str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

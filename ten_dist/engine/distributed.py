@@ -168,10 +168,9 @@ class Ranks:
         dist.barrier(group=self._words)
 
     def close(self) -> None:
-        """Part in good order; only where all ranks do.
+        """Wait until all ranks have done their work; only where all ranks do.
 
-        A run of one process keeps its group: DeepSpeed holds on to groups for the life
-        of the process, and cannot use others in a second run.
+        The groups are kept for the life of the process: DeepSpeed holds on to them, and
+        destroying one whose peers may already have ended can abort the process.
         """
-        if self.world_size > 1:
-            dist.destroy_process_group()
+        self.barrier()

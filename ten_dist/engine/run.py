@@ -60,18 +60,13 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     make_plan(dataclasses.replace(training, epochs=None), world_size, None)
 
     ranks = Ranks()
-    try:
-        with ranks.agreeing():
-            run = resolve(training, model_options, deepspeed_file, world_size)
-        start = None if training.dry_run else _find_start(ranks, run)
-        if start is None or start.completed is None:
-            for line in run.describe():
-                say(line)
-            _verify_data(ranks, run)
-    except ConfigurationError:
-        # All ranks have agreed on it, so all part here.
-        ranks.close()
-        raise
+    with ranks.agreeing():
+        run = resolve(training, model_options, deepspeed_file, world_size)
+    start = None if training.dry_run else _find_start(ranks, run)
+    if start is None or start.completed is None:
+        for line in run.describe():
+            say(line)
+        _verify_data(ranks, run)
     if start is None:
         dry_run(ranks, run, deepspeed_file)
     elif start.completed is None:
