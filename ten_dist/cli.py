@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, Traini
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+_SECONDS_FOR_FIRST_RANK = 5
 
 # Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.
 _COMMANDS = {
@@ -65,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_and_exit() -> NoReturn:
     """The console script: run the command of the command line, end with its status."""
     status = main()
+    if status and os.environ.get("LOCAL_RANK", "0") != "0":
+        # The launcher ends all ranks of a machine as soon as one has: the first must
+        # have had the time to say what is wrong.
+        time.sleep(_SECONDS_FOR_FIRST_RANK)
     sys.stdout.flush()
     sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
