@@ -209,6 +209,12 @@ if builder is not None and builder.is_compatible():
     builder.load()
 '
   fi
+  # Where it cannot be compiled, training says so and goes on without it.
+  phase "compiling the scan for this processor, once" python -c '
+from ten_dist.recurrence import cpu
+
+print(cpu.unavailable() or "compiled")
+'
   cp "$venv/installed" "$TORCH_EXTENSIONS_DIR/ten_dist.built"
 }
 

@@ -18,7 +18,7 @@ EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
 CHECKPOINTING_MODES = ("none", "block")
-SCAN_BACKENDS = ("auto", "blocked", "reference")
+SCAN_BACKENDS = ("auto", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""
@@ -52,6 +52,8 @@ class TemporalEigenstateConfig:
     """Weight of the energy term in the loss."""
     energy_kind: str = "state"
     """`state`: mean |c|^2 an eigenstate; `eigenvalue`: sum of sigmoid(alpha)^2."""
+    z_loss_weight: float = 0.0
+    """Weight of the squared log partition function in the loss, such as 1e-4."""
     eigenvalue_init: str = "paper"
     """`paper`: alpha ~ U(-3, 0); `timescale`: log-uniform memories."""
     max_timescale: float = 2048.0
@@ -87,6 +89,10 @@ class TemporalEigenstateConfig:
         if not 0.0 <= self.energy_reg_weight < math.inf:
             raise ConfigurationError(
                 f"energy_reg_weight must be 0 or more, not {self.energy_reg_weight}"
+            )
+        if not 0.0 <= self.z_loss_weight < math.inf:
+            raise ConfigurationError(
+                f"z_loss_weight must be 0 or more, not {self.z_loss_weight}"
             )
         if not 1 <= self.ffn_multiplier * self.dim < math.inf:
             raise ConfigurationError(

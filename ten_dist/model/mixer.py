@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.initialization import fill_normal, fill_orthonormal
 from ten_dist.model.precision import at_least_float32, without_autocast
-from ten_dist.recurrence import eigenstate_scan, initial_eigenvalues
+from ten_dist.recurrence import eigenstate_scan_with_energy, initial_eigenvalues
 
 RECURRENCE_PARAMETERS = ("alpha", "omega", "coupling", "coupling_strength")
 """Parameters of the recurrence: real, computed with in float32, without weight decay."""
@@ -95,7 +95,7 @@ class EigenstateMixer(nn.Module):
         beta, modulation, gate = self._split(
             F.linear(inputs, self.input_weight), dim=-1
         )
-        states, state = eigenstate_scan(
+        states, state, energy = eigenstate_scan_with_energy(
             beta,
             at_least_float32(self.alpha),
             at_least_float32(self.omega),
@@ -107,7 +107,11 @@ class EigenstateMixer(nn.Module):
         )
         outputs = F.linear(states, self._coupled_output_weight())
         gate = torch.sigmoid(gate + self.gate_bias.to(gate.dtype))
-        return gate * outputs, self._energy(states), state
+        if self.energy_kind == "eigenvalue":
+            energy = torch.sigmoid(at_least_float32(self.alpha)).square().sum()
+        else:
+            energy = energy.sum() / (inputs.shape[0] * inputs.shape[1])
+        return gate * outputs, energy, state
 
     def _coupled_output_weight(self) -> Tensor:
         """W_out [R (+) R], [d, 2K]: coupling by head, real and imaginary half alike."""
@@ -126,9 +130,3 @@ class EigenstateMixer(nn.Module):
                 + at_least_float32(self.coupling_strength) * mixed
             )
         return coupled.reshape(self.dim, 2 * self.num_eigenstates)
-
-    def _energy(self, states: Tensor) -> Tensor:
-        if self.energy_kind == "eigenvalue":
-            return torch.sigmoid(at_least_float32(self.alpha)).square().sum()
-        batch, steps, _ = states.shape
-        return at_least_float32(states).square().sum() / (batch * steps)

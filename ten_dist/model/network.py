@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.block import Block, BlockState
 from ten_dist.model.initialization import fill_normal
-from ten_dist.model.loss import combine_losses, cross_entropy
+from ten_dist.model.linear_cross_entropy import linear_cross_entropy
+from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
 from ten_dist.model.sampling import generate
 
@@ -33,7 +34,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class TiedHead(nn.Module):
-    """[..., d] -> logits [..., V] with the weight of the embedding.
+    """Linear map from [..., d] to V logits, with the weight of the embedding.
 
     A module of its own, because ZeRO-3 gathers a weight for the module that uses it.
     """
@@ -46,9 +47,14 @@ class TiedHead(nn.Module):
         """Share the weight of `embedding`; needed again where parameters are replaced."""
         self.weight = embedding.weight
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., d] -> [..., V]."""
-        return F.linear(hidden, self.weight)
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, z_loss_weight: float = 0.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [..., V], or with `targets` [...] the two losses of
+        :func:`linear_cross_entropy`, without ever holding all logits."""
+        if targets is None:
+            return F.linear(hidden, self.weight)
+        return linear_cross_entropy(hidden, self.weight, targets, z_loss_weight)
 
 
 class TemporalEigenstateNetwork(nn.Module):
@@ -91,10 +97,11 @@ class TemporalEigenstateNetwork(nn.Module):
         hidden, energy, state = self._run_blocks(input_ids, state)
         if last_only:
             hidden = hidden[:, -1:]
-        logits = self.head(self.final_norm(hidden))
+        hidden = self.final_norm(hidden)
         if targets is not None:
-            ce_loss = cross_entropy(logits, targets)
-            return combine_losses(ce_loss, energy, self.config.energy_reg_weight)
+            losses = self.head(hidden, targets, self.config.z_loss_weight)
+            return combine_losses(*losses, energy, self.config.energy_reg_weight)
+        logits = self.head(hidden)
         return (logits, state) if return_state else logits
 
     def _run_blocks(
@@ -134,8 +141,9 @@ class TemporalEigenstateNetwork(nn.Module):
             return_dict: return the parts as well.
 
         Returns:
-            `loss` = `ce_loss` + energy_reg_weight * `energy_loss`, `ce_loss` (mean, in
-            nats) and `energy_loss` (raw), scalars float32; or `loss` alone.
+            `loss` = `ce_loss` + energy_reg_weight * `energy_loss` (+ `z_loss` where
+            z_loss_weight is not 0), `ce_loss` (mean, in nats), `energy_loss` (raw) and
+            `z_loss` (weighted), scalars float32; or `loss` alone.
         """
         losses = self(inputs, targets=targets)
         return losses if return_dict else losses["loss"]

@@ -1,6 +1,15 @@
 """The eigenstate scan: one function, several backends, one oracle (DESIGN 2.1)."""
 
 from ten_dist.recurrence.initialization import initial_eigenvalues
-from ten_dist.recurrence.scan import available_backends, eigenstate_scan
+from ten_dist.recurrence.scan import (
+    available_backends,
+    eigenstate_scan,
+    eigenstate_scan_with_energy,
+)
 
-__all__ = ["available_backends", "eigenstate_scan", "initial_eigenvalues"]
+__all__ = [
+    "available_backends",
+    "eigenstate_scan",
+    "eigenstate_scan_with_energy",
+    "initial_eigenvalues",
+]

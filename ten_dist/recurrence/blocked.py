@@ -20,6 +20,7 @@ from ten_dist.recurrence.eigenvalues import (
     eigenvalue_terms,
     input_gain_derivative,
     state_dtype,
+    state_energy,
     to_complex,
     to_halves,
 )
@@ -30,18 +31,19 @@ def blocked_scan(
     alpha: Tensor,
     omega: Tensor,
     modulation: Tensor | None,
-    selection_range: tuple[float, float],
+    ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` on any device that runs torch.
 
     Kept for backward: the arguments and the returned states, which the caller holds
     anyway. Eigenvalues are computed again in backward.
     """
-    return _BlockedScan.apply(
-        beta, alpha, omega, modulation, initial_state, selection_range, input_norm
+    states, final_state = _BlockedScan.apply(
+        beta, alpha, omega, modulation, ranges, initial_state, input_norm
     )
+    return states, final_state, state_energy(states)
 
 
 class _BlockedScan(torch.autograd.Function):
@@ -52,12 +54,12 @@ class _BlockedScan(torch.autograd.Function):
         alpha: Tensor,
         omega: Tensor,
         modulation: Tensor | None,
+        ranges: Tensor,
         initial_state: Tensor | None,
-        selection_range: tuple[float, float],
         input_norm: str,
     ) -> tuple[Tensor, Tensor]:
         dtype = state_dtype(beta)
-        terms = _terms(alpha, omega, modulation, selection_range, input_norm, dtype)
+        terms = _terms(alpha, omega, modulation, ranges, input_norm, dtype)
         drive = to_complex(beta.to(dtype))
         if terms.gain is not None:
             drive = drive * terms.gain
@@ -65,8 +67,9 @@ class _BlockedScan(torch.autograd.Function):
         scanned = affine_scan(terms.eigenvalue.expand_as(drive), drive, entering)
         final_state = to_halves(scanned[:, -1])
         states = to_halves(scanned).to(beta.dtype)
-        ctx.save_for_backward(beta, alpha, omega, modulation, initial_state, states)
-        ctx.selection_range = selection_range
+        ctx.save_for_backward(
+            beta, alpha, omega, modulation, ranges, initial_state, states
+        )
         ctx.input_norm = input_norm
         return states, final_state
 
@@ -77,11 +80,11 @@ class _BlockedScan(torch.autograd.Function):
         #     G_t = w_t + conj(lambda_{t+1}) G_{t+1},
         # and every other gradient follows from G_t and the product
         #     z_t = conj(G_t) lambda_t c_{t-1}.
-        beta, alpha, omega, modulation, initial_state, states = ctx.saved_tensors
-        dtype = state_dtype(beta)
-        terms = _terms(
-            alpha, omega, modulation, ctx.selection_range, ctx.input_norm, dtype
+        beta, alpha, omega, modulation, ranges, initial_state, states = (
+            ctx.saved_tensors
         )
+        dtype = state_dtype(beta)
+        terms = _terms(alpha, omega, modulation, ranges, ctx.input_norm, dtype)
         drive = to_complex(beta.to(dtype))
         eigenvalue = terms.eigenvalue.expand_as(drive)
         adjoint = _adjoint(
@@ -110,14 +113,13 @@ class _BlockedScan(torch.autograd.Function):
                 grad_alpha = (grad_gain * slope).sum(dim=(0, 1))
         grad_alpha = grad_alpha + grad_logit.sum(dim=(0, 1))
 
-        grad_modulation = None
+        grad_modulation, grad_ranges = None, torch.zeros_like(ranges)
         if modulation is not None:
             bounded = torch.tanh(modulation.to(dtype))
-            scale_decay, scale_rotation = ctx.selection_range
-            grad_modulation = torch.cat(
-                [scale_decay * grad_logit, scale_rotation * grad_rotation], dim=-1
-            ).mul_(1 - bounded**2)
-            grad_modulation = grad_modulation.to(modulation.dtype)
+            grad_scaled = torch.cat([grad_logit, grad_rotation], dim=-1)
+            grad_ranges = (bounded * grad_scaled).sum(dim=(0, 1)).view_as(ranges)
+            grad_modulation = grad_scaled.mul_(ranges.to(dtype).flatten())
+            grad_modulation = grad_modulation.mul_(1 - bounded**2).to(modulation.dtype)
         grad_initial = None
         if initial_state is not None:
             grad_initial = to_halves(eigenvalue[:, 0].conj() * adjoint[:, 0])
@@ -127,8 +129,8 @@ class _BlockedScan(torch.autograd.Function):
             grad_alpha.to(alpha.dtype),
             grad_rotation.sum(dim=(0, 1)).to(omega.dtype),
             grad_modulation,
+            grad_ranges.to(ranges.dtype),
             grad_initial,
-            None,
             None,
         )
 
@@ -188,7 +190,7 @@ def _terms(
     alpha: Tensor,
     omega: Tensor,
     modulation: Tensor | None,
-    selection_range: tuple[float, float],
+    ranges: Tensor,
     input_norm: str,
     dtype: torch.dtype,
 ) -> EigenvalueTerms:
@@ -196,7 +198,7 @@ def _terms(
         alpha.to(dtype),
         omega.to(dtype),
         None if modulation is None else modulation.to(dtype),
-        selection_range,
+        ranges.to(dtype),
         input_norm,
     )
 

@@ -33,19 +33,20 @@ def eigenvalue_terms(
     alpha: Tensor,
     omega: Tensor,
     modulation: Tensor | None,
-    selection_range: tuple[float, float],
+    ranges: Tensor,
     input_norm: str,
 ) -> EigenvalueTerms:
     """Terms of the recurrence for base values [K] and modulation [B, T, 2K] or None.
 
-    All arguments are of one real dtype, which the terms have too.
+    `ranges` [2, K] are s_a and s_w. All arguments are of one real dtype, which the terms
+    have too.
     """
     if modulation is None:
         logit, rotation = alpha, omega
     else:
         p, q = modulation.chunk(2, dim=-1)
-        logit = alpha + selection_range[0] * torch.tanh(p)
-        rotation = omega + selection_range[1] * torch.tanh(q)
+        logit = alpha + ranges[0] * torch.tanh(p)
+        rotation = omega + ranges[1] * torch.tanh(q)
     decay = torch.sigmoid(logit)
     eigenvalue = torch.polar(decay, rotation.expand_as(decay).contiguous())
     if input_norm == "none":
@@ -79,3 +80,10 @@ def to_complex(halves: Tensor) -> Tensor:
 def to_halves(values: Tensor) -> Tensor:
     """[..., K] complex to [..., 2K] real and imaginary halves."""
     return torch.cat([values.real, values.imag], dim=-1)
+
+
+def state_energy(states: Tensor) -> Tensor:
+    """Sum over time of |c|^2, [B, K], of states [B, T, 2K]; float32 or wider."""
+    squares = states.to(state_dtype(states)).square().sum(dim=1)
+    real, imaginary = squares.chunk(2, dim=-1)
+    return real + imaginary

@@ -8,6 +8,7 @@ from torch import Tensor
 from ten_dist.recurrence.eigenvalues import (
     eigenvalue_terms,
     state_dtype,
+    state_energy,
     to_complex,
     to_halves,
 )
@@ -18,10 +19,10 @@ def reference_scan(
     alpha: Tensor,
     omega: Tensor,
     modulation: Tensor | None,
-    selection_range: tuple[float, float],
+    ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` as a loop over T that autograd differentiates.
 
     Every other backend is checked against it, in float64. It keeps O(T) tensors for
@@ -32,7 +33,7 @@ def reference_scan(
         alpha.to(dtype),
         omega.to(dtype),
         None if modulation is None else modulation.to(dtype),
-        selection_range,
+        ranges.to(dtype),
         input_norm,
     )
     drive = to_complex(beta.to(dtype))
@@ -47,4 +48,5 @@ def reference_scan(
     for step in range(drive.shape[1]):
         state = eigenvalue[:, step] * state + drive[:, step]
         states.append(state)
-    return to_halves(torch.stack(states, dim=1)).to(beta.dtype), to_halves(state)
+    states = to_halves(torch.stack(states, dim=1))
+    return states.to(beta.dtype), to_halves(state), state_energy(states)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ten_dist.recurrence import cpu
 from ten_dist.recurrence.blocked import blocked_scan
+from ten_dist.recurrence.cpu import cpu_scan
 from ten_dist.recurrence.reference import reference_scan
 
-# Fastest first: `auto` takes the first one.
-_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+Number = float | Tensor
+_Scan = tuple[Tensor, Tensor, Tensor]
+_BACKENDS: dict[str, Callable[..., _Scan]] = {
+    "cpu": cpu_scan,
     "blocked": blocked_scan,
     "reference": reference_scan,
 }
@@ -19,7 +25,7 @@ _BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that work on this machine, fastest first."""
-    return tuple(_BACKENDS)
+    return tuple(n for n in _BACKENDS if n != "cpu" or cpu.unavailable() is None)
 
 
 def eigenstate_scan(
@@ -27,7 +33,7 @@ def eigenstate_scan(
     alpha: Tensor,
     omega: Tensor,
     modulation: Tensor | None = None,
-    selection_range: tuple[float, float] = (0.1, 0.1),
+    selection_range: tuple[Number, Number] = (0.1, 0.1),
     input_norm: str = "none",
     initial_state: Tensor | None = None,
     backend: str = "auto",
@@ -47,11 +53,13 @@ def eigenstate_scan(
         omega: [K] base rotation, radians a step.
         modulation: [B, T, 2K] p in the first half and q in the second, before tanh,
             or None for eigenvalues that do not depend on the input.
-        selection_range: (s_a, s_w), the largest change of alpha and of omega.
+        selection_range: (s_a, s_w), the largest change of alpha and of omega: numbers,
+            or tensors of one or of K elements.
         input_norm: input gain g: "none" 1; "static" sqrt(1 - rho_k^2) of the base
             decay; "dynamic" sqrt(1 - rho_k(t)^2).
         initial_state: [B, 2K] state before the first step, or None for zeros.
-        backend: a name of :func:`available_backends`, or "auto" for the fastest.
+        backend: a name of :func:`available_backends`, or "auto" for the fastest that
+            takes these arguments.
 
     Returns:
         states: [B, T, 2K], the state after each step, in the dtype of `beta`.
@@ -61,16 +69,77 @@ def eigenstate_scan(
     Raises:
         ValueError: shapes do not agree, or a name is unknown.
     """
+    return eigenstate_scan_with_energy(
+        beta,
+        alpha,
+        omega,
+        modulation,
+        selection_range,
+        input_norm,
+        initial_state,
+        backend,
+    )[:2]
+
+
+def eigenstate_scan_with_energy(
+    beta: Tensor,
+    alpha: Tensor,
+    omega: Tensor,
+    modulation: Tensor | None = None,
+    selection_range: tuple[Number, Number] = (0.1, 0.1),
+    input_norm: str = "none",
+    initial_state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`eigenstate_scan`, and the energy taken in the same pass.
+
+    Returns:
+        states, final_state: as :func:`eigenstate_scan`.
+        energy: [B, K], the sum over time of |c_k(t)|^2, in the dtype of the state.
+    """
     _check_arguments(beta, alpha, omega, modulation, input_norm, initial_state)
-    name = available_backends()[0] if backend == "auto" else backend
+    name = _fastest_for(beta) if backend == "auto" else backend
     if name not in _BACKENDS:
         raise ValueError(
             f"unknown scan backend {backend!r}: this machine has auto, "
-            f"{', '.join(_BACKENDS)}"
+            f"{', '.join(available_backends())}"
         )
-    return _BACKENDS[name](
-        beta, alpha, omega, modulation, selection_range, input_norm, initial_state
+    if name == "cpu":
+        _check_takes(beta)
+    ranges = torch.stack(
+        [torch.as_tensor(s).to(alpha).expand_as(alpha) for s in selection_range]
     )
+    return _BACKENDS[name](
+        beta, alpha, omega, modulation, ranges, input_norm, initial_state
+    )
+
+
+def _fastest_for(beta: Tensor) -> str:
+    if beta.device.type != "cpu" or beta.dtype == torch.float64:
+        return "blocked"
+    return _fastest_on_cpu()
+
+
+@functools.cache
+def _fastest_on_cpu() -> str:
+    reason = cpu.unavailable()
+    if reason is None:
+        return "cpu"
+    warnings.warn(
+        f"the scan runs in pure torch, slower than it could: {reason}", stacklevel=2
+    )
+    return "blocked"
+
+
+def _check_takes(beta: Tensor) -> None:
+    reason = cpu.unavailable()
+    if reason is not None:
+        raise ValueError(f"scan backend cpu is not available: {reason}")
+    if beta.device.type != "cpu" or beta.dtype == torch.float64:
+        raise ValueError(
+            "scan backend cpu takes float32 and bfloat16 on the CPU, not "
+            f"{beta.dtype} on {beta.device.type}"
+        )
 
 
 def _check_arguments(

@@ -1,0 +1,266 @@
+"""CPU measurements, each with both of its sides in one run.
+
+    python benchmarks/cpu.py [scan] [step] [length] [loss] [generate] [--output FILE]
+
+Every figure is a ratio of two medians measured in turn, A B A B ..., because the speed of
+a shared machine drifts. The model has width
+512, 6 layers, 64 eigenstates, vocabulary 50257, 41 M parameters; the transformer beside
+it has the same size (its MLP is narrower by what attention needs more). A step is
+forward, backward and AdamW. Results are printed as a table and written as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.model.precision import autocast
+from ten_dist.model.transformer import Transformer
+from ten_dist.recurrence import eigenstate_scan
+
+CPU = torch.device("cpu")
+TEN = TemporalEigenstateConfig(
+    vocab_size=50257, dim=512, n_layers=6, num_eigenstates=64, num_heads=4
+)
+TRANSFORMER = dataclasses.replace(TEN, ffn_multiplier=2.875)
+PRECISIONS = ("fp32", "bf16")
+
+
+def paired(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side; all run in turn, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if repeat:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training_step(model, precision: str, batch: int, steps: int) -> Callable[[], None]:
+    """A function that trains `model` on one batch of random tokens."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(TEN.vocab_size, (batch, steps + 1))
+
+    def step() -> None:
+        with autocast(CPU, precision):
+            losses = model.compute_loss(tokens[:, :-1], tokens[:, 1:])
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_scan(report: Report) -> None:
+    """The C++ scan, forward and backward, beside `blocked` and a copy of its bytes."""
+    batch, steps, width = 4, 2048, TEN.num_eigenstates
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = {
+            name: torch.randn(batch, steps, 2 * width).to(dtype).requires_grad_()
+            for name in ("beta", "modulation")
+        }
+        arguments["alpha"] = torch.rand(width).requires_grad_()
+        arguments["omega"] = torch.rand(width).requires_grad_()
+        gradient = torch.randn(batch, steps, 2 * width).to(dtype)
+
+        def scan(backend: str, arguments=arguments, gradient=gradient) -> None:
+            states, _ = eigenstate_scan(**arguments, backend=backend)
+            torch.autograd.grad(states, list(arguments.values()), gradient)
+
+        # Forward reads p, q and complex beta and writes complex c: 6 numbers. Backward
+        # reads p, q, c, dc and writes dbeta, dp, dq: 10. A copy reads half of what it
+        # moves and writes the other half.
+        elements = (6 + 10) * batch * steps * width // 2
+        source = torch.randn(elements).to(dtype)
+        target = torch.empty_like(source)
+        seconds = paired(
+            {
+                "cpu": lambda: scan("cpu"),
+                "blocked": lambda: scan("blocked"),
+                "copy": functools.partial(target.copy_, source),
+            },
+            repeats=15,
+        )
+        name = str(dtype).removeprefix("torch.")
+        report.add(f"scan {name}: blocked / cpu", seconds["blocked"] / seconds["cpu"])
+        report.add(f"scan {name}: cpu / copy", seconds["cpu"] / seconds["copy"])
+
+
+def measure_step(report: Report) -> None:
+    """Training tokens per second beside the transformer, and float32 beside bf16."""
+    for steps in (2048, 8192):
+        sides = {}
+        for precision in PRECISIONS:
+            for name, model in (
+                ("ten", TemporalEigenstateNetwork(TEN)),
+                ("transformer", Transformer(TRANSFORMER, num_heads=8)),
+            ):
+                key = f"{name} {precision}"
+                sides[key] = training_step(model, precision, 8192 // steps, steps)
+        seconds = paired(sides, repeats=3)
+        for precision in PRECISIONS:
+            ratio = seconds[f"transformer {precision}"] / seconds[f"ten {precision}"]
+            report.add(f"step {precision} T={steps}: TEN / transformer tokens/s", ratio)
+        ratio = seconds["ten fp32"] / seconds["ten bf16"]
+        report.add(f"step T={steps}: TEN bf16 / fp32 tokens/s", ratio)
+        for key, value in seconds.items():
+            report.add(f"step {key} T={steps}: tokens/s", 8192 / value)
+
+
+def measure_scan_share(report: Report) -> None:
+    """Part of a training step that the scan takes."""
+    model = TemporalEigenstateNetwork(TEN)
+    for precision in PRECISIONS:
+        step = training_step(model, precision, 4, 2048)
+        step()
+        with torch.profiler.profile() as profile:
+            step()
+        rows = profile.key_averages()
+        total = sum(row.self_cpu_time_total for row in rows)
+        scan = sum(
+            row.self_cpu_time_total
+            for row in rows
+            if row.key.startswith("ten_dist_cpu::")
+        )
+        report.add(f"scan share of a {precision} step, percent", 100 * scan / total)
+
+
+def measure_length(report: Report) -> None:
+    """Tokens per second from T = 512 to 32768 at 32768 tokens a step."""
+    model = TemporalEigenstateNetwork(TEN)
+    lengths = (512, 2048, 8192, 32768)
+    sides = {
+        str(steps): training_step(model, "bf16", 32768 // steps, steps)
+        for steps in lengths
+    }
+    seconds = paired(sides, repeats=2)
+    for steps in lengths:
+        report.add(
+            f"length T={steps}: tokens/s beside T=512",
+            seconds["512"] / seconds[str(steps)],
+        )
+
+
+def peak_of_a_step(whole_logits: bool) -> float:
+    """Peak memory, in bytes, of a step of 16384 tokens, in a process of its own."""
+    code = (
+        "import torch, benchmarks.cpu as b, ten_dist.model.linear_cross_entropy as m\n"
+        f"m.LOGITS_AT_ONCE = 2**62 if {whole_logits} else m.LOGITS_AT_ONCE\n"
+        "model = b.TemporalEigenstateNetwork(b.TEN)\n"
+        "b.training_step(model, 'fp32', 8, 2048)()\n"
+        "print(b.resource.getrusage(b.resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return float(output.split()[-1])
+
+
+def measure_loss(report: Report) -> None:
+    """Peak memory of a step with the loss in pieces, beside whole logits."""
+    pieces, whole = peak_of_a_step(False), peak_of_a_step(True)
+    report.add("loss: peak memory in pieces / whole logits", pieces / whole)
+    report.add("loss: peak memory in pieces, GiB", pieces / 2**30)
+
+
+@torch.no_grad()
+def measure_generate(report: Report) -> None:
+    """Time of a token at position 100,000 beside position 100, and the state."""
+    model = TemporalEigenstateNetwork(TEN).eval()
+    states = {}
+    for position in (100, 100_000):
+        state = None
+        for piece in torch.randint(TEN.vocab_size, (1, position)).split(4096, dim=1):
+            _, state = model(piece, state=state, return_state=True, last_only=True)
+        states[str(position)] = state
+    token = torch.zeros(1, 1, dtype=torch.int64)
+
+    def tokens(state) -> None:
+        for _ in range(20):
+            model(token, state=state, return_state=True)
+
+    seconds = paired(
+        {name: lambda s=state: tokens(s) for name, state in states.items()}, repeats=9
+    )
+    report.add(
+        "generate: time at position 100,000 / 100", seconds["100000"] / seconds["100"]
+    )
+    size = sum(state.numel() for state in states["100000"].blocks)
+    report.add("generate: state, numbers", size)
+
+
+class Report:
+    """Figures in the order they were measured; printed at once, written at the end."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Record and print one figure."""
+        self.figures[name] = round(value, 4)
+        print(f"{name:58s} {value:12.4g}", flush=True)
+
+    def write(self, path: Path) -> None:
+        """Write the figures with what they were measured on."""
+        content = {
+            "date": date.today().isoformat(),
+            "command": " ".join(["python", *sys.argv]),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "figures": self.figures,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+MEASUREMENTS = {
+    "scan": measure_scan,
+    "share": measure_scan_share,
+    "step": measure_step,
+    "length": measure_length,
+    "loss": measure_loss,
+    "generate": measure_generate,
+}
+
+
+def main() -> None:
+    """Run the measurements named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(MEASUREMENTS))
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(MEASUREMENTS)
+    if unknown:
+        parser.error(f"no measurement {', '.join(sorted(unknown))}")
+    torch.manual_seed(0)
+    report = Report()
+    for name in options.names or MEASUREMENTS:
+        MEASUREMENTS[name](report)
+    if options.output is not None:
+        report.write(options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The eigenstate scan as a C++ operator for CPUs.
+
+It is compiled for this processor when it is first needed and cached where torch keeps
+the extensions that it builds (TORCH_EXTENSIONS_DIR). As a registered operator with a
+fake implementation it does not break a graph under `torch.compile`.
+
+Memory for backward: the arguments and the returned states, which the caller holds
+anyway. Eigenvalues are computed again from the modulation.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("cpu_scan.cpp")
+# No -ffast-math: the source rounds by exact sums.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+_STALE_LOCK_SECONDS = 600
+
+
+def cpu_scan(
+    beta: Tensor,
+    alpha: Tensor,
+    omega: Tensor,
+    modulation: Tensor | None,
+    ranges: Tensor,
+    input_norm: str,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`eigenstate_scan` for float32 and bfloat16 on the CPU, with the energy.
+
+    The operator is the one that :func:`unavailable` has loaded.
+    """
+    return torch.ops.ten_dist_cpu.scan_forward(
+        _unit_stride(beta),
+        alpha.float().contiguous(),
+        omega.float().contiguous(),
+        ranges.float().contiguous(),
+        None if modulation is None else _unit_stride(modulation.to(beta.dtype)),
+        None if initial_state is None else initial_state.float().contiguous(),
+        input_norm,
+    )
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why there is no C++ operator here, or None once it is loaded.
+
+    The first call compiles it where that has not been done before.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler: {compiler} is not on PATH"
+    if shutil.which("ninja") is None and not _beside_python("ninja"):
+        return "ninja is not installed"
+    # Imported here: it takes a second, and inspects the machine.
+    from torch.utils import cpp_extension
+
+    name = f"ten_dist_cpu_scan_{_build_identity(compiler)}"
+    folder = Path(cpp_extension._get_build_directory(name, verbose=False))
+    if (
+        not (folder / f"{name}.so").is_file()
+        and os.environ.get("LOCAL_RANK", "0") == "0"
+    ):
+        print(f"ten-dist: compiling the scan for this processor in {folder}, once")
+        sys.stdout.flush()
+    _remove_stale_lock(folder / "lock")
+    try:
+        cpp_extension.load(
+            name=name,
+            sources=[str(_SOURCE)],
+            extra_cflags=list(_FLAGS),
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return f"the scan could not be compiled: {str(error).splitlines()[0]}"
+    _register()
+    return None
+
+
+def _beside_python(program: str) -> bool:
+    """Make a program of this Python's environment found, where it is not activated."""
+    folder = Path(sys.executable).parent
+    if not (folder / program).is_file():
+        return False
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+    return True
+
+
+def _build_identity(compiler: str) -> str:
+    """What makes one build differ from another; nodes may share a file system."""
+    try:
+        target = subprocess.run(
+            [compiler, "-march=native", "-Q", "--help=target"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    except OSError:
+        target = ""
+    parts = (
+        _SOURCE.read_text(),
+        " ".join(_FLAGS),
+        torch.__version__,
+        platform.machine(),
+        target,
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _remove_stale_lock(lock: Path) -> None:
+    # torch waits for this file for ever, also where the build that made it was killed.
+    try:
+        if time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
+            lock.unlink()
+    except FileNotFoundError:
+        pass
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _register() -> None:
+    """Give the operator shapes for tracing, and its backward."""
+    torch.library.register_fake("ten_dist_cpu::scan_forward", _fake_forward)
+    torch.library.register_fake("ten_dist_cpu::scan_backward", _fake_backward)
+    torch.library.register_autograd(
+        "ten_dist_cpu::scan_forward", _backward, setup_context=_save
+    )
+
+
+def _fake_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
+    batch, _, width = beta.shape
+    return (
+        torch.empty_like(beta, memory_format=torch.contiguous_format),
+        alpha.new_empty(batch, width),
+        alpha.new_empty(batch, width // 2),
+    )
+
+
+def _fake_backward(
+    grad_states,
+    grad_final,
+    grad_energy,
+    states,
+    beta,
+    alpha,
+    omega,
+    ranges,
+    modulation,
+    initial,
+    input_norm,
+):
+    batch, _, width = beta.shape
+    like_beta = torch.empty_like(states)
+    return (
+        like_beta,
+        torch.empty_like(like_beta) if modulation is not None else beta.new_empty(0),
+        alpha.new_empty(4, width // 2),
+        alpha.new_empty(batch, width),
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    beta, alpha, omega, ranges, modulation, initial, input_norm = inputs
+    ctx.save_for_backward(beta, alpha, omega, ranges, modulation, initial, output[0])
+    ctx.input_norm = input_norm
+
+
+def _backward(ctx, grad_states, grad_final, grad_energy):
+    beta, alpha, omega, ranges, modulation, initial, states = ctx.saved_tensors
+    grad_beta, grad_modulation, grad_base, grad_initial = (
+        torch.ops.ten_dist_cpu.scan_backward(
+            _unit_stride(grad_states),
+            grad_final.contiguous(),
+            grad_energy.contiguous(),
+            states,
+            beta,
+            alpha,
+            omega,
+            ranges,
+            modulation,
+            initial,
+            ctx.input_norm,
+        )
+    )
+    return (
+        grad_beta,
+        grad_base[0],
+        grad_base[1],
+        grad_base[2:],
+        grad_modulation if modulation is not None else None,
+        grad_initial if initial is not None else None,
+        None,
+    )

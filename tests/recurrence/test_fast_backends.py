@@ -1,0 +1,165 @@
+"""Compiled backends against the float64 oracle, on the same rounded inputs."""
+
+import itertools
+
+import pytest
+import torch
+
+from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
+from ten_dist.recurrence import cpu as cpu_backend
+
+BACKENDS = [name for name in available_backends() if name in ("cpu",)]
+NAMES = ("states", "final", "energy")
+# Largest error of each result relative to its largest value.
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2}
+
+
+def make_inputs(steps, width, dtype, *, batch=3, modulated=True, initial=True):
+    """Inputs rounded to `dtype`; decays from 0.05 to 0.9999."""
+    generator = torch.Generator().manual_seed(steps * 100 + width)
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=generator)
+
+    inputs = {
+        "beta": normal(batch, steps, 2 * width).to(dtype),
+        "alpha": torch.logit(torch.linspace(0.05, 0.9999, width)),
+        "omega": normal(width, scale=3.0),
+        "decay_range": torch.full((width,), 0.5),
+        "rotation_range": normal(width, scale=2.0).abs(),
+    }
+    if modulated:
+        inputs["modulation"] = normal(batch, steps, 2 * width, scale=2.0).to(dtype)
+    if initial:
+        inputs["initial_state"] = normal(batch, 2 * width)
+    return inputs
+
+
+def run(inputs, backend, input_norm, wide=False):
+    """Results and all gradients of a loss that weighs every result differently."""
+    leaves = {
+        name: (tensor.double() if wide else tensor).detach().clone().requires_grad_()
+        for name, tensor in inputs.items()
+    }
+    arguments = dict(leaves)
+    arguments["selection_range"] = (
+        arguments.pop("decay_range"),
+        arguments.pop("rotation_range"),
+    )
+    results = eigenstate_scan_with_energy(
+        **arguments, input_norm=input_norm, backend=backend
+    )
+    generator = torch.Generator().manual_seed(1)
+    loss = 0.0
+    for result, scale in zip(results, (1.0, 1.0, 1e-2)):
+        weight = scale * torch.randn(result.shape, generator=generator)
+        loss = loss + (result * weight.to(result.dtype)).double().sum()
+    # Without modulation the selection ranges play no part.
+    gradients = torch.autograd.grad(
+        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(NAMES, results)) | {
+        f"grad {name}": gradient for name, gradient in zip(leaves, gradients)
+    }
+
+
+def assert_near(actual, expected, tolerance):
+    for name, value in expected.items():
+        scale = value.abs().max().clamp(min=1e-6)
+        error = (actual[name].double() - value).abs().max() / scale
+        assert error < tolerance, (name, error.item())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("input_norm", ["none", "static", "dynamic"])
+@pytest.mark.parametrize(
+    ("steps", "width"), [(1, 5), (2, 16), (63, 17), (64, 40), (65, 7), (1000, 33)]
+)
+def test_backend_equals_the_oracle(backend, dtype, input_norm, steps, width):
+    for modulated, initial in itertools.product([True, False], repeat=2):
+        inputs = make_inputs(steps, width, dtype, modulated=modulated, initial=initial)
+        if dtype == torch.bfloat16:
+            # Rounded states at a decay of 0.9999 are off by their own resolution for
+            # thousands of steps; gradients through them as well.
+            inputs["alpha"] = inputs["alpha"].clamp(max=4.0)
+        actual = run(inputs, backend, input_norm)
+        expected = run(inputs, "reference", input_norm, wide=True)
+        assert actual["states"].dtype == dtype
+        assert actual["final"].dtype == actual["energy"].dtype == torch.float32
+        assert_near(actual, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backend_takes_the_views_of_one_projection(backend):
+    """What a mixer passes: parts of a wider tensor, and a transposed one."""
+    width = 24
+    parts = torch.randn(2, 50, 5 * width)
+    views = {
+        "beta": parts[..., : 2 * width],
+        "modulation": parts[..., 2 * width : 4 * width],
+    }
+    swapped = {
+        name: v.transpose(1, 2).contiguous().transpose(1, 2)
+        for name, v in views.items()
+    }
+    common = {"alpha": torch.linspace(-2, 5, width), "omega": torch.randn(width)}
+    whole = {name: v.contiguous() for name, v in views.items()}
+    expected = eigenstate_scan_with_energy(**whole, **common, backend=backend)
+    for inputs in (views, swapped):
+        actual = eigenstate_scan_with_energy(**inputs, **common, backend=backend)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twenty_repetitions_are_identical(backend):
+    threads = torch.get_num_threads()
+    inputs = make_inputs(300, 70, torch.float32)
+    try:
+        results = []
+        for repetition in range(20):
+            torch.set_num_threads(1 + repetition % 4)
+            results.append(run(inputs, backend, "dynamic"))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(result[name], results[0][name]) for name in result)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_larger_than_its_results_is_kept(backend):
+    """For backward: the arguments and the states, which the caller holds anyway."""
+    inputs = make_inputs(200, 32, torch.float32)
+    held = {tensor.data_ptr() for tensor in inputs.values()}
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    leaves = {n: t.requires_grad_() for n, t in inputs.items()}
+    ranges = (leaves.pop("decay_range"), leaves.pop("rotation_range"))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states, *_ = eigenstate_scan_with_energy(
+            **leaves, selection_range=ranges, backend=backend
+        )
+    large = [t for t in kept if t.numel() >= 3 * 200 * 32]
+    held.add(states.data_ptr())
+    assert large and all(t.data_ptr() in held for t in large)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operator_is_well_behaved_under_tracing(backend):
+    inputs = make_inputs(9, 8, torch.float32)
+    ranges = torch.stack([inputs["decay_range"], inputs["rotation_range"]])
+    arguments = [inputs[n].requires_grad_() for n in ("beta", "alpha", "omega")]
+    arguments += [ranges.requires_grad_(), inputs["modulation"].requires_grad_()]
+    arguments += [inputs["initial_state"].requires_grad_(), "dynamic"]
+    assert backend == "cpu"
+    torch.library.opcheck(torch.ops.ten_dist_cpu.scan_forward.default, arguments)
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = cpu_backend.unavailable.__wrapped__()
+    assert reason == "no C++ compiler: no-such-compiler is not on PATH"
