@@ -166,6 +166,17 @@ def test_models_need_no_deepspeed(tmp_path):
     assert "[1, 3, 9]" in result.stdout
 
 
+def test_z_loss_is_reported(token_data, tmp_path):
+    arguments = [*SMALL_MODEL, "--z_loss_weight", "1e-3", "--data", token_data]
+    arguments += ["--output_dir", tmp_path / "run", "--steps", 2, "--seq_len", 32]
+    assert main(["train", *map(str, arguments), "--num_workers", "0"]) == 0
+    for metrics in read_metrics(tmp_path / "run"):
+        if "loss" in metrics:
+            parts = metrics["ce_loss"] + metrics["weighted_energy_loss"]
+            assert metrics["loss"] == pytest.approx(parts + metrics["z_loss"], rel=1e-5)
+            assert metrics["z_loss"] > 0
+
+
 def test_metrics_have_every_figure_of_a_step(run_folder):
     steps = [m for m in read_metrics(run_folder) if "loss" in m]
     assert [m["step"] for m in steps] == list(range(1, 31))

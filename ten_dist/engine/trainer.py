@@ -24,8 +24,6 @@ from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor, peak_memory_bytes
 from ten_dist.run_folder import RunFolder
 
-_LOSSES = ("loss", "ce_loss", "energy_loss")
-
 
 class Trainer:
     """Runs the steps of a plan on a DeepSpeed engine.
@@ -54,6 +52,9 @@ class Trainer:
         self.monitor = monitor
         self.ledger = ledger
         self._energy_weight = run.model_config.energy_reg_weight
+        self._losses = ["loss", "ce_loss", "energy_loss"]
+        if run.model_config.z_loss_weight:
+            self._losses.append("z_loss")
 
     def fit(self, steps_done: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Train from `steps_done` to the end of the plan.
@@ -107,7 +108,7 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         data_seconds = 0.0
-        totals = torch.zeros(3, device=engine.device)
+        totals = torch.zeros(len(self._losses), device=engine.device)
         sharded = engine.zero_optimization()
         for micro_step in range(plan.accumulation_steps):
             waited = time.perf_counter()
@@ -120,31 +121,28 @@ class Trainer:
             )
             # DeepSpeed divides by the number of accumulations.
             engine.backward(losses["loss"])
-            totals += torch.stack([losses[name].detach() for name in _LOSSES])
+            totals += torch.stack([losses[name].detach() for name in self._losses])
             if micro_step + 1 == plan.accumulation_steps and not sharded:
                 gradient_norm = self._averaged_gradient_norm()
             engine.step()
-        loss, ce_loss, energy_loss = (
-            self.ranks.mean(totals) / plan.accumulation_steps
-        ).tolist()
+        means = (self.ranks.mean(totals) / plan.accumulation_steps).tolist()
+        losses = dict(zip(self._losses, means, strict=True))
+        loss, energy_loss = losses["loss"], losses["energy_loss"]
         if sharded:
             # None where DeepSpeed has skipped the update.
             gradient_norm = float(engine.get_global_grad_norm() or math.nan)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             newest = self.folder.newest_checkpoint()
             raise TrainingError(
-                f"step {number} is not finite: loss {loss}, cross-entropy {ce_loss}, "
-                f"energy {energy_loss}, gradient norm {gradient_norm}. Nothing of it was "
-                "saved; go on in another --output_dir with a lower --learning_rate"
+                f"step {number} is not finite: {losses}, gradient norm {gradient_norm}. "
+                "Nothing of it was saved; go on in another --output_dir with a lower --learning_rate"
                 + (f" and --resume {newest}" if newest is not None else "")
             )
         seconds = time.perf_counter() - started
         return {
             "step": number,
             "tokens": number * plan.tokens_per_step,
-            "loss": loss,
-            "ce_loss": ce_loss,
-            "energy_loss": energy_loss,
+            **losses,
             "weighted_energy_loss": self._energy_weight * energy_loss,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,

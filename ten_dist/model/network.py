@@ -99,8 +99,14 @@ class TemporalEigenstateNetwork(nn.Module):
             hidden = hidden[:, -1:]
         hidden = self.final_norm(hidden)
         if targets is not None:
-            losses = self.head(hidden, targets, self.config.z_loss_weight)
-            return combine_losses(*losses, energy, self.config.energy_reg_weight)
+            config = self.config
+            token_loss, z_loss = self.head(hidden, targets, config.z_loss_weight)
+            return combine_losses(
+                token_loss,
+                energy,
+                config.energy_reg_weight,
+                z_loss if config.z_loss_weight else None,
+            )
         logits = self.head(hidden)
         return (logits, state) if return_state else logits
 

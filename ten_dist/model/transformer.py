@@ -110,8 +110,9 @@ class Transformer(nn.Module):
         hidden = self.final_norm(hidden)
         if targets is None:
             return self.head(hidden)
-        losses = self.head(hidden, targets, self.config.z_loss_weight)
-        return combine_losses(*losses, torch.zeros_like(losses[0]), 0.0)
+        token_loss, z_loss = self.head(hidden, targets, self.config.z_loss_weight)
+        z_loss = z_loss if self.config.z_loss_weight else None
+        return combine_losses(token_loss, torch.zeros_like(token_loss), 0.0, z_loss)
 
     def compute_loss(
         self, inputs: Tensor, targets: Tensor, return_dict: bool = True

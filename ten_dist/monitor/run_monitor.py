@@ -19,6 +19,7 @@ _SCALARS = {
     "ce_loss": "train/ce_loss",
     "energy_loss": "train/energy_raw",
     "weighted_energy_loss": "train/energy_weighted",
+    "z_loss": "train/z_loss",
     "learning_rate": "train/learning_rate",
     "gradient_norm": "train/gradient_norm",
     "tokens_per_second": "speed/tokens_per_second",

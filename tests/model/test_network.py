@@ -90,6 +90,18 @@ def test_loss_is_cross_entropy_and_weighted_energy(scales):
     assert model.compute_loss(ids, targets, return_dict=False) == losses["loss"]
 
 
+def test_z_loss_is_a_part_of_its_own():
+    model = make_model(z_loss_weight=0.1, energy_reg_weight=0.02)
+    plain = make_model(energy_reg_weight=0.02)
+    losses = model.compute_loss(random_ids(), random_ids(seed=2))
+    expected = plain.compute_loss(random_ids(), random_ids(seed=2))
+    partition = plain(random_ids()).logsumexp(-1).square().mean()
+    torch.testing.assert_close(losses["z_loss"], 0.1 * partition)
+    torch.testing.assert_close(losses["ce_loss"], expected["ce_loss"])
+    torch.testing.assert_close(losses["loss"], expected["loss"] + losses["z_loss"])
+    assert set(expected) == {"loss", "ce_loss", "energy_loss"}
+
+
 def test_loss_of_a_batch_without_targets_is_zero():
     model = make_model()
     losses = model.compute_loss(random_ids(), torch.full((2, STEPS), -100))
