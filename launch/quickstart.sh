@@ -5,7 +5,7 @@
 # The same command again continues where it was cut off.
 set -euo pipefail
 
-STEPS=${STEPS:-200}
+STEPS=${STEPS:-150}
 SEQ_LEN=${SEQ_LEN:-256}
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-32}
 LEARNING_RATE=${LEARNING_RATE:-2e-3}

@@ -64,6 +64,21 @@ def _rendezvous() -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
+@contextlib.contextmanager
+def _without_variable(name: str) -> Iterator[None]:
+    """Hide an environment variable from a block.
+
+    Where DeepSpeed finds LOCAL_SIZE it makes buffers for inference in shared memory, 64
+    MiB a rank that no training uses and nobody removes: memory lost with every start.
+    """
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,7 +107,8 @@ class Ranks:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
-        deepspeed.init_distributed(verbose=False)
+        with _without_variable("LOCAL_SIZE"):
+            deepspeed.init_distributed(verbose=False)
         # Words between ranks go over the host's network, whatever tensors go over.
         self._words = dist.new_group(backend="gloo")
 

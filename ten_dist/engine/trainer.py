@@ -129,13 +129,15 @@ class Trainer:
         losses = dict(zip(self._losses, means, strict=True))
         loss, energy_loss = losses["loss"], losses["energy_loss"]
         if sharded:
+            norm = engine.get_global_grad_norm()
             # None where DeepSpeed has skipped the update.
-            gradient_norm = float(engine.get_global_grad_norm() or math.nan)
+            gradient_norm = math.nan if norm is None else float(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             newest = self.folder.newest_checkpoint()
             raise TrainingError(
                 f"step {number} is not finite: {losses}, gradient norm {gradient_norm}. "
-                "Nothing of it was saved; go on in another --output_dir with a lower --learning_rate"
+                "Nothing of it was saved; go on in another --output_dir with a lower "
+                "--learning_rate"
                 + (f" and --resume {newest}" if newest is not None else "")
             )
         seconds = time.perf_counter() - started

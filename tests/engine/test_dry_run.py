@@ -1,6 +1,7 @@
 """--dry_run: everything is checked, something is run, nothing is written."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -53,8 +54,14 @@ def test_depth_follows_the_memory(capsys, monkeypatch, usable, depth, says):
     assert f"dry run: {depth} of 2 samples" in output and says in output
 
 
+def shared_memory():
+    """What DeepSpeed keeps in shared memory on this machine."""
+    return set(Path("/dev/shm").glob("deepspeed*"))
+
+
 @pytest.mark.slow
-def test_two_ranks_share_the_samples(tmp_path, token_data):
+def test_two_ranks_share_the_samples_and_leave_no_memory_behind(tmp_path, token_data):
+    before = shared_memory()
     output = train(
         [
             *SMALL_MODEL,
@@ -64,3 +71,4 @@ def test_two_ranks_share_the_samples(tmp_path, token_data):
     )
     assert "a training step of 4 samples" in output
     assert "nothing was written" in output
+    assert shared_memory() <= before
