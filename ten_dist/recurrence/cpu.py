@@ -73,8 +73,9 @@ def unavailable() -> str | None:
         not (folder / f"{name}.so").is_file()
         and os.environ.get("LOCAL_RANK", "0") == "0"
     ):
-        print(f"ten-dist: compiling the scan for this processor in {folder}, once")
-        sys.stdout.flush()
+        # Not to the standard output, which belongs to the program.
+        notice = f"ten-dist: compiling the scan for this processor in {folder}, once"
+        print(notice, file=sys.stderr, flush=True)
     _remove_stale_lock(folder / "lock")
     try:
         cpp_extension.load(
