@@ -14,18 +14,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 
+# As a file, and not only as a module of the checkout, this finds its neighbours.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import Report, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.model.transformer import Transformer
@@ -37,18 +36,6 @@ TEN = TemporalEigenstateConfig(
 )
 TRANSFORMER = dataclasses.replace(TEN, ffn_multiplier=2.875)
 PRECISIONS = ("fp32", "bf16")
-
-
-def paired(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side; all run in turn, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def training_step(model, precision: str, batch: int, steps: int) -> Callable[[], None]:
@@ -207,32 +194,6 @@ def measure_generate(report: Report) -> None:
     )
     size = sum(state.numel() for state in states["100000"].blocks)
     report.add("generate: state, numbers", size)
-
-
-class Report:
-    """Figures in the order they were measured; printed at once, written at the end."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-
-    def add(self, name: str, value: float) -> None:
-        """Record and print one figure."""
-        self.figures[name] = round(value, 4)
-        print(f"{name:58s} {value:12.4g}", flush=True)
-
-    def write(self, path: Path) -> None:
-        """Write the figures with what they were measured on."""
-        content = {
-            "date": date.today().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "figures": self.figures,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 MEASUREMENTS = {
