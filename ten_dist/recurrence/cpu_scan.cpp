@@ -1,8 +1,13 @@
 // The eigenstate scan on CPUs: DESIGN 2.1 forward, and its reverse recurrence backward.
 //
-// A task is one row of the batch and one vector of eigenstates; it walks through time with
-// the state in registers. Eigenvalues are computed again from the modulation wherever they
+// Work is shared out as vectors of LANES eigenstates of each row of the batch. A thread goes
+// through time in tiles of a few steps, and through a tile once for each of its vectors: the
+// state and what belongs to the eigenstates stay in registers, while memory is read and
+// written in whole rows. Eigenvalues are computed again from the modulation wherever they
 // are needed, so that nothing of size T x K exists that the caller does not hold.
+//
+// No step of time depends on how the work was shared out: results are the same to the last
+// bit for any number of threads.
 //
 // Vectors are those of GCC and clang, LANES floats each: the compiler maps them to what the
 // processor has. Built without -ffast-math: the rounding below depends on exact sums.
@@ -18,15 +23,27 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
 constexpr int LANES = 16;
 typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef double Doubles __attribute__((vector_size(LANES * 8)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
+// Steps of a tile, and how far ahead of their use rows are asked for. Sums over time are
+// kept in float for a tile, then added up in double.
+constexpr int64_t TILE = 16;
+
+// How the modulation enters. NARROW: its ranges are so small that the eigenvalue is a short
+// Taylor series in tanh p and tanh q.
+enum class Modulation { none, narrow, wide };
 enum class Gain { none, fixed, dynamic };
 
 inline Floats all(float value) { return Floats{} + value; }
@@ -34,58 +51,70 @@ inline Words bits(Floats x) { return reinterpret_cast<Words>(x); }
 inline Floats floats(Words x) { return reinterpret_cast<Floats>(x); }
 inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
-// Rows further ahead are asked for early: the stride between rows defeats the processor's
-// own guesses.
-constexpr int64_t AHEAD = 8;
+inline Doubles wide(Floats x) { return __builtin_convertvector(x, Doubles); }
+inline Floats narrow(Doubles x) { return __builtin_convertvector(x, Floats); }
 
 // bfloat16 is stored as its 16 bits, the upper half of a float.
-template <typename T>
-inline Floats load(const T* from, int count) {
-  Floats result{};
-  if constexpr (sizeof(T) == 4) {
-    if (count == LANES)
-      std::memcpy(&result, from, sizeof(result));
-    else
-      std::memcpy(&result, from, count * sizeof(T));
-  } else {
-    Halves half{};
-    if (count == LANES)
-      std::memcpy(&half, from, sizeof(half));
-    else
-      std::memcpy(&half, from, count * sizeof(T));
-    result = floats(__builtin_convertvector(half, Words) << 16);
-  }
+inline Floats load(const float* from) {
+  Floats result;
+  std::memcpy(&result, from, sizeof(result));
   return result;
 }
 
-template <typename T>
-inline void store(T* to, Floats x, int count) {
-  if constexpr (sizeof(T) == 4) {
-    std::memcpy(to, &x, (count == LANES ? LANES : count) * sizeof(T));
-  } else {
-    // To the nearest, ties to even. States and gradients are finite; a NaN stays one.
-    const Words w = bits(x);
-    const Halves half = __builtin_convertvector((w + 0x7fff + ((w >> 16) & 1)) >> 16, Halves);
-    std::memcpy(to, &half, (count == LANES ? LANES : count) * sizeof(T));
-  }
+inline Floats load(const uint16_t* from) {
+  Halves half;
+  std::memcpy(&half, from, sizeof(half));
+  return floats(__builtin_convertvector(half, Words) << 16);
 }
 
-// e^x by 2^n e^r, |r| <= ln(2)/2; relative error below 2e-7. x is cut to +-87.
-inline Floats exponential(Floats x) {
-  x = choose(x > 87.0f, all(87.0f), x);
-  x = choose(x < -87.0f, all(-87.0f), x);
+inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof(x)); }
+
+inline void store(uint16_t* to, Floats x) {
+  // To the nearest, ties to even.
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+#else
+  const Words w = bits(x);
+  const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+  // Rounding could carry a NaN into the sign bit.
+  const Halves half = __builtin_convertvector(x == x ? rounded : (w >> 16) | 0x40, Halves);
+#endif
+  std::memcpy(to, &half, sizeof(half));
+}
+
+// x between -limit and limit; a NaN stays one.
+inline Floats cut(Floats x, float limit) {
+  x = choose(x > limit, all(limit), x);
+  return choose(x < -limit, all(-limit), x);
+}
+
+// 2^(scale x) for |scale x| < 126: 2^n p(r), n the nearest whole number, |r| <= 1/2 and p the
+// polynomial with the least relative error, 8e-8.
+inline Floats power_of_two(Floats x, float scale) {
   // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
-  const Floats shifted = x * 1.44269504f + 12582912.0f;
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = all(1.0f / 720);
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  const Floats shifted = x * scale + 12582912.0f;
+  const Floats r = x * scale - (shifted - 12582912.0f);
+  Floats p = all(1.327647263e-3f);
+  p = p * r + 9.675541343e-3f;
+  p = p * r + 5.550713272e-2f;
+  p = p * r + 2.402211972e-1f;
+  p = p * r + 6.931469671e-1f;
+  p = p * r + 1.000000072f;
   return floats(bits(p) + (bits(shifted) << 23));
+}
+
+constexpr float LOG2_E = 1.44269504f;
+
+inline Floats exponential(Floats x) { return power_of_two(cut(x, 87.0f), LOG2_E); }
+
+// tanh x = 1 - 2 / (e^2x + 1), of two arguments with one division. Cut to +-9, where tanh is
+// 1 to the last bit, the product of the denominators stays finite.
+inline void tanh_of_both(Floats x, Floats y, Floats& tanh_x, Floats& tanh_y) {
+  const Floats a = power_of_two(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats b = power_of_two(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats twice_inverse = 2.0f / (a * b);
+  tanh_x = 1.0f - b * twice_inverse;
+  tanh_y = 1.0f - a * twice_inverse;
 }
 
 // sin and cos: x = n pi/2 + r, |r| <= pi/4, polynomials in r, then the quadrant.
@@ -117,19 +146,64 @@ inline Floats root(Floats x) {
   return result;
 }
 
+// A polynomial of its own for every lane.
+constexpr int TERMS = 6;
+
+struct Series {
+  Floats terms[TERMS];
+
+  Floats operator()(Floats x) const {
+    Floats value = terms[TERMS - 1];
+    for (int i = TERMS - 2; i >= 0; --i) value = value * x + terms[i];
+    return value;
+  }
+};
+
+// The largest range of a series: what it leaves out, 0.2^6 / 6! = 9e-8, is below the
+// resolution of float.
+constexpr float LARGEST_NARROW_RANGE = 0.2f;
+
 // What belongs to a vector of eigenstates and does not change in time.
 struct Base {
   Floats alpha, cosine, sine, decay_range, rotation_range;
+  // Of tanh p: 1 - rho. Of tanh q: real and imaginary part of e^(i phi).
+  Series complement, real, imaginary;
 
-  Base(const float* alpha_, const float* omega, const float* ranges, int64_t width,
-       int64_t k, int count) {
-    alpha = load(alpha_ + k, count);
-    decay_range = load(ranges + k, count);
-    rotation_range = load(ranges + width + k, count);
+  Base(const float* alpha_, const float* omega, const float* ranges, int64_t width, int64_t k)
+      : alpha(load(alpha_ + k)),
+        decay_range(load(ranges + k)),
+        rotation_range(load(ranges + width + k)) {
     for (int i = 0; i < LANES; ++i) {
-      const double angle = i < count ? omega[k + i] : 0.0;
-      cosine[i] = std::cos(angle);
-      sine[i] = std::sin(angle);
+      cosine[i] = std::cos(static_cast<double>(omega[k + i]));
+      sine[i] = std::sin(static_cast<double>(omega[k + i]));
+      expand_complement(i);
+      expand_rotation(i, omega[k + i]);
+    }
+  }
+
+ private:
+  void expand_complement(int lane) {
+    // y = 1 - sigmoid(alpha + d) has the derivative y^2 - y, from which follow its
+    // coefficients, one after the other.
+    double y[TERMS] = {1 / (1 + std::exp(static_cast<double>(alpha[lane])))};
+    double power = 1;
+    for (int n = 0; n < TERMS; ++n) {
+      complement.terms[n][lane] = y[n] * power;
+      power *= decay_range[lane];
+      if (n + 1 == TERMS) break;
+      double square = 0;
+      for (int i = 0; i <= n; ++i) square += y[i] * y[n - i];
+      y[n + 1] = (square - y[n]) / (n + 1);
+    }
+  }
+
+  void expand_rotation(int lane, double angle) {
+    double power = 1;
+    for (int n = 0; n < TERMS; ++n) {
+      // Each derivative turns by a right angle.
+      real.terms[n][lane] = power * std::cos(angle + n * M_PI_2);
+      imaginary.terms[n][lane] = power * std::sin(angle + n * M_PI_2);
+      power *= rotation_range[lane] / (n + 1);
     }
   }
 };
@@ -140,25 +214,26 @@ struct Eigenvalue {
   Floats decay, complement;     // rho and 1 - rho
   Floats bounded_p, bounded_q;  // tanh p, tanh q
 
-  explicit Eigenvalue(const Base& base)
-      : bounded_p{}, bounded_q{} {
+  explicit Eigenvalue(const Base& base) : bounded_p{}, bounded_q{} {
     set_decay(base.alpha);
     real = decay * base.cosine;
     imaginary = decay * base.sine;
   }
 
-  Eigenvalue(const Base& base, Floats p, Floats q) {
-    // tanh x = 1 - 2 / (e^2x + 1), both with one division. Cut to +-9, where tanh is 1 to
-    // the last bit, the product of the denominators stays finite.
-    const Floats a = exponential(2.0f * cut(p)) + 1.0f, b = exponential(2.0f * cut(q)) + 1.0f;
-    const Floats twice_inverse = 2.0f / (a * b);
-    bounded_p = 1.0f - b * twice_inverse;
-    bounded_q = 1.0f - a * twice_inverse;
-    set_decay(base.alpha + base.decay_range * bounded_p);
-    Floats sine, cosine;
-    sine_cosine(base.rotation_range * bounded_q, sine, cosine);
-    real = decay * (base.cosine * cosine - base.sine * sine);
-    imaginary = decay * (base.sine * cosine + base.cosine * sine);
+  Eigenvalue(const Base& base, Floats p, Floats q, bool narrow) {
+    tanh_of_both(p, q, bounded_p, bounded_q);
+    if (narrow) {
+      complement = base.complement(bounded_p);
+      decay = 1.0f - complement;
+      real = decay * base.real(bounded_q);
+      imaginary = decay * base.imaginary(bounded_q);
+    } else {
+      set_decay(base.alpha + base.decay_range * bounded_p);
+      Floats sine, cosine;
+      sine_cosine(base.rotation_range * bounded_q, sine, cosine);
+      real = decay * (base.cosine * cosine - base.sine * sine);
+      imaginary = decay * (base.sine * cosine + base.cosine * sine);
+    }
   }
 
   // sqrt(1 - rho^2) without the difference of numbers near 1.
@@ -167,11 +242,6 @@ struct Eigenvalue {
   Floats gain_slope() const { return -decay * decay * root(complement / (1.0f + decay)); }
 
  private:
-  static Floats cut(Floats x) {
-    x = choose(x > 9.0f, all(9.0f), x);
-    return choose(x < -9.0f, all(-9.0f), x);
-  }
-
   void set_decay(Floats logit) {
     const Floats e = exponential(-logit);
     decay = 1.0f / (1.0f + e);
@@ -199,66 +269,64 @@ struct Sequence {
     __builtin_prefetch(at(b, t, k));
     __builtin_prefetch(at(b, t, k + width));
   }
-  Floats first(int64_t b, int64_t t, int64_t k, int n) const { return load(at(b, t, k), n); }
-  Floats second(int64_t b, int64_t t, int64_t k, int n) const {
-    return load(at(b, t, k + width), n);
-  }
-  void set(int64_t b, int64_t t, int64_t k, Floats x, Floats y, int n) const {
-    store(at(b, t, k), x, n);
-    store(at(b, t, k + width), y, n);
+  Floats first(int64_t b, int64_t t, int64_t k) const { return load(at(b, t, k)); }
+  Floats second(int64_t b, int64_t t, int64_t k) const { return load(at(b, t, k + width)); }
+  void set(int64_t b, int64_t t, int64_t k, Floats x, Floats y) const {
+    store(at(b, t, k), x);
+    store(at(b, t, k + width), y);
   }
 };
 
-// Sums over time are kept in float for this many steps, then added up in double.
-constexpr int64_t FLUSH = 64;
-
-struct Sum {
-  Floats recent{};
-  double total[LANES] = {};
-
-  void flush() {
-    for (int i = 0; i < LANES; ++i) total[i] += recent[i];
-    recent = Floats{};
-  }
-};
-
+// Calls `body(b, columns)`: row b of the batch, and the first columns of vectors of its
+// eigenstates. Where K is no multiple of LANES the last vector overlaps the one before it,
+// whose thread takes both: lanes of both compute and write the same.
 template <typename Body>
-void for_each_task(int64_t batch, int64_t width, const Body& body) {
-  const int64_t blocks = (width + LANES - 1) / LANES;
-  at::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task % blocks * LANES;
-      body(task / blocks, k, static_cast<int>(std::min<int64_t>(LANES, width - k)));
+void share_out(int64_t batch, int64_t width, const Body& body) {
+  const int64_t vectors = width / LANES;
+  at::parallel_for(0, batch * vectors, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> columns;
+    for (int64_t b = begin / vectors; b * vectors < end; ++b) {
+      columns.clear();
+      const int64_t last = std::min(end - b * vectors, vectors);
+      for (int64_t v = std::max<int64_t>(begin - b * vectors, 0); v < last; ++v)
+        columns.push_back(v * LANES);
+      if (last == vectors && width % LANES != 0) columns.push_back(width - LANES);
+      body(b, columns);
     }
   });
 }
 
-template <typename T, bool MODULATED, Gain GAIN>
+template <typename T, Modulation MODULATION, Gain GAIN>
 void forward(const at::Tensor& beta_, const float* alpha, const float* omega,
              const at::Tensor& modulation_, const float* ranges, const float* initial,
              const at::Tensor& states_, float* final, float* energy) {
+  constexpr bool MODULATED = MODULATION != Modulation::none;
   const Sequence<T> beta(beta_), states(states_);
   const Sequence<T> modulation = MODULATED ? Sequence<T>(modulation_) : Sequence<T>();
-  const int64_t batch = beta_.size(0), steps = beta_.size(1), width = beta.width;
-  for_each_task(batch, width, [&](int64_t b, int64_t k, int n) {
-    const Base base(alpha, omega, ranges, width, k, n);
+  const int64_t steps = beta_.size(1), width = beta.width;
+
+  struct Vector {
+    int64_t k;
+    Base base;
+    Floats real{}, imaginary{};
+    Doubles squares{};
+  };
+  const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
+    const int64_t k = vector.k;
+    const Base base = vector.base;
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain();
-    const int64_t row = b * 2 * width + k;
-    Floats real{}, imaginary{};
-    if (initial != nullptr) {
-      real = load(initial + row, n);
-      imaginary = load(initial + row + width, n);
-    }
-    Sum squares;
-    for (int64_t t = 0; t < steps; ++t) {
-      beta.ask(b, std::min(t + AHEAD, steps - 1), k);
+    Floats real = vector.real, imaginary = vector.imaginary, squares{};
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t soon = std::min(t + TILE, steps - 1);
+      beta.ask(b, soon, k);
       Eigenvalue value = fixed;
       if constexpr (MODULATED) {
-        modulation.ask(b, std::min(t + AHEAD, steps - 1), k);
-        value = Eigenvalue(base, modulation.first(b, t, k, n), modulation.second(b, t, k, n));
+        modulation.ask(b, soon, k);
+        value = Eigenvalue(base, modulation.first(b, t, k), modulation.second(b, t, k),
+                           MODULATION == Modulation::narrow);
       }
-      Floats drive_real = beta.first(b, t, k, n), drive_imaginary = beta.second(b, t, k, n);
+      Floats drive_real = beta.first(b, t, k), drive_imaginary = beta.second(b, t, k);
       if constexpr (GAIN != Gain::none) {
         const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
         drive_real *= gain;
@@ -267,65 +335,92 @@ void forward(const at::Tensor& beta_, const float* alpha, const float* omega,
       const Floats before = real;
       real = value.real * before - value.imaginary * imaginary + drive_real;
       imaginary = value.real * imaginary + value.imaginary * before + drive_imaginary;
-      states.set(b, t, k, real, imaginary, n);
-      squares.recent += real * real + imaginary * imaginary;
-      if (t % FLUSH == FLUSH - 1) squares.flush();
+      states.set(b, t, k, real, imaginary);
+      squares += real * real + imaginary * imaginary;
     }
-    squares.flush();
-    for (int i = 0; i < n; ++i) energy[b * width + k + i] = squares.total[i];
-    store(final + row, real, n);
-    store(final + row + width, imaginary, n);
+    vector.real = real;
+    vector.imaginary = imaginary;
+    vector.squares += wide(squares);
+  };
+  share_out(beta_.size(0), width, [&](int64_t b, const std::vector<int64_t>& columns) {
+    const int64_t row = b * 2 * width;
+    std::vector<Vector> vectors;
+    for (const int64_t k : columns) {
+      vectors.push_back({k, Base(alpha, omega, ranges, width, k)});
+      if (initial != nullptr) {
+        vectors.back().real = load(initial + row + k);
+        vectors.back().imaginary = load(initial + row + width + k);
+      }
+    }
+    for (int64_t begin = 0; begin < steps; begin += TILE)
+      for (Vector& vector : vectors)
+        run_tile(vector, b, begin, std::min(begin + TILE, steps));
+    for (const Vector& vector : vectors) {
+      store(energy + b * width + vector.k,
+            narrow(vector.squares));
+      store(final + row + vector.k, vector.real);
+      store(final + row + width + vector.k, vector.imaginary);
+    }
   });
 }
 
 // With w the gradient of the states, G_t = w_t + conj(lambda_{t+1}) G_{t+1} and
 // z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t.
-template <typename T, bool MODULATED, Gain GAIN>
+template <typename T, Modulation MODULATION, Gain GAIN>
 void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
               const at::Tensor& modulation_, const float* ranges, const float* initial,
               const at::Tensor& states_, const at::Tensor& grad_states_,
               const float* grad_final, const float* grad_energy,
               const at::Tensor& grad_beta_, const at::Tensor& grad_modulation_,
               float* grad_base, float* grad_initial) {
+  constexpr bool MODULATED = MODULATION != Modulation::none;
   const Sequence<T> beta(beta_), states(states_), grad_states(grad_states_);
   const Sequence<T> grad_beta(grad_beta_);
   const Sequence<T> modulation = MODULATED ? Sequence<T>(modulation_) : Sequence<T>();
   const Sequence<T> grad_modulation =
       MODULATED ? Sequence<T>(grad_modulation_) : Sequence<T>();
-  const int64_t batch = beta_.size(0), steps = beta_.size(1), width = beta.width;
-  for_each_task(batch, width, [&](int64_t b, int64_t k, int n) {
-    const Base base(alpha, omega, ranges, width, k, n);
+  const int64_t steps = beta_.size(1), width = beta.width;
+
+  struct Vector {
+    int64_t k;
+    Base base;
+    Floats energy_weight;
+    // conj(lambda_{t+1}) G_{t+1}; after the last step, the gradient of the final state.
+    Floats carried_real, carried_imaginary;
+    Floats real, imaginary;  // c_t
+    Doubles sums[4] = {};  // of d logit, d rotation, and their products with tanh p and tanh q
+  };
+  const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
+    const int64_t k = vector.k, row = b * 2 * width + k;
+    const Base base = vector.base;
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain(), fixed_slope = fixed.gain_slope();
-    const int64_t row = b * 2 * width + k;
-    const Floats energy_weight = 2.0f * load(grad_energy + b * width + k, n);
-    // conj(lambda_{t+1}) G_{t+1}; after the last step, the gradient of the final state.
-    Floats carried_real = load(grad_final + row, n);
-    Floats carried_imaginary = load(grad_final + row + width, n);
-    Sum sums[4];  // of d logit, d rotation, and their products with tanh p and tanh q
-    Floats real = states.first(b, steps - 1, k, n);
-    Floats imaginary = states.second(b, steps - 1, k, n);
-    for (int64_t t = steps - 1; t >= 0; --t) {
-      const int64_t soon = std::max<int64_t>(t - AHEAD, 0);
+    const Floats energy_weight = vector.energy_weight;
+    Floats carried_real = vector.carried_real, carried_imaginary = vector.carried_imaginary;
+    Floats real = vector.real, imaginary = vector.imaginary;
+    Floats sums[4] = {};
+    for (int64_t t = end - 1; t >= begin; --t) {
+      const int64_t soon = std::max<int64_t>(t - TILE, 0);
       grad_states.ask(b, soon, k);
       states.ask(b, soon, k);
       Eigenvalue value = fixed;
       if constexpr (MODULATED) {
         modulation.ask(b, soon, k);
-        value = Eigenvalue(base, modulation.first(b, t, k, n), modulation.second(b, t, k, n));
+        value = Eigenvalue(base, modulation.first(b, t, k), modulation.second(b, t, k),
+                           MODULATION == Modulation::narrow);
       }
       Floats before_real{}, before_imaginary{};
       if (t > 0) {
-        before_real = states.first(b, t - 1, k, n);
-        before_imaginary = states.second(b, t - 1, k, n);
+        before_real = states.first(b, t - 1, k);
+        before_imaginary = states.second(b, t - 1, k);
       } else if (initial != nullptr) {
-        before_real = load(initial + row, n);
-        before_imaginary = load(initial + row + width, n);
+        before_real = load(initial + row);
+        before_imaginary = load(initial + row + width);
       }
       const Floats adjoint_real =
-          grad_states.first(b, t, k, n) + energy_weight * real + carried_real;
+          grad_states.first(b, t, k) + energy_weight * real + carried_real;
       const Floats adjoint_imaginary =
-          grad_states.second(b, t, k, n) + energy_weight * imaginary + carried_imaginary;
+          grad_states.second(b, t, k) + energy_weight * imaginary + carried_imaginary;
       // lambda_t c_{t-1}, then z_t.
       const Floats moved_real = value.real * before_real - value.imaginary * before_imaginary;
       const Floats moved_imaginary =
@@ -335,64 +430,82 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
       const Floats grad_rotation =
           adjoint_imaginary * moved_real - adjoint_real * moved_imaginary;
       if constexpr (GAIN == Gain::none) {
-        grad_beta.set(b, t, k, adjoint_real, adjoint_imaginary, n);
+        grad_beta.set(b, t, k, adjoint_real, adjoint_imaginary);
       } else {
         beta.ask(b, soon, k);
         const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
         const Floats slope = GAIN == Gain::fixed ? fixed_slope : value.gain_slope();
-        const Floats grad_gain = adjoint_real * beta.first(b, t, k, n) +
-                                 adjoint_imaginary * beta.second(b, t, k, n);
-        grad_beta.set(b, t, k, gain * adjoint_real, gain * adjoint_imaginary, n);
+        const Floats grad_gain = adjoint_real * beta.first(b, t, k) +
+                                 adjoint_imaginary * beta.second(b, t, k);
+        grad_beta.set(b, t, k, gain * adjoint_real, gain * adjoint_imaginary);
         // The fixed gain depends on alpha alone, not on the modulated logit.
         if constexpr (GAIN == Gain::fixed)
-          sums[0].recent += slope * grad_gain;
+          sums[0] += slope * grad_gain;
         else
           grad_logit += slope * grad_gain;
       }
-      sums[0].recent += grad_logit;
-      sums[1].recent += grad_rotation;
+      sums[0] += grad_logit;
+      sums[1] += grad_rotation;
       if constexpr (MODULATED) {
-        sums[2].recent += value.bounded_p * grad_logit;
-        sums[3].recent += value.bounded_q * grad_rotation;
+        sums[2] += value.bounded_p * grad_logit;
+        sums[3] += value.bounded_q * grad_rotation;
         grad_modulation.set(
             b, t, k,
             base.decay_range * (1.0f - value.bounded_p * value.bounded_p) * grad_logit,
-            base.rotation_range * (1.0f - value.bounded_q * value.bounded_q) * grad_rotation,
-            n);
+            base.rotation_range * (1.0f - value.bounded_q * value.bounded_q) * grad_rotation);
       }
-      if (t % FLUSH == 0)
-        for (Sum& sum : sums) sum.flush();
       carried_real = value.real * adjoint_real + value.imaginary * adjoint_imaginary;
       carried_imaginary = value.real * adjoint_imaginary - value.imaginary * adjoint_real;
       real = before_real;
       imaginary = before_imaginary;
     }
-    for (int s = 0; s < 4; ++s)
-      for (int i = 0; i < n; ++i)
-        grad_base[(b * 4 + s) * width + k + i] = sums[s].total[i];
-    store(grad_initial + row, carried_real, n);
-    store(grad_initial + row + width, carried_imaginary, n);
+    vector.carried_real = carried_real;
+    vector.carried_imaginary = carried_imaginary;
+    vector.real = real;
+    vector.imaginary = imaginary;
+    for (int s = 0; s < 4; ++s) vector.sums[s] += wide(sums[s]);
+  };
+  share_out(beta_.size(0), width, [&](int64_t b, const std::vector<int64_t>& columns) {
+    const int64_t row = b * 2 * width;
+    std::vector<Vector> vectors;
+    for (const int64_t k : columns)
+      vectors.push_back({k, Base(alpha, omega, ranges, width, k),
+                         2.0f * load(grad_energy + b * width + k), load(grad_final + row + k),
+                         load(grad_final + row + width + k), states.first(b, steps - 1, k),
+                         states.second(b, steps - 1, k)});
+    for (int64_t end = steps; end > 0; end -= TILE)
+      for (Vector& vector : vectors)
+        run_tile(vector, b, std::max<int64_t>(end - TILE, 0), end);
+    for (const Vector& vector : vectors) {
+      for (int s = 0; s < 4; ++s)
+        store(grad_base + (b * 4 + s) * width + vector.k,
+              narrow(vector.sums[s]));
+      store(grad_initial + row + vector.k, vector.carried_real);
+      store(grad_initial + row + width + vector.k, vector.carried_imaginary);
+    }
   });
 }
 
-// Calls `body` with the element type, whether there is modulation, and the gain, each as
-// a type, so that the loops over time are compiled for every combination.
+// Calls `body` with the element type, the kind of modulation and of gain, each as a type, so
+// that the loops over time are compiled for every combination.
 template <typename Body>
-void dispatch(const at::Tensor& beta, bool modulated, const std::string& input_norm,
-              const Body& body) {
-  const auto with_gain = [&](auto element, auto is_modulated) {
+void dispatch(const at::Tensor& beta, bool modulated, const at::Tensor& ranges,
+              const std::string& input_norm, const Body& body) {
+  const auto with_gain = [&](auto element, auto modulation) {
     if (input_norm == "none")
-      body(element, is_modulated, std::integral_constant<Gain, Gain::none>());
+      body(element, modulation, std::integral_constant<Gain, Gain::none>());
     else if (input_norm == "static")
-      body(element, is_modulated, std::integral_constant<Gain, Gain::fixed>());
+      body(element, modulation, std::integral_constant<Gain, Gain::fixed>());
     else
-      body(element, is_modulated, std::integral_constant<Gain, Gain::dynamic>());
+      body(element, modulation, std::integral_constant<Gain, Gain::dynamic>());
   };
   const auto with_modulation = [&](auto element) {
-    if (modulated)
-      with_gain(element, std::true_type());
+    if (!modulated)
+      with_gain(element, std::integral_constant<Modulation, Modulation::none>());
+    else if (ranges.abs().max().item<float>() <= LARGEST_NARROW_RANGE)
+      with_gain(element, std::integral_constant<Modulation, Modulation::narrow>());
     else
-      with_gain(element, std::false_type());
+      with_gain(element, std::integral_constant<Modulation, Modulation::wide>());
   };
   if (beta.scalar_type() == at::kBFloat16)
     with_modulation(uint16_t());
@@ -405,17 +518,39 @@ const float* pointer(const std::optional<at::Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
+// Fewer eigenstates than a vector has lanes are filled up with zeros, and cut off again.
+at::Tensor filled_up(const at::Tensor& tensor, int64_t parts) {
+  const int64_t width = tensor.size(-1) / parts;
+  return at::constant_pad_nd(tensor.unflatten(-1, {parts, width}), {0, LANES - width})
+      .flatten(-2);
+}
+
+std::optional<at::Tensor> filled_up(const std::optional<at::Tensor>& tensor, int64_t parts) {
+  if (!tensor) return tensor;
+  return filled_up(*tensor, parts);
+}
+
+at::Tensor cut_off(const at::Tensor& tensor, int64_t parts, int64_t width) {
+  return tensor.unflatten(-1, {parts, LANES}).narrow(-1, 0, width).flatten(-2).clone();
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> scan_forward(
     const at::Tensor& beta, const at::Tensor& alpha, const at::Tensor& omega,
     const at::Tensor& ranges, const std::optional<at::Tensor>& modulation,
     const std::optional<at::Tensor>& initial, const std::string& input_norm) {
   const auto options = beta.options().dtype(at::kFloat);
   const int64_t batch = beta.size(0), width = beta.size(2) / 2;
+  if (width < LANES) {
+    const auto [states, final, energy] = scan_forward(
+        filled_up(beta, 2), filled_up(alpha, 1), filled_up(omega, 1), filled_up(ranges, 1),
+        filled_up(modulation, 2), filled_up(initial, 2), input_norm);
+    return {cut_off(states, 2, width), cut_off(final, 2, width), cut_off(energy, 1, width)};
+  }
   at::Tensor states = at::empty(beta.sizes(), beta.options());
   at::Tensor final = at::empty({batch, 2 * width}, options);
   at::Tensor energy = at::empty({batch, width}, options);
-  dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
-    forward<decltype(element), decltype(modulated)::value, decltype(gain)::value>(
+  dispatch(beta, modulation.has_value(), ranges, input_norm, [&](auto element, auto kind, auto gain) {
+    forward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
         beta, pointer(alpha), pointer(omega), modulation.value_or(at::Tensor()),
         pointer(ranges), pointer(initial), states, final.mutable_data_ptr<float>(),
         energy.mutable_data_ptr<float>());
@@ -431,6 +566,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
     const std::string& input_norm) {
   const auto options = beta.options().dtype(at::kFloat);
   const int64_t batch = beta.size(0), width = beta.size(2) / 2;
+  if (width < LANES) {
+    const auto [grad_beta, grad_modulation, grad_base, grad_initial] = scan_backward(
+        filled_up(grad_states, 2), filled_up(grad_final, 2), filled_up(grad_energy, 1),
+        filled_up(states, 2), filled_up(beta, 2), filled_up(alpha, 1), filled_up(omega, 1),
+        filled_up(ranges, 1), filled_up(modulation, 2), filled_up(initial, 2), input_norm);
+    return {cut_off(grad_beta, 2, width),
+            modulation ? cut_off(grad_modulation, 2, width) : grad_modulation,
+            cut_off(grad_base, 1, width), cut_off(grad_initial, 2, width)};
+  }
   at::Tensor grad_beta = at::empty(beta.sizes(), beta.options());
   at::Tensor grad_modulation =
       modulation ? at::empty(beta.sizes(), beta.options()) : at::empty({0}, beta.options());
@@ -438,8 +582,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
   // whatever the number of threads.
   at::Tensor grad_base = at::empty({batch, 4, width}, options);
   at::Tensor grad_initial = at::empty({batch, 2 * width}, options);
-  dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
-    backward<decltype(element), decltype(modulated)::value, decltype(gain)::value>(
+  dispatch(beta, modulation.has_value(), ranges, input_norm, [&](auto element, auto kind, auto gain) {
+    backward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
         beta, pointer(alpha), pointer(omega), modulation.value_or(at::Tensor()),
         pointer(ranges), pointer(initial), states, grad_states, pointer(grad_final),
         pointer(grad_energy), grad_beta, grad_modulation,
