@@ -3,17 +3,16 @@
     python benchmarks/cpu.py [scan] [step] [length] [loss] [generate] [--output FILE]
 
 Every figure is a ratio of two medians measured in turn, A B A B ..., because the speed of
-a shared machine drifts. The model has width
-512, 6 layers, 64 eigenstates, vocabulary 50257, 41 M parameters; the transformer beside
-it has the same size (its MLP is narrower by what attention needs more). A step is
-forward, backward and AdamW. Results are printed as a table and written as JSON.
+a shared machine drifts. The model has width 512, 6 layers, 64 eigenstates, vocabulary
+50257, 41 M parameters; the transformer beside it has the same size (its MLP is narrower by
+what attention needs more). A step is forward, backward and AdamW. Results are printed as a
+table and written as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,38 +53,66 @@ def training_step(model, precision: str, batch: int, steps: int) -> Callable[[],
 
 
 def measure_scan(report: Report) -> None:
-    """The C++ scan, forward and backward, beside `blocked` and a copy of its bytes."""
+    """The C++ scan, forward and backward, beside `blocked` and a copy of its bytes.
+
+    As in a training step, all layers run forward and then backward, on parts of one
+    projection each: when a layer is used again, what the others moved has pushed it out
+    of the cache. The copy goes through as many buffers in the same way, once into memory
+    that is there and once, as the results of an operator are, into memory fresh from the
+    allocator.
+    """
     batch, steps, width = 4, 2048, TEN.num_eigenstates
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = {
-            name: torch.randn(batch, steps, 2 * width).to(dtype).requires_grad_()
-            for name in ("beta", "modulation")
-        }
-        arguments["alpha"] = torch.rand(width).requires_grad_()
-        arguments["omega"] = torch.rand(width).requires_grad_()
-        gradient = torch.randn(batch, steps, 2 * width).to(dtype)
+        layers = []
+        for _ in range(TEN.n_layers):
+            projected = torch.randn(batch, steps, 4 * width + TEN.dim).to(dtype)
+            layer = {
+                "beta": projected[..., : 2 * width].requires_grad_(),
+                "modulation": projected[..., 2 * width : 4 * width].requires_grad_(),
+                "alpha": torch.rand(width).requires_grad_(),
+                "omega": torch.rand(width).requires_grad_(),
+            }
+            gradient = torch.randn(batch, steps, 2 * width).to(dtype)
+            layers.append((layer, gradient))
 
-        def scan(backend: str, arguments=arguments, gradient=gradient) -> None:
-            states, _ = eigenstate_scan(**arguments, backend=backend)
-            torch.autograd.grad(states, list(arguments.values()), gradient)
+        def scan(backend: str, layers=layers) -> None:
+            states = [
+                eigenstate_scan(**layer, backend=backend)[0] for layer, _ in layers
+            ]
+            for (layer, gradient), out in zip(reversed(layers), reversed(states)):
+                torch.autograd.grad(out, list(layer.values()), gradient)
 
         # Forward reads p, q and complex beta and writes complex c: 6 numbers. Backward
         # reads p, q, c, dc and writes dbeta, dp, dq: 10. A copy reads half of what it
         # moves and writes the other half.
         elements = (6 + 10) * batch * steps * width // 2
-        source = torch.randn(elements).to(dtype)
-        target = torch.empty_like(source)
+        sources = [torch.randn(elements).to(dtype) for _ in layers]
+        targets = [torch.empty_like(source) for source in sources]
+
+        def copy(sources=sources, targets=targets) -> None:
+            for source, target in zip(sources, targets):
+                target.copy_(source)
+
+        def clone(sources=sources) -> None:
+            for source in sources:
+                source.clone()
+
         seconds = paired(
             {
-                "cpu": lambda: scan("cpu"),
-                "blocked": lambda: scan("blocked"),
-                "copy": functools.partial(target.copy_, source),
+                "cpu": lambda scan=scan: scan("cpu"),
+                "blocked": lambda scan=scan: scan("blocked"),
+                "copy": copy,
+                "clone": clone,
             },
             repeats=15,
         )
         name = str(dtype).removeprefix("torch.")
         report.add(f"scan {name}: blocked / cpu", seconds["blocked"] / seconds["cpu"])
         report.add(f"scan {name}: cpu / copy", seconds["cpu"] / seconds["copy"])
+        report.add(
+            f"scan {name}: cpu / copy into fresh memory",
+            seconds["cpu"] / seconds["clone"],
+        )
 
 
 def measure_step(report: Report) -> None:

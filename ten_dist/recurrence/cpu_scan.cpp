@@ -24,7 +24,7 @@
 #include <tuple>
 #include <type_traits>
 #include <vector>
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -50,11 +50,10 @@ inline Floats all(float value) { return Floats{} + value; }
 inline Words bits(Floats x) { return reinterpret_cast<Words>(x); }
 inline Floats floats(Words x) { return reinterpret_cast<Floats>(x); }
 inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
-
 inline Doubles wide(Floats x) { return __builtin_convertvector(x, Doubles); }
-inline Floats narrow(Doubles x) { return __builtin_convertvector(x, Floats); }
 
-// bfloat16 is stored as its 16 bits, the upper half of a float.
+// bfloat16 is stored as its 16 bits, the upper half of a float. The instructions named here
+// are those that compilers do not find in the portable text beside them.
 inline Floats load(const float* from) {
   Floats result;
   std::memcpy(&result, from, sizeof(result));
@@ -64,28 +63,39 @@ inline Floats load(const float* from) {
 inline Floats load(const uint16_t* from) {
   Halves half;
   std::memcpy(&half, from, sizeof(half));
-  return floats(__builtin_convertvector(half, Words) << 16);
+#if defined(__AVX512F__)
+  const __m512i longer = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(half));
+  const Words word = reinterpret_cast<Words>(longer);
+#else
+  const Words word = __builtin_convertvector(half, Words);
+#endif
+  return floats(word << 16);
 }
 
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof(x)); }
 
+// To the nearest, ties to even.
 inline void store(uint16_t* to, Floats x) {
-  // To the nearest, ties to even.
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
 #else
-  const Words w = bits(x);
-  const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+  const Words word = bits(x), rounded = word + 0x7fff + ((word >> 16) & 1);
   // Rounding could carry a NaN into the sign bit.
-  const Halves half = __builtin_convertvector(x == x ? rounded : (w >> 16) | 0x40, Halves);
+  const Halves half = __builtin_convertvector((x == x ? rounded : word) >> 16, Halves);
 #endif
   std::memcpy(to, &half, sizeof(half));
 }
 
 // x between -limit and limit; a NaN stays one.
 inline Floats cut(Floats x, float limit) {
+#if defined(__AVX512F__)
+  const __m512 most = _mm512_set1_ps(limit), least = _mm512_set1_ps(-limit);
+  return reinterpret_cast<Floats>(
+      _mm512_max_ps(least, _mm512_min_ps(most, reinterpret_cast<__m512>(x))));
+#else
   x = choose(x > limit, all(limit), x);
   return choose(x < -limit, all(-limit), x);
+#endif
 }
 
 // 2^(scale x) for |scale x| < 126: 2^n p(r), n the nearest whole number, |r| <= 1/2 and p the
@@ -146,8 +156,8 @@ inline Floats root(Floats x) {
   return result;
 }
 
-// A polynomial of its own for every lane.
-constexpr int TERMS = 6;
+// A polynomial of its own for every lane, of x between -1 and 1.
+constexpr int TERMS = 5;
 
 struct Series {
   Floats terms[TERMS];
@@ -157,27 +167,42 @@ struct Series {
     for (int i = TERMS - 2; i >= 0; --i) value = value * x + terms[i];
     return value;
   }
+
+  // From the Taylor coefficients of a function of range * x. Of the one too many, x^5 is
+  // replaced by what is nearest to it, (20 x^3 - 5 x) / 16, which is off by 1/16 at most.
+  void set(int lane, const double (&taylor)[TERMS + 1], double range) {
+    static_assert(TERMS == 5);
+    double scaled[TERMS + 1], power = 1;
+    for (int n = 0; n <= TERMS; ++n, power *= range) scaled[n] = taylor[n] * power;
+    scaled[3] += 20.0 / 16 * scaled[5];
+    scaled[1] -= 5.0 / 16 * scaled[5];
+    for (int n = 0; n < TERMS; ++n) terms[n][lane] = scaled[n];
+  }
 };
 
-// The largest range of a series: what it leaves out, 0.2^6 / 6! = 9e-8, is below the
-// resolution of float.
+// The largest range of a series. What it leaves out, r^5 / 5! / 16 + r^6 / 6!, is 3e-7 there
+// and 7e-9 at the usual 0.1.
 constexpr float LARGEST_NARROW_RANGE = 0.2f;
 
 // What belongs to a vector of eigenstates and does not change in time.
 struct Base {
+  int64_t k;  // of its first lane
   Floats alpha, cosine, sine, decay_range, rotation_range;
   // Of tanh p: 1 - rho. Of tanh q: real and imaginary part of e^(i phi).
   Series complement, real, imaginary;
 
-  Base(const float* alpha_, const float* omega, const float* ranges, int64_t width, int64_t k)
-      : alpha(load(alpha_ + k)),
+  Base() = default;
+  Base(const float* alpha_, const float* omega, const float* ranges, int64_t width, int64_t k_)
+      : k(k_),
+        alpha(load(alpha_ + k)),
         decay_range(load(ranges + k)),
         rotation_range(load(ranges + width + k)) {
     for (int i = 0; i < LANES; ++i) {
-      cosine[i] = std::cos(static_cast<double>(omega[k + i]));
-      sine[i] = std::sin(static_cast<double>(omega[k + i]));
+      const double angle = omega[k + i];
+      cosine[i] = std::cos(angle);
+      sine[i] = std::sin(angle);
       expand_complement(i);
-      expand_rotation(i, omega[k + i]);
+      expand_rotation(i, std::cos(angle), std::sin(angle));
     }
   }
 
@@ -185,26 +210,27 @@ struct Base {
   void expand_complement(int lane) {
     // y = 1 - sigmoid(alpha + d) has the derivative y^2 - y, from which follow its
     // coefficients, one after the other.
-    double y[TERMS] = {1 / (1 + std::exp(static_cast<double>(alpha[lane])))};
-    double power = 1;
+    double y[TERMS + 1] = {1 / (1 + std::exp(static_cast<double>(alpha[lane])))};
     for (int n = 0; n < TERMS; ++n) {
-      complement.terms[n][lane] = y[n] * power;
-      power *= decay_range[lane];
-      if (n + 1 == TERMS) break;
       double square = 0;
       for (int i = 0; i <= n; ++i) square += y[i] * y[n - i];
       y[n + 1] = (square - y[n]) / (n + 1);
     }
+    complement.set(lane, y, decay_range[lane]);
   }
 
-  void expand_rotation(int lane, double angle) {
-    double power = 1;
-    for (int n = 0; n < TERMS; ++n) {
-      // Each derivative turns by a right angle.
-      real.terms[n][lane] = power * std::cos(angle + n * M_PI_2);
-      imaginary.terms[n][lane] = power * std::sin(angle + n * M_PI_2);
-      power *= rotation_range[lane] / (n + 1);
+  void expand_rotation(int lane, double x, double y) {
+    double real_terms[TERMS + 1], imaginary_terms[TERMS + 1];
+    for (int n = 0; n <= TERMS; ++n) {
+      real_terms[n] = x;
+      imaginary_terms[n] = y;
+      // The derivative of e^(i phi) is itself, turned by a right angle.
+      const double turned = -y / (n + 1);
+      y = x / (n + 1);
+      x = turned;
     }
+    real.set(lane, real_terms, rotation_range[lane]);
+    imaginary.set(lane, imaginary_terms, rotation_range[lane]);
   }
 };
 
@@ -249,84 +275,91 @@ struct Eigenvalue {
   }
 };
 
-// A [B, T, 2K] tensor whose last dimension is contiguous.
+// A vector of eigenstates of a [B, T, 2K] tensor whose last dimension is contiguous: real
+// and imaginary parts at one step, or what else stands in the two halves of the row.
 template <typename T>
-struct Sequence {
-  T* data = nullptr;
-  int64_t batch_stride = 0, step_stride = 0, width = 0;
+struct Place {
+  T* at;
+  int64_t step, half;
 
-  Sequence() = default;
-  explicit Sequence(const at::Tensor& tensor)
-      : data(static_cast<T*>(tensor.data_ptr())),
-        batch_stride(tensor.stride(0)),
-        step_stride(tensor.stride(1)),
-        width(tensor.size(2) / 2) {}
-
-  T* at(int64_t b, int64_t t, int64_t k) const {
-    return data + b * batch_stride + t * step_stride + k;
+  void move(int64_t steps) { at += steps * step; }
+  // Asks for a place of the future; one outside the tensor does no harm.
+  void ask(int64_t steps) const {
+    __builtin_prefetch(at + steps * step);
+    __builtin_prefetch(at + steps * step + half);
   }
-  void ask(int64_t b, int64_t t, int64_t k) const {
-    __builtin_prefetch(at(b, t, k));
-    __builtin_prefetch(at(b, t, k + width));
-  }
-  Floats first(int64_t b, int64_t t, int64_t k) const { return load(at(b, t, k)); }
-  Floats second(int64_t b, int64_t t, int64_t k) const { return load(at(b, t, k + width)); }
-  void set(int64_t b, int64_t t, int64_t k, Floats x, Floats y) const {
-    store(at(b, t, k), x);
-    store(at(b, t, k + width), y);
+  Floats first() const { return load(at); }
+  Floats second() const { return load(at + half); }
+  void set(Floats x, Floats y) const {
+    store(at, x);
+    store(at + half, y);
   }
 };
 
-// Calls `body(b, columns)`: row b of the batch, and the first columns of vectors of its
-// eigenstates. Where K is no multiple of LANES the last vector overlaps the one before it,
-// whose thread takes both: lanes of both compute and write the same.
+template <typename T>
+Place<T> place(const at::Tensor& tensor, int64_t b, int64_t t, int64_t k) {
+  if (!tensor.defined()) return {};
+  T* const data = static_cast<T*>(tensor.data_ptr());
+  return {data + b * tensor.stride(0) + t * tensor.stride(1) + k, tensor.stride(1),
+          tensor.size(2) / 2};
+}
+
+// What belongs to all eigenstates. Where K is no multiple of LANES the last vector overlaps
+// the one before it: what both compute is the same.
+std::vector<Base> make_bases(const float* alpha, const float* omega, const float* ranges,
+                             int64_t width) {
+  std::vector<Base> bases((width + LANES - 1) / LANES);
+  at::parallel_for(0, bases.size(), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v)
+      bases[v] = Base(alpha, omega, ranges, width, std::min(v * LANES, width - LANES));
+  });
+  return bases;
+}
+
+// Calls `body(b, first, last)` for all rows of the batch and vectors of eigenstates, with a
+// range of `bases`. Vectors that overlap are in the same range: one thread writes both.
 template <typename Body>
-void share_out(int64_t batch, int64_t width, const Body& body) {
-  const int64_t vectors = width / LANES;
-  at::parallel_for(0, batch * vectors, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> columns;
-    for (int64_t b = begin / vectors; b * vectors < end; ++b) {
-      columns.clear();
-      const int64_t last = std::min(end - b * vectors, vectors);
-      for (int64_t v = std::max<int64_t>(begin - b * vectors, 0); v < last; ++v)
-        columns.push_back(v * LANES);
-      if (last == vectors && width % LANES != 0) columns.push_back(width - LANES);
-      body(b, columns);
+void share_out(int64_t batch, int64_t width, const std::vector<Base>& bases,
+               const Body& body) {
+  const int64_t shares = width / LANES;
+  at::parallel_for(0, batch * shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin / shares; b * shares < end; ++b) {
+      const int64_t first = std::max<int64_t>(begin - b * shares, 0);
+      const int64_t last = std::min(end - b * shares, shares);
+      body(b, bases.begin() + first, last == shares ? bases.end() : bases.begin() + last);
     }
   });
 }
 
 template <typename T, Modulation MODULATION, Gain GAIN>
-void forward(const at::Tensor& beta_, const float* alpha, const float* omega,
-             const at::Tensor& modulation_, const float* ranges, const float* initial,
-             const at::Tensor& states_, float* final, float* energy) {
-  constexpr bool MODULATED = MODULATION != Modulation::none;
-  const Sequence<T> beta(beta_), states(states_);
-  const Sequence<T> modulation = MODULATED ? Sequence<T>(modulation_) : Sequence<T>();
-  const int64_t steps = beta_.size(1), width = beta.width;
+void forward(const at::Tensor& beta_, const std::vector<Base>& bases,
+             const at::Tensor& modulation_, const float* initial, const at::Tensor& states_,
+             float* final, float* energy) {
+  const int64_t steps = beta_.size(1), width = beta_.size(2) / 2;
 
   struct Vector {
-    int64_t k;
-    Base base;
+    const Base* base;
     Floats real{}, imaginary{};
     Doubles squares{};
   };
   const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
-    const int64_t k = vector.k;
-    const Base base = vector.base;
+    const Base base = *vector.base;
+    Place<const T> beta = place<const T>(beta_, b, begin, base.k);
+    Place<const T> modulation = place<const T>(modulation_, b, begin, base.k);
+    Place<T> states = place<T>(states_, b, begin, base.k);
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain();
     Floats real = vector.real, imaginary = vector.imaginary, squares{};
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t soon = std::min(t + TILE, steps - 1);
-      beta.ask(b, soon, k);
+      beta.ask(TILE);
       Eigenvalue value = fixed;
-      if constexpr (MODULATED) {
-        modulation.ask(b, soon, k);
-        value = Eigenvalue(base, modulation.first(b, t, k), modulation.second(b, t, k),
+      if constexpr (MODULATION != Modulation::none) {
+        modulation.ask(TILE);
+        value = Eigenvalue(base, modulation.first(), modulation.second(),
                            MODULATION == Modulation::narrow);
+        modulation.move(1);
       }
-      Floats drive_real = beta.first(b, t, k), drive_imaginary = beta.second(b, t, k);
+      Floats drive_real = beta.first(), drive_imaginary = beta.second();
       if constexpr (GAIN != Gain::none) {
         const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
         drive_real *= gain;
@@ -335,31 +368,32 @@ void forward(const at::Tensor& beta_, const float* alpha, const float* omega,
       const Floats before = real;
       real = value.real * before - value.imaginary * imaginary + drive_real;
       imaginary = value.real * imaginary + value.imaginary * before + drive_imaginary;
-      states.set(b, t, k, real, imaginary);
+      states.set(real, imaginary);
       squares += real * real + imaginary * imaginary;
+      beta.move(1);
+      states.move(1);
     }
     vector.real = real;
     vector.imaginary = imaginary;
     vector.squares += wide(squares);
   };
-  share_out(beta_.size(0), width, [&](int64_t b, const std::vector<int64_t>& columns) {
+  share_out(beta_.size(0), width, bases, [&](int64_t b, auto first, auto last) {
     const int64_t row = b * 2 * width;
     std::vector<Vector> vectors;
-    for (const int64_t k : columns) {
-      vectors.push_back({k, Base(alpha, omega, ranges, width, k)});
+    for (auto base = first; base != last; ++base) {
+      vectors.push_back({&*base});
       if (initial != nullptr) {
-        vectors.back().real = load(initial + row + k);
-        vectors.back().imaginary = load(initial + row + width + k);
+        vectors.back().real = load(initial + row + base->k);
+        vectors.back().imaginary = load(initial + row + width + base->k);
       }
     }
     for (int64_t begin = 0; begin < steps; begin += TILE)
       for (Vector& vector : vectors)
         run_tile(vector, b, begin, std::min(begin + TILE, steps));
     for (const Vector& vector : vectors) {
-      store(energy + b * width + vector.k,
-            narrow(vector.squares));
-      store(final + row + vector.k, vector.real);
-      store(final + row + width + vector.k, vector.imaginary);
+      store(energy + b * width + vector.base->k, __builtin_convertvector(vector.squares, Floats));
+      store(final + row + vector.base->k, vector.real);
+      store(final + row + width + vector.base->k, vector.imaginary);
     }
   });
 }
@@ -367,23 +401,15 @@ void forward(const at::Tensor& beta_, const float* alpha, const float* omega,
 // With w the gradient of the states, G_t = w_t + conj(lambda_{t+1}) G_{t+1} and
 // z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t.
 template <typename T, Modulation MODULATION, Gain GAIN>
-void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
-              const at::Tensor& modulation_, const float* ranges, const float* initial,
-              const at::Tensor& states_, const at::Tensor& grad_states_,
-              const float* grad_final, const float* grad_energy,
-              const at::Tensor& grad_beta_, const at::Tensor& grad_modulation_,
-              float* grad_base, float* grad_initial) {
-  constexpr bool MODULATED = MODULATION != Modulation::none;
-  const Sequence<T> beta(beta_), states(states_), grad_states(grad_states_);
-  const Sequence<T> grad_beta(grad_beta_);
-  const Sequence<T> modulation = MODULATED ? Sequence<T>(modulation_) : Sequence<T>();
-  const Sequence<T> grad_modulation =
-      MODULATED ? Sequence<T>(grad_modulation_) : Sequence<T>();
-  const int64_t steps = beta_.size(1), width = beta.width;
+void backward(const at::Tensor& beta_, const std::vector<Base>& bases,
+              const at::Tensor& modulation_, const float* initial, const at::Tensor& states_,
+              const at::Tensor& grad_states_, const float* grad_final,
+              const float* grad_energy, const at::Tensor& grad_beta_,
+              const at::Tensor& grad_modulation_, float* grad_base, float* grad_initial) {
+  const int64_t steps = beta_.size(1), width = beta_.size(2) / 2;
 
   struct Vector {
-    int64_t k;
-    Base base;
+    const Base* base;
     Floats energy_weight;
     // conj(lambda_{t+1}) G_{t+1}; after the last step, the gradient of the final state.
     Floats carried_real, carried_imaginary;
@@ -391,8 +417,14 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
     Doubles sums[4] = {};  // of d logit, d rotation, and their products with tanh p and tanh q
   };
   const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
-    const int64_t k = vector.k, row = b * 2 * width + k;
-    const Base base = vector.base;
+    const Base base = *vector.base;
+    const int64_t k = base.k, row = b * 2 * width + k;
+    Place<const T> beta = place<const T>(beta_, b, end - 1, k);
+    Place<const T> modulation = place<const T>(modulation_, b, end - 1, k);
+    Place<const T> states_before = place<const T>(states_, b, end - 2, k);
+    Place<const T> grad_states = place<const T>(grad_states_, b, end - 1, k);
+    Place<T> grad_beta = place<T>(grad_beta_, b, end - 1, k);
+    Place<T> grad_modulation = place<T>(grad_modulation_, b, end - 1, k);
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain(), fixed_slope = fixed.gain_slope();
     const Floats energy_weight = vector.energy_weight;
@@ -400,27 +432,26 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
     Floats real = vector.real, imaginary = vector.imaginary;
     Floats sums[4] = {};
     for (int64_t t = end - 1; t >= begin; --t) {
-      const int64_t soon = std::max<int64_t>(t - TILE, 0);
-      grad_states.ask(b, soon, k);
-      states.ask(b, soon, k);
+      grad_states.ask(-TILE);
+      states_before.ask(-TILE);
       Eigenvalue value = fixed;
-      if constexpr (MODULATED) {
-        modulation.ask(b, soon, k);
-        value = Eigenvalue(base, modulation.first(b, t, k), modulation.second(b, t, k),
+      if constexpr (MODULATION != Modulation::none) {
+        modulation.ask(-TILE);
+        value = Eigenvalue(base, modulation.first(), modulation.second(),
                            MODULATION == Modulation::narrow);
+        modulation.move(-1);
       }
       Floats before_real{}, before_imaginary{};
       if (t > 0) {
-        before_real = states.first(b, t - 1, k);
-        before_imaginary = states.second(b, t - 1, k);
+        before_real = states_before.first();
+        before_imaginary = states_before.second();
       } else if (initial != nullptr) {
         before_real = load(initial + row);
         before_imaginary = load(initial + row + width);
       }
-      const Floats adjoint_real =
-          grad_states.first(b, t, k) + energy_weight * real + carried_real;
+      const Floats adjoint_real = grad_states.first() + energy_weight * real + carried_real;
       const Floats adjoint_imaginary =
-          grad_states.second(b, t, k) + energy_weight * imaginary + carried_imaginary;
+          grad_states.second() + energy_weight * imaginary + carried_imaginary;
       // lambda_t c_{t-1}, then z_t.
       const Floats moved_real = value.real * before_real - value.imaginary * before_imaginary;
       const Floats moved_imaginary =
@@ -430,34 +461,38 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
       const Floats grad_rotation =
           adjoint_imaginary * moved_real - adjoint_real * moved_imaginary;
       if constexpr (GAIN == Gain::none) {
-        grad_beta.set(b, t, k, adjoint_real, adjoint_imaginary);
+        grad_beta.set(adjoint_real, adjoint_imaginary);
       } else {
-        beta.ask(b, soon, k);
+        beta.ask(-TILE);
         const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
         const Floats slope = GAIN == Gain::fixed ? fixed_slope : value.gain_slope();
-        const Floats grad_gain = adjoint_real * beta.first(b, t, k) +
-                                 adjoint_imaginary * beta.second(b, t, k);
-        grad_beta.set(b, t, k, gain * adjoint_real, gain * adjoint_imaginary);
+        const Floats grad_gain =
+            adjoint_real * beta.first() + adjoint_imaginary * beta.second();
+        grad_beta.set(gain * adjoint_real, gain * adjoint_imaginary);
         // The fixed gain depends on alpha alone, not on the modulated logit.
         if constexpr (GAIN == Gain::fixed)
           sums[0] += slope * grad_gain;
         else
           grad_logit += slope * grad_gain;
+        beta.move(-1);
       }
       sums[0] += grad_logit;
       sums[1] += grad_rotation;
-      if constexpr (MODULATED) {
-        sums[2] += value.bounded_p * grad_logit;
-        sums[3] += value.bounded_q * grad_rotation;
-        grad_modulation.set(
-            b, t, k,
-            base.decay_range * (1.0f - value.bounded_p * value.bounded_p) * grad_logit,
-            base.rotation_range * (1.0f - value.bounded_q * value.bounded_q) * grad_rotation);
+      if constexpr (MODULATION != Modulation::none) {
+        const Floats by_p = value.bounded_p * grad_logit, by_q = value.bounded_q * grad_rotation;
+        sums[2] += by_p;
+        sums[3] += by_q;
+        grad_modulation.set(base.decay_range * (grad_logit - value.bounded_p * by_p),
+                            base.rotation_range * (grad_rotation - value.bounded_q * by_q));
+        grad_modulation.move(-1);
       }
       carried_real = value.real * adjoint_real + value.imaginary * adjoint_imaginary;
       carried_imaginary = value.real * adjoint_imaginary - value.imaginary * adjoint_real;
       real = before_real;
       imaginary = before_imaginary;
+      states_before.move(-1);
+      grad_states.move(-1);
+      grad_beta.move(-1);
     }
     vector.carried_real = carried_real;
     vector.carried_imaginary = carried_imaginary;
@@ -465,23 +500,25 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
     vector.imaginary = imaginary;
     for (int s = 0; s < 4; ++s) vector.sums[s] += wide(sums[s]);
   };
-  share_out(beta_.size(0), width, [&](int64_t b, const std::vector<int64_t>& columns) {
+  share_out(beta_.size(0), width, bases, [&](int64_t b, auto first, auto last) {
     const int64_t row = b * 2 * width;
     std::vector<Vector> vectors;
-    for (const int64_t k : columns)
-      vectors.push_back({k, Base(alpha, omega, ranges, width, k),
-                         2.0f * load(grad_energy + b * width + k), load(grad_final + row + k),
-                         load(grad_final + row + width + k), states.first(b, steps - 1, k),
-                         states.second(b, steps - 1, k)});
+    for (auto base = first; base != last; ++base) {
+      const int64_t k = base->k;
+      const Place<const T> state = place<const T>(states_, b, steps - 1, k);
+      vectors.push_back({&*base, 2.0f * load(grad_energy + b * width + k),
+                         load(grad_final + row + k), load(grad_final + row + width + k),
+                         state.first(), state.second()});
+    }
     for (int64_t end = steps; end > 0; end -= TILE)
       for (Vector& vector : vectors)
         run_tile(vector, b, std::max<int64_t>(end - TILE, 0), end);
     for (const Vector& vector : vectors) {
       for (int s = 0; s < 4; ++s)
-        store(grad_base + (b * 4 + s) * width + vector.k,
-              narrow(vector.sums[s]));
-      store(grad_initial + row + vector.k, vector.carried_real);
-      store(grad_initial + row + width + vector.k, vector.carried_imaginary);
+        store(grad_base + (b * 4 + s) * width + vector.base->k,
+              __builtin_convertvector(vector.sums[s], Floats));
+      store(grad_initial + row + vector.base->k, vector.carried_real);
+      store(grad_initial + row + width + vector.base->k, vector.carried_imaginary);
     }
   });
 }
@@ -489,18 +526,18 @@ void backward(const at::Tensor& beta_, const float* alpha, const float* omega,
 // Calls `body` with the element type, the kind of modulation and of gain, each as a type, so
 // that the loops over time are compiled for every combination.
 template <typename Body>
-void dispatch(const at::Tensor& beta, bool modulated, const at::Tensor& ranges,
-              const std::string& input_norm, const Body& body) {
-  const auto with_gain = [&](auto element, auto modulation) {
+void dispatch(const at::Tensor& beta, const std::optional<at::Tensor>& modulation,
+              const at::Tensor& ranges, const std::string& input_norm, const Body& body) {
+  const auto with_gain = [&](auto element, auto kind) {
     if (input_norm == "none")
-      body(element, modulation, std::integral_constant<Gain, Gain::none>());
+      body(element, kind, std::integral_constant<Gain, Gain::none>());
     else if (input_norm == "static")
-      body(element, modulation, std::integral_constant<Gain, Gain::fixed>());
+      body(element, kind, std::integral_constant<Gain, Gain::fixed>());
     else
-      body(element, modulation, std::integral_constant<Gain, Gain::dynamic>());
+      body(element, kind, std::integral_constant<Gain, Gain::dynamic>());
   };
   const auto with_modulation = [&](auto element) {
-    if (!modulated)
+    if (!modulation)
       with_gain(element, std::integral_constant<Modulation, Modulation::none>());
     else if (ranges.abs().max().item<float>() <= LARGEST_NARROW_RANGE)
       with_gain(element, std::integral_constant<Modulation, Modulation::narrow>());
@@ -549,11 +586,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> scan_forward(
   at::Tensor states = at::empty(beta.sizes(), beta.options());
   at::Tensor final = at::empty({batch, 2 * width}, options);
   at::Tensor energy = at::empty({batch, width}, options);
-  dispatch(beta, modulation.has_value(), ranges, input_norm, [&](auto element, auto kind, auto gain) {
+  const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
+  dispatch(beta, modulation, ranges, input_norm, [&](auto element, auto kind, auto gain) {
     forward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
-        beta, pointer(alpha), pointer(omega), modulation.value_or(at::Tensor()),
-        pointer(ranges), pointer(initial), states, final.mutable_data_ptr<float>(),
-        energy.mutable_data_ptr<float>());
+        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states,
+        final.mutable_data_ptr<float>(), energy.mutable_data_ptr<float>());
   });
   return {states, final, energy};
 }
@@ -576,19 +613,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
             cut_off(grad_base, 1, width), cut_off(grad_initial, 2, width)};
   }
   at::Tensor grad_beta = at::empty(beta.sizes(), beta.options());
-  at::Tensor grad_modulation =
-      modulation ? at::empty(beta.sizes(), beta.options()) : at::empty({0}, beta.options());
+  at::Tensor grad_modulation;
+  if (modulation) grad_modulation = at::empty(beta.sizes(), beta.options());
   // Of alpha, omega and the two ranges, a row of the batch each: added up in one order,
   // whatever the number of threads.
   at::Tensor grad_base = at::empty({batch, 4, width}, options);
   at::Tensor grad_initial = at::empty({batch, 2 * width}, options);
-  dispatch(beta, modulation.has_value(), ranges, input_norm, [&](auto element, auto kind, auto gain) {
+  const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
+  dispatch(beta, modulation, ranges, input_norm, [&](auto element, auto kind, auto gain) {
     backward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
-        beta, pointer(alpha), pointer(omega), modulation.value_or(at::Tensor()),
-        pointer(ranges), pointer(initial), states, grad_states, pointer(grad_final),
-        pointer(grad_energy), grad_beta, grad_modulation,
+        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states, grad_states,
+        pointer(grad_final), pointer(grad_energy), grad_beta, grad_modulation,
         grad_base.mutable_data_ptr<float>(), grad_initial.mutable_data_ptr<float>());
   });
+  // An operator cannot return a tensor that is none.
+  if (!modulation) grad_modulation = at::empty({0}, beta.options());
   return {grad_beta, grad_modulation, grad_base.sum(0), grad_initial};
 }
 

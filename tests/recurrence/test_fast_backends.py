@@ -91,6 +91,33 @@ def test_backend_equals_the_oracle(backend, dtype, input_norm, steps, width):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("input_norm", ["none", "static", "dynamic"])
+@pytest.mark.parametrize("largest", [0.0, 0.1, 0.2, 0.201])
+def test_small_selection_ranges_equal_the_oracle(backend, input_norm, largest):
+    """Backends may take a shorter way there, up to ranges of their own."""
+    inputs = make_inputs(200, 37, torch.float32)
+    inputs["alpha"] = torch.linspace(-12, 12, 37)
+    inputs["decay_range"] = torch.linspace(-largest, largest, 37)
+    inputs["rotation_range"] = torch.linspace(largest, 0.0, 37)
+    actual = run(inputs, backend, input_norm)
+    expected = run(inputs, "reference", input_norm, wide=True)
+    assert_near(actual, expected, 2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_what_is_not_finite_stays_so(backend, dtype):
+    """Training finds a broken step by its loss."""
+    inputs = make_inputs(20, 16, dtype)
+    inputs["modulation"][0, 7, 3] = torch.nan
+    inputs["beta"][1, 9, 20] = torch.inf
+    states = run(inputs, backend, "none")["states"]
+    assert states[0, 7:, [3, 19]].isnan().all()
+    assert not states[1, 10:, [4, 20]].isfinite().any()
+    assert states[2].isfinite().all() and states[:, :7].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_backend_takes_the_views_of_one_projection(backend):
     """What a mixer passes: parts of a wider tensor, and a transposed one."""
     width = 24
