@@ -39,7 +39,7 @@ typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
 // Steps of a tile, and how far ahead of their use rows are asked for. Sums over time are
 // kept in float for a tile, then added up in double.
-constexpr int64_t TILE = 16;
+constexpr int64_t TILE = 32;
 
 // How the modulation enters. NARROW: its ranges are so small that the eigenvalue is a short
 // Taylor series in tanh p and tanh q.
@@ -296,13 +296,27 @@ struct Place {
   }
 };
 
+// The tensor itself, or one that is not there.
 template <typename T>
-Place<T> place(const at::Tensor& tensor, int64_t b, int64_t t, int64_t k) {
-  if (!tensor.defined()) return {};
-  T* const data = static_cast<T*>(tensor.data_ptr());
-  return {data + b * tensor.stride(0) + t * tensor.stride(1) + k, tensor.stride(1),
-          tensor.size(2) / 2};
-}
+struct Sequence {
+  T* data = nullptr;
+  int64_t batch = 0, steps = 0, half = 0;
+  int64_t row = 0, step = 0;  // strides
+
+  Sequence(const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    data = static_cast<T*>(tensor.data_ptr());
+    batch = tensor.size(0);
+    steps = tensor.size(1);
+    half = tensor.size(2) / 2;
+    row = tensor.stride(0);
+    step = tensor.stride(1);
+  }
+
+  Place<T> operator()(int64_t b, int64_t t, int64_t k) const {
+    return {data + b * row + t * step + k, step, half};
+  }
+};
 
 // What belongs to all eigenstates. Where K is no multiple of LANES the last vector overlaps
 // the one before it: what both compute is the same.
@@ -332,10 +346,10 @@ void share_out(int64_t batch, int64_t width, const std::vector<Base>& bases,
 }
 
 template <typename T, Modulation MODULATION, Gain GAIN>
-void forward(const at::Tensor& beta_, const std::vector<Base>& bases,
-             const at::Tensor& modulation_, const float* initial, const at::Tensor& states_,
-             float* final, float* energy) {
-  const int64_t steps = beta_.size(1), width = beta_.size(2) / 2;
+void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
+             const Sequence<const T>& modulation_, const float* initial,
+             const Sequence<T>& states_, float* final, float* energy) {
+  const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
     const Base* base;
@@ -344,9 +358,9 @@ void forward(const at::Tensor& beta_, const std::vector<Base>& bases,
   };
   const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
     const Base base = *vector.base;
-    Place<const T> beta = place<const T>(beta_, b, begin, base.k);
-    Place<const T> modulation = place<const T>(modulation_, b, begin, base.k);
-    Place<T> states = place<T>(states_, b, begin, base.k);
+    Place<const T> beta = beta_(b, begin, base.k);
+    Place<const T> modulation = modulation_(b, begin, base.k);
+    Place<T> states = states_(b, begin, base.k);
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain();
     Floats real = vector.real, imaginary = vector.imaginary, squares{};
@@ -377,7 +391,7 @@ void forward(const at::Tensor& beta_, const std::vector<Base>& bases,
     vector.imaginary = imaginary;
     vector.squares += wide(squares);
   };
-  share_out(beta_.size(0), width, bases, [&](int64_t b, auto first, auto last) {
+  share_out(beta_.batch, width, bases, [&](int64_t b, auto first, auto last) {
     const int64_t row = b * 2 * width;
     std::vector<Vector> vectors;
     for (auto base = first; base != last; ++base) {
@@ -401,12 +415,13 @@ void forward(const at::Tensor& beta_, const std::vector<Base>& bases,
 // With w the gradient of the states, G_t = w_t + conj(lambda_{t+1}) G_{t+1} and
 // z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t.
 template <typename T, Modulation MODULATION, Gain GAIN>
-void backward(const at::Tensor& beta_, const std::vector<Base>& bases,
-              const at::Tensor& modulation_, const float* initial, const at::Tensor& states_,
-              const at::Tensor& grad_states_, const float* grad_final,
-              const float* grad_energy, const at::Tensor& grad_beta_,
-              const at::Tensor& grad_modulation_, float* grad_base, float* grad_initial) {
-  const int64_t steps = beta_.size(1), width = beta_.size(2) / 2;
+void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
+              const Sequence<const T>& modulation_, const float* initial,
+              const Sequence<const T>& states_, const Sequence<const T>& grad_states_,
+              const float* grad_final, const float* grad_energy,
+              const Sequence<T>& grad_beta_, const Sequence<T>& grad_modulation_,
+              float* grad_base, float* grad_initial) {
+  const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
     const Base* base;
@@ -419,12 +434,12 @@ void backward(const at::Tensor& beta_, const std::vector<Base>& bases,
   const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
     const Base base = *vector.base;
     const int64_t k = base.k, row = b * 2 * width + k;
-    Place<const T> beta = place<const T>(beta_, b, end - 1, k);
-    Place<const T> modulation = place<const T>(modulation_, b, end - 1, k);
-    Place<const T> states_before = place<const T>(states_, b, end - 2, k);
-    Place<const T> grad_states = place<const T>(grad_states_, b, end - 1, k);
-    Place<T> grad_beta = place<T>(grad_beta_, b, end - 1, k);
-    Place<T> grad_modulation = place<T>(grad_modulation_, b, end - 1, k);
+    Place<const T> beta = beta_(b, end - 1, k);
+    Place<const T> modulation = modulation_(b, end - 1, k);
+    Place<const T> states_before = states_(b, end - 2, k);
+    Place<const T> grad_states = grad_states_(b, end - 1, k);
+    Place<T> grad_beta = grad_beta_(b, end - 1, k);
+    Place<T> grad_modulation = grad_modulation_(b, end - 1, k);
     const Eigenvalue fixed(base);
     const Floats fixed_gain = fixed.gain(), fixed_slope = fixed.gain_slope();
     const Floats energy_weight = vector.energy_weight;
@@ -500,12 +515,12 @@ void backward(const at::Tensor& beta_, const std::vector<Base>& bases,
     vector.imaginary = imaginary;
     for (int s = 0; s < 4; ++s) vector.sums[s] += wide(sums[s]);
   };
-  share_out(beta_.size(0), width, bases, [&](int64_t b, auto first, auto last) {
+  share_out(beta_.batch, width, bases, [&](int64_t b, auto first, auto last) {
     const int64_t row = b * 2 * width;
     std::vector<Vector> vectors;
     for (auto base = first; base != last; ++base) {
       const int64_t k = base->k;
-      const Place<const T> state = place<const T>(states_, b, steps - 1, k);
+      const Place<const T> state = states_(b, steps - 1, k);
       vectors.push_back({&*base, 2.0f * load(grad_energy + b * width + k),
                          load(grad_final + row + k), load(grad_final + row + width + k),
                          state.first(), state.second()});
@@ -523,6 +538,11 @@ void backward(const at::Tensor& beta_, const std::vector<Base>& bases,
   });
 }
 
+const float* pointer(const at::Tensor& tensor) { return tensor.const_data_ptr<float>(); }
+const float* pointer(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
 // Calls `body` with the element type, the kind of modulation and of gain, each as a type, so
 // that the loops over time are compiled for every combination.
 template <typename Body>
@@ -536,10 +556,11 @@ void dispatch(const at::Tensor& beta, const std::optional<at::Tensor>& modulatio
     else
       body(element, kind, std::integral_constant<Gain, Gain::dynamic>());
   };
+  const auto is_narrow = [](float range) { return std::abs(range) <= LARGEST_NARROW_RANGE; };
   const auto with_modulation = [&](auto element) {
     if (!modulation)
       with_gain(element, std::integral_constant<Modulation, Modulation::none>());
-    else if (ranges.abs().max().item<float>() <= LARGEST_NARROW_RANGE)
+    else if (std::all_of(pointer(ranges), pointer(ranges) + ranges.numel(), is_narrow))
       with_gain(element, std::integral_constant<Modulation, Modulation::narrow>());
     else
       with_gain(element, std::integral_constant<Modulation, Modulation::wide>());
@@ -548,11 +569,6 @@ void dispatch(const at::Tensor& beta, const std::optional<at::Tensor>& modulatio
     with_modulation(uint16_t());
   else
     with_modulation(float());
-}
-
-const float* pointer(const at::Tensor& tensor) { return tensor.const_data_ptr<float>(); }
-const float* pointer(const std::optional<at::Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
 // Fewer eigenstates than a vector has lanes are filled up with zeros, and cut off again.
