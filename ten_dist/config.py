@@ -18,7 +18,7 @@ EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
 CHECKPOINTING_MODES = ("none", "block")
-SCAN_BACKENDS = ("auto", "cpu", "blocked", "reference")
+SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""
