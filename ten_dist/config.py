@@ -17,6 +17,7 @@ from ten_dist.errors import ConfigurationError
 EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
+GATES = ("output", "state")
 CHECKPOINTING_MODES = ("none", "block")
 SCAN_BACKENDS = ("auto", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
@@ -58,10 +59,19 @@ class TemporalEigenstateConfig:
     """`paper`: alpha ~ U(-3, 0); `timescale`: log-uniform memories."""
     max_timescale: float = 2048.0
     """Longest initial memory, in tokens, of the `timescale` initialisation."""
+    depth_increasing_memory: bool = False
+    """Let the longest initial memory of `timescale` grow from layer to layer, by the same
+    factor, up to max_timescale in the last."""
     selection_range: tuple[float, float] = (0.1, 0.1)
     """Largest modulation (s_a, s_w) of alpha and omega by the input."""
+    learnable_selection_range: bool = False
+    """Learn s_a and s_w of each eigenstate, from selection_range on."""
     input_norm: str = "none"
     """Input gain g: `none` 1, `static` sqrt(1-rho^2), `dynamic` sqrt(1-rho(t)^2)."""
+    short_convolution: int = 0
+    """Tokens that a causal convolution before each mixer sees; 0 for none."""
+    gate: str = "output"
+    """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
     gradient_checkpointing: str = "none"
     """`block` recomputes each block in backward instead of keeping activations."""
     scan_backend: str = "auto"
@@ -80,6 +90,7 @@ class TemporalEigenstateConfig:
         _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
         _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
         _check_choice("input_norm", self.input_norm, INPUT_NORMS)
+        _check_choice("gate", self.gate, GATES)
         _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
         _check_choice(
             "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
@@ -101,6 +112,18 @@ class TemporalEigenstateConfig:
         if not 1 < self.max_timescale < math.inf:
             raise ConfigurationError(
                 f"max_timescale must be more than 1 token, not {self.max_timescale}"
+            )
+        if not isinstance(self.short_convolution, int) or (
+            self.short_convolution not in (0, *range(2, 65))
+        ):
+            raise ConfigurationError(
+                "short_convolution must be 0, or a width from 2 to 64, "
+                f"not {self.short_convolution}"
+            )
+        if self.depth_increasing_memory and self.eigenvalue_init != "timescale":
+            raise ConfigurationError(
+                "depth_increasing_memory needs eigenvalue_init timescale: with "
+                f"{self.eigenvalue_init} it has no effect"
             )
         if len(self.selection_range) != 2 or not all(
             0 <= s < math.inf for s in self.selection_range
@@ -136,6 +159,12 @@ class TemporalEigenstateConfig:
     def eigenstates_per_scale(self) -> int:
         """Eigenstates K/|S| of one scale of one layer."""
         return self.num_eigenstates // len(self.scales)
+
+    def longest_memory(self, layer: int) -> float:
+        """Longest initial memory, in tokens, of `timescale` in layer `layer` from 0."""
+        if not self.depth_increasing_memory:
+            return self.max_timescale
+        return self.max_timescale ** ((layer + 1) / self.n_layers)
 
     @property
     def ffn_dim(self) -> int:

@@ -17,6 +17,7 @@ from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
 from ten_dist.model.sampling import generate
+from ten_dist.model.short_convolution import ShortConvolution
 
 
 class NetworkState(NamedTuple):
@@ -69,7 +70,9 @@ class TemporalEigenstateNetwork(nn.Module):
         self.config = config
         self.embedding = TokenEmbedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer) for layer in range(config.n_layers)
+        )
         self.final_norm = nn.LayerNorm(config.dim)
         self.head = TiedHead(self.embedding)
 
@@ -183,12 +186,13 @@ class TemporalEigenstateNetwork(nn.Module):
     def parameters_without_weight_decay(self) -> Iterator[str]:
         """Names of the parameters that take no weight decay.
 
-        Those of the recurrence, norms and biases.
+        Those of the recurrence, norms, short convolutions and biases.
         """
         for module_name, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
                 if (
                     isinstance(module, nn.LayerNorm)
+                    or isinstance(module, ShortConvolution)
                     or name in RECURRENCE_PARAMETERS
                     or name.endswith("bias")
                 ):
