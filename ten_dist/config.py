@@ -18,6 +18,7 @@ EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
 GATES = ("output", "state")
+MIXERS = ("eigenstate", "attention")
 CHECKPOINTING_MODES = ("none", "block")
 SCAN_BACKENDS = ("auto", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
@@ -42,7 +43,9 @@ class TemporalEigenstateConfig:
     num_eigenstates: int = 240
     """Complex eigenstates K of a layer, those of all its scales together."""
     num_heads: int = 4
-    """Heads H of the block-diagonal coupling, in every scale."""
+    """Heads H of the block-diagonal coupling, in every scale, or of attention."""
+    mixer: str = "eigenstate"
+    """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
     hten_scales: tuple[int, ...] | None = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     ffn_multiplier: float = 4
@@ -91,6 +94,7 @@ class TemporalEigenstateConfig:
         _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
         _check_choice("input_norm", self.input_norm, INPUT_NORMS)
         _check_choice("gate", self.gate, GATES)
+        _check_choice("mixer", self.mixer, MIXERS)
         _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
         _check_choice(
             "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
@@ -134,7 +138,21 @@ class TemporalEigenstateConfig:
             )
         if self.hten_scales is not None:
             _check_scales(self.hten_scales)
-        self._check_eigenstates_divide()
+        if self.mixer == "attention":
+            self._check_attention()
+        else:
+            self._check_eigenstates_divide()
+
+    def _check_attention(self) -> None:
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigurationError(
+                f"dim {self.dim} does not divide over num_heads {self.num_heads} of "
+                "even width, which mixer attention needs"
+            )
+        if self.hten_scales is not None:
+            raise ConfigurationError(
+                "hten_scales has no effect with mixer attention: leave it out"
+            )
 
     def _check_eigenstates_divide(self) -> None:
         scales = self.scales
@@ -184,7 +202,10 @@ class TemporalEigenstateConfig:
                 f"unknown preset '{name}' for --config: choose one of "
                 f"{', '.join(PRESETS)}"
             )
-        return cls.from_dict({**PRESETS[name], **overrides})
+        fields = {**PRESETS[name], **overrides}
+        if overrides.get("mixer") == "attention" and "hten_scales" not in overrides:
+            fields.pop("hten_scales", None)
+        return cls.from_dict(fields)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TemporalEigenstateConfig:

@@ -1,4 +1,4 @@
-"""One block: eigenstate mixer and MLP, each normed before and added after."""
+"""One block: mixer and MLP, each normed before and added after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.attention import AttentionState, CausalSelfAttention
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
 from ten_dist.model.initialization import fill_normal
 from ten_dist.model.mixer import EigenstateMixer
@@ -18,8 +19,8 @@ from ten_dist.model.short_convolution import ShortConvolution
 class BlockState(NamedTuple):
     """What a block carries from piece to piece of a sequence."""
 
-    mixer: Tensor | HierarchyState
-    """Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy."""
+    mixer: Tensor | HierarchyState | AttentionState
+    """Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy or attention."""
     past: Tensor | None
     """[B, width - 1, d], last inputs of the short convolution, where there is one."""
 
@@ -62,7 +63,9 @@ class Block(nn.Module):
         self.convolution = None
         if config.short_convolution:
             self.convolution = ShortConvolution(config.dim, config.short_convolution)
-        if config.hten_scales is None:
+        if config.mixer == "attention":
+            self.mixer = CausalSelfAttention(config)
+        elif config.hten_scales is None:
             self.mixer = EigenstateMixer(config, layer)
         else:
             self.mixer = HierarchicalMixer(config, layer)

@@ -61,6 +61,8 @@ class TiedHead(nn.Module):
 class TemporalEigenstateNetwork(nn.Module):
     """TEN or, where the configuration has scales, causal HTEN language model.
 
+    With `mixer` "attention" it is the transformer to compare them with.
+
     There is no positional embedding: the recurrence carries position, and a model runs
     at any length. Initial weights depend on torch's global seed alone.
     """
@@ -191,8 +193,7 @@ class TemporalEigenstateNetwork(nn.Module):
         for module_name, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
                 if (
-                    isinstance(module, nn.LayerNorm)
-                    or isinstance(module, ShortConvolution)
+                    isinstance(module, (nn.LayerNorm, ShortConvolution))
                     or name in RECURRENCE_PARAMETERS
                     or name.endswith("bias")
                 ):

@@ -179,7 +179,7 @@ def plain_loss(model, ids, targets):
             w["mixer.alpha_base"] + w["mixer.alpha_offset"],
             w["mixer.omega_base"] + w["mixer.omega_offset"],
             u @ w_sel.T,
-            w["mixer.selection"] if "mixer.selection" in w else config.selection_range,
+            w.get("mixer.selection", config.selection_range),
             config.input_norm,
             backend="reference",
         )
