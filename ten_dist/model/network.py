@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +184,17 @@ class TemporalEigenstateNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Number of parameters, the tied weight once, sharded ones in full."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters())
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: parameters with `weight_decay`, then those without."""
+        exempt = set(self.parameters_without_weight_decay())
+        decayed, others = [], []
+        for name, parameter in self.named_parameters():
+            (others if name in exempt else decayed).append(parameter)
+        return [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
 
     def parameters_without_weight_decay(self) -> Iterator[str]:
         """Names of the parameters that take no weight decay.
