@@ -26,14 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import Report, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
-from ten_dist.model.transformer import Transformer
 from ten_dist.recurrence import eigenstate_scan
 
 CPU = torch.device("cpu")
 TEN = TemporalEigenstateConfig(
     vocab_size=50257, dim=512, n_layers=6, num_eigenstates=64, num_heads=4
 )
-TRANSFORMER = dataclasses.replace(TEN, ffn_multiplier=2.875)
+TRANSFORMER = dataclasses.replace(
+    TEN, mixer="attention", num_heads=8, ffn_multiplier=2.875
+)
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -122,7 +123,7 @@ def measure_step(report: Report) -> None:
         for precision in PRECISIONS:
             for name, model in (
                 ("ten", TemporalEigenstateNetwork(TEN)),
-                ("transformer", Transformer(TRANSFORMER, num_heads=8)),
+                ("transformer", TemporalEigenstateNetwork(TRANSFORMER)),
             ):
                 key = f"{name} {precision}"
                 sides[key] = training_step(model, precision, 8192 // steps, steps)

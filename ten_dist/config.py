@@ -17,6 +17,8 @@ from ten_dist.errors import ConfigurationError
 EIGENVALUE_INITS = ("paper", "timescale")
 INPUT_NORMS = ("none", "static", "dynamic")
 ENERGY_KINDS = ("state", "eigenvalue")
+GATES = ("output", "state")
+MIXERS = ("eigenstate", "attention")
 CHECKPOINTING_MODES = ("none", "block")
 SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
@@ -41,7 +43,9 @@ class TemporalEigenstateConfig:
     num_eigenstates: int = 240
     """Complex eigenstates K of a layer, those of all its scales together."""
     num_heads: int = 4
-    """Heads H of the block-diagonal coupling, in every scale."""
+    """Heads H of the block-diagonal coupling, in every scale, or of attention."""
+    mixer: str = "eigenstate"
+    """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
     hten_scales: tuple[int, ...] | None = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     ffn_multiplier: float = 4
@@ -58,10 +62,19 @@ class TemporalEigenstateConfig:
     """`paper`: alpha ~ U(-3, 0); `timescale`: log-uniform memories."""
     max_timescale: float = 2048.0
     """Longest initial memory, in tokens, of the `timescale` initialisation."""
+    depth_increasing_memory: bool = False
+    """Let the longest initial memory of `timescale` grow from layer to layer, by the same
+    factor, up to max_timescale in the last."""
     selection_range: tuple[float, float] = (0.1, 0.1)
     """Largest modulation (s_a, s_w) of alpha and omega by the input."""
+    learnable_selection_range: bool = False
+    """Learn s_a and s_w of each eigenstate, from selection_range on."""
     input_norm: str = "none"
     """Input gain g: `none` 1, `static` sqrt(1-rho^2), `dynamic` sqrt(1-rho(t)^2)."""
+    short_convolution: int = 0
+    """Tokens that a causal convolution before each mixer sees; 0 for none."""
+    gate: str = "output"
+    """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
     gradient_checkpointing: str = "none"
     """`block` recomputes each block in backward instead of keeping activations."""
     scan_backend: str = "auto"
@@ -80,6 +93,8 @@ class TemporalEigenstateConfig:
         _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
         _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
         _check_choice("input_norm", self.input_norm, INPUT_NORMS)
+        _check_choice("gate", self.gate, GATES)
+        _check_choice("mixer", self.mixer, MIXERS)
         _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
         _check_choice(
             "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
@@ -102,6 +117,18 @@ class TemporalEigenstateConfig:
             raise ConfigurationError(
                 f"max_timescale must be more than 1 token, not {self.max_timescale}"
             )
+        if not isinstance(self.short_convolution, int) or (
+            self.short_convolution not in (0, *range(2, 65))
+        ):
+            raise ConfigurationError(
+                "short_convolution must be 0, or a width from 2 to 64, "
+                f"not {self.short_convolution}"
+            )
+        if self.depth_increasing_memory and self.eigenvalue_init != "timescale":
+            raise ConfigurationError(
+                "depth_increasing_memory needs eigenvalue_init timescale: with "
+                f"{self.eigenvalue_init} it has no effect"
+            )
         if len(self.selection_range) != 2 or not all(
             0 <= s < math.inf for s in self.selection_range
         ):
@@ -111,7 +138,21 @@ class TemporalEigenstateConfig:
             )
         if self.hten_scales is not None:
             _check_scales(self.hten_scales)
-        self._check_eigenstates_divide()
+        if self.mixer == "attention":
+            self._check_attention()
+        else:
+            self._check_eigenstates_divide()
+
+    def _check_attention(self) -> None:
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigurationError(
+                f"dim {self.dim} does not divide over num_heads {self.num_heads} of "
+                "even width, which mixer attention needs"
+            )
+        if self.hten_scales is not None:
+            raise ConfigurationError(
+                "hten_scales has no effect with mixer attention: leave it out"
+            )
 
     def _check_eigenstates_divide(self) -> None:
         scales = self.scales
@@ -137,6 +178,12 @@ class TemporalEigenstateConfig:
         """Eigenstates K/|S| of one scale of one layer."""
         return self.num_eigenstates // len(self.scales)
 
+    def longest_memory(self, layer: int) -> float:
+        """Longest initial memory, in tokens, of `timescale` in layer `layer` from 0."""
+        if not self.depth_increasing_memory:
+            return self.max_timescale
+        return self.max_timescale ** ((layer + 1) / self.n_layers)
+
     @property
     def ffn_dim(self) -> int:
         """Hidden width of the MLP."""
@@ -155,7 +202,10 @@ class TemporalEigenstateConfig:
                 f"unknown preset '{name}' for --config: choose one of "
                 f"{', '.join(PRESETS)}"
             )
-        return cls.from_dict({**PRESETS[name], **overrides})
+        fields = {**PRESETS[name], **overrides}
+        if overrides.get("mixer") == "attention" and "hten_scales" not in overrides:
+            fields.pop("hten_scales", None)
+        return cls.from_dict(fields)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TemporalEigenstateConfig:

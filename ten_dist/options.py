@@ -60,7 +60,7 @@ def add_options(
             "default": argparse.SUPPRESS,
         }
         if hints[field.name] is bool:
-            arguments["action"] = "store_true"
+            arguments["action"] = argparse.BooleanOptionalAction
         else:
             arguments["type"], arguments["metavar"] = _argument_type(
                 field.name, hints[field.name]

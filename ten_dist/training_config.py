@@ -12,7 +12,7 @@ from typing import Any
 
 from ten_dist.errors import ConfigurationError
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16_params")
 VERIFICATIONS = ("full", "size")
 
 
@@ -64,8 +64,9 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, dropout and the order of rows."""
     precision: str = "bf16"
-    """fp32, or bf16: matrix products in bfloat16, parameters and recurrence in
-    float32."""
+    """fp32; bf16: matrix products in bfloat16, parameters and recurrence in float32; or
+    bf16_params: parameters in bfloat16 as well, with float32 copies and gradients in the
+    sharded optimizer (ZeRO stages 1 to 3)."""
     eval_interval: int = 250
     """Steps between validations; the last step is always validated."""
     eval_rows: int = 512

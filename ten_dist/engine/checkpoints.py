@@ -149,8 +149,11 @@ def load_checkpoint(
 def _gather_weights(
     engine: deepspeed.DeepSpeedEngine, ranks: Ranks
 ) -> dict[str, torch.Tensor]:
-    """All weights in float32 on rank 0, gathered one at a time where sharded."""
+    """All parameters and buffers in float32 on rank 0, gathered one at a time."""
     values = {}
+    if ranks.is_first:
+        for name, buffer in engine.module.named_buffers():
+            values[name] = buffer.float().cpu().clone()
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters(
             [parameter], enabled=hasattr(parameter, "ds_id")

@@ -110,7 +110,11 @@ def offloads_optimizer(config: dict[str, Any]) -> bool:
 def derive_deepspeed_config(
     file_config: dict[str, Any], training: TrainingConfig, plan: Plan
 ) -> dict[str, Any]:
-    """The complete configuration that DeepSpeed is given, ready for JSON."""
+    """The complete configuration that DeepSpeed is given, ready for JSON.
+
+    Raises:
+        ConfigurationError: the precision cannot be had at this ZeRO stage.
+    """
     derived = {
         # The optimizer is torch's where no fused one fits, also with offload.
         "zero_force_ds_cpu_optimizer": False,
@@ -125,4 +129,17 @@ def derive_deepspeed_config(
         # Not DeepSpeed's `bf16`: that casts every parameter, those of the recurrence
         # included, and at stage 0 its first step is wrong.
         derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif training.precision == "bf16_params":
+        if zero_stage(file_config) == 0:
+            raise ConfigurationError(
+                "--precision bf16_params needs ZeRO stage 1, 2 or 3, which keep float32 "
+                f"copies of the parameters; --deepspeed_config {training.deepspeed_config} "
+                "is of stage 0: choose zero1, or --precision bf16"
+            )
+        derived["bf16"] = {"enabled": True}
+        # DeepSpeed would add up the gradients of a step in bfloat16.
+        derived["data_types"] = {
+            **file_config.get("data_types", {}),
+            "grad_accum_dtype": "fp32",
+        }
     return derived

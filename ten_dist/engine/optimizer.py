@@ -23,7 +23,7 @@ def make_optimizer(
     Recurrence parameters, norms and biases take no decay (DESIGN 2.1). The learning rate
     is set at every step by the trainer.
     """
-    groups = parameter_groups(model, training.weight_decay)
+    groups = model.parameter_groups(training.weight_decay)
     options = {
         "lr": training.learning_rate,
         "betas": (training.adam_beta1, training.adam_beta2),
@@ -33,17 +33,3 @@ def make_optimizer(
             return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         return torch.optim.AdamW(groups, fused=True, **options)
     return torch.optim.AdamW(groups, **options)
-
-
-def parameter_groups(
-    model: TemporalEigenstateNetwork, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups of `model`: with `weight_decay`, then without."""
-    exempt = set(model.parameters_without_weight_decay())
-    decayed, others = [], []
-    for name, parameter in model.named_parameters():
-        (others if name in exempt else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]

@@ -90,7 +90,7 @@ class ResolvedRun:
         config = self.model_config
         with torch.device("meta"):
             parameters = TemporalEigenstateNetwork(config).num_parameters()
-        kind = "TEN"
+        kind = "transformer" if config.mixer == "attention" else "TEN"
         if config.hten_scales is not None:
             kind = f"HTEN {','.join(map(str, config.hten_scales))}"
         lines = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from torch import Tensor
 
 from ten_dist.data import (
     TokenBatch,
@@ -20,6 +21,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import DataError, TrainingError
 from ten_dist.evaluate import evaluate
+from ten_dist.model.precision import autocast
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor, peak_memory_bytes
 from ten_dist.run_folder import RunFolder
@@ -116,8 +118,8 @@ class Trainer:
             data_seconds += time.perf_counter() - waited
             if self.ledger is not None:
                 self.ledger.write(number, batch.epochs, batch.rows)
-            losses = engine(
-                batch.inputs.to(engine.device), targets=batch.targets.to(engine.device)
+            losses = self._losses_of(
+                batch.inputs.to(engine.device), batch.targets.to(engine.device)
             )
             # DeepSpeed divides by the number of accumulations.
             engine.backward(losses["loss"])
@@ -154,6 +156,10 @@ class Trainer:
             "memory_bytes": peak_memory_bytes(),
         }
 
+    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        with autocast(self.engine.device, self.training.precision):
+            return self.engine(inputs, targets=targets)
+
     def _averaged_gradient_norm(self) -> float:
         """Norm of the gradient at stage 0, after its last accumulation.
 
@@ -176,7 +182,7 @@ class Trainer:
             max_rows=self.training.eval_rows or None,
         )
         evaluation = evaluate(
-            lambda inputs, targets: self.engine(inputs, targets=targets),
+            self._losses_of,
             _readable(batches),
             self.val_manifest,
             self.engine.device,

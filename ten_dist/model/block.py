@@ -1,19 +1,28 @@
-"""One block: eigenstate mixer and MLP, each normed before and added after."""
+"""One block: mixer and MLP, each normed before and added after."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.attention import AttentionState, CausalSelfAttention
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
 from ten_dist.model.initialization import fill_normal
 from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.short_convolution import ShortConvolution
 
-BlockState = Tensor | HierarchyState
-"""Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy."""
+
+class BlockState(NamedTuple):
+    """What a block carries from piece to piece of a sequence."""
+
+    mixer: Tensor | HierarchyState | AttentionState
+    """Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy or attention."""
+    past: Tensor | None
+    """[B, width - 1, d], last inputs of the short convolution, where there is one."""
 
 
 class Projection(nn.Linear):
@@ -42,15 +51,24 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + dropout(mixer(norm(x))), then x + dropout(mlp(norm(x)))."""
+    """x + dropout(mixer(norm(x))), then x + dropout(mlp(norm(x))).
 
-    def __init__(self, config: TemporalEigenstateConfig) -> None:
+    A short convolution, where the configuration has one, stands between the norm and the
+    mixer, at the rate of the tokens for all scales of a hierarchy.
+    """
+
+    def __init__(self, config: TemporalEigenstateConfig, layer: int = 0) -> None:
         super().__init__()
         self.mixer_norm = nn.LayerNorm(config.dim)
-        if config.hten_scales is None:
-            self.mixer = EigenstateMixer(config)
+        self.convolution = None
+        if config.short_convolution:
+            self.convolution = ShortConvolution(config.dim, config.short_convolution)
+        if config.mixer == "attention":
+            self.mixer = CausalSelfAttention(config)
+        elif config.hten_scales is None:
+            self.mixer = EigenstateMixer(config, layer)
         else:
-            self.mixer = HierarchicalMixer(config)
+            self.mixer = HierarchicalMixer(config, layer)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -62,15 +80,19 @@ class Block(nn.Module):
 
         Args:
             hidden: [B, T, d].
-            state: state of the mixer before the first position, or None.
+            state: state of the block before the first position, or None.
 
         Returns:
-            hidden: [B, T, d]; energy: scalar float32 of the mixer; state: of the mixer
+            hidden: [B, T, d]; energy: scalar float32 of the mixer; state: of the block
             after the last position.
         """
-        mixed, energy, state = self.mixer(self.mixer_norm(hidden), state)
+        mixer_state, past = state if state is not None else (None, None)
+        inputs = self.mixer_norm(hidden)
+        if self.convolution is not None:
+            inputs, past = self.convolution(inputs, past)
+        mixed, energy, mixer_state = self.mixer(inputs, mixer_state)
         hidden = hidden + self.dropout(mixed)
         hidden = hidden + self.dropout(
             self.feed_forward(self.feed_forward_norm(hidden))
         )
-        return hidden, energy, state
+        return hidden, energy, BlockState(mixer_state, past)

@@ -48,10 +48,12 @@ class HierarchyState(NamedTuple):
 class MixedScale(nn.Module):
     """One scale: TEN_s and its mixing matrix W_s, run at the coarse rate."""
 
-    def __init__(self, config: TemporalEigenstateConfig, scale: int) -> None:
+    def __init__(
+        self, config: TemporalEigenstateConfig, layer: int, scale: int
+    ) -> None:
         super().__init__()
         self.scale = scale
-        self.ten = EigenstateMixer(config, step=scale)
+        self.ten = EigenstateMixer(config, layer, step=scale)
         # Scaled so that the sum over scales starts with the variance of one scale.
         identity = torch.eye(config.dim) / len(config.scales) ** 0.5
         self.mixing = MixingMatrix(identity)
@@ -116,10 +118,10 @@ class MixingMatrix(nn.Linear):
 class HierarchicalMixer(nn.Module):
     """Sum of the scales of one layer."""
 
-    def __init__(self, config: TemporalEigenstateConfig) -> None:
+    def __init__(self, config: TemporalEigenstateConfig, layer: int = 0) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
-            MixedScale(config, scale) for scale in config.scales
+            MixedScale(config, layer, scale) for scale in config.scales
         )
 
     def forward(

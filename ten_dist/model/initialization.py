@@ -23,5 +23,6 @@ def fill_normal(parameter: Tensor, std: float) -> None:
 def fill_orthonormal(parameter: Tensor) -> None:
     """Set a matrix to orthonormal rows or columns, whichever are fewer (QR)."""
     if not parameter.is_meta:
-        values = torch.empty(parameter.shape, device="cpu")
+        # Not of the parameter's dtype: there is no QR in bfloat16.
+        values = torch.empty(parameter.shape, device="cpu").float()
         parameter.copy_(nn.init.orthogonal_(values))

@@ -11,7 +11,13 @@ from ten_dist.model.initialization import fill_normal, fill_orthonormal
 from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.recurrence import eigenstate_scan_with_energy, initial_eigenvalues
 
-RECURRENCE_PARAMETERS = ("alpha", "omega", "coupling", "coupling_strength")
+RECURRENCE_PARAMETERS = (
+    "alpha_offset",
+    "omega_offset",
+    "selection",
+    "coupling",
+    "coupling_strength",
+)
 """Parameters of the recurrence: real, computed with in float32, without weight decay."""
 
 COUPLING_STRENGTH = 0.01
@@ -21,24 +27,38 @@ GATE_BIAS = -2.0
 class EigenstateMixer(nn.Module):
     """u -> sigmoid(W_g u + b_g) * W_out [R Re c ; R Im c], c the scanned eigenstates.
 
+    With `gate` "state" the gate acts on the eigenstates instead, W_out [R ; R] (s * c)
+    with s = silu(W_g u + b_g) in R^2K, as in gated linear units.
+
     One weight holds the projections of the input, in this order of rows: W_in (2K),
-    W_sel (2K), W_g (d). The coupling R_h = I + eps M_h is linear and constant in time, so
+    W_sel (2K), W_g (d or 2K). The coupling R_h = I + eps M_h is linear and constant in time, so
     it is applied to W_out, once a call, and never to activations.
+
+    alpha and omega are the sum of a float32 buffer, their initial value, and a learned
+    offset that starts at zero. Training in which parameters are bfloat16 then rounds the
+    offset alone: near 2 pi, neighbouring bfloat16 numbers are 0.03 radians apart.
 
     All parameters are used in this module's own forward: ZeRO-3 gathers a module's own
     parameters just before it.
 
     Args:
         config: model configuration.
+        layer: index of the layer, from 0, for its initial memories.
         step: tokens between two calls of this scale, s; memories of the `timescale`
             initialisation are divided by it.
     """
 
-    def __init__(self, config: TemporalEigenstateConfig, step: int = 1) -> None:
+    # DeepSpeed reads this name: these buffers stay float32 where parameters do not.
+    _keep_in_fp32_modules_strict = ("alpha_base", "omega_base")
+
+    def __init__(
+        self, config: TemporalEigenstateConfig, layer: int = 0, step: int = 1
+    ) -> None:
         super().__init__()
         self.dim = config.dim
         self.num_eigenstates = config.eigenstates_per_scale
         self.num_heads = config.num_heads
+        self.gates_state = config.gate == "state"
         self.selection_range = config.selection_range
         self.input_norm = config.input_norm
         self.energy_kind = config.energy_kind
@@ -46,36 +66,59 @@ class EigenstateMixer(nn.Module):
 
         width = 2 * self.num_eigenstates
         head = self.num_eigenstates // self.num_heads
-        self.input_weight = nn.Parameter(torch.empty(2 * width + self.dim, self.dim))
-        self.gate_bias = nn.Parameter(torch.full((self.dim,), GATE_BIAS))
+        gate_width = width if self.gates_state else self.dim
+        self.input_weight = nn.Parameter(torch.empty(2 * width + gate_width, self.dim))
+        self.gate_bias = nn.Parameter(torch.empty(gate_width))
         self.output_weight = nn.Parameter(torch.empty(self.dim, width))
-        self.alpha = nn.Parameter(torch.empty(self.num_eigenstates))
-        self.omega = nn.Parameter(torch.empty(self.num_eigenstates))
+        alpha, omega = initial_eigenvalues(
+            self.num_eigenstates,
+            config.eigenvalue_init,
+            max(config.longest_memory(layer) / step, 2.0),
+        )
+        self.alpha_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
+        self.omega_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
+        self.register_buffer("alpha_base", alpha.to(self.alpha_offset.device))
+        self.register_buffer("omega_base", omega.to(self.omega_offset.device))
+        if config.learnable_selection_range:
+            self.selection = nn.Parameter(torch.empty(2, self.num_eigenstates))
+        else:
+            self.register_parameter("selection", None)
         self.coupling = nn.Parameter(torch.empty(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.full((1,), COUPLING_STRENGTH))
-        self._initialize(config, step)
+        self._initialize()
 
     @torch.no_grad()
-    def _initialize(self, config: TemporalEigenstateConfig, step: int) -> None:
+    def _initialize(self) -> None:
         in_rows, selection_rows, gate_rows = self._split(self.input_weight, dim=0)
         fill_orthonormal(in_rows)
         # Zero: the base eigenvalues are exact at the start, and the gradient of the
         # selection does not vanish because tanh is steepest there.
         selection_rows.zero_()
-        fill_normal(gate_rows, 0.02)
+        if self.gates_state:
+            fill_normal(gate_rows, self.dim**-0.5)
+            self.gate_bias.zero_()
+        else:
+            fill_normal(gate_rows, 0.02)
+            self.gate_bias.fill_(GATE_BIAS)
         fill_orthonormal(self.output_weight)
         fill_normal(self.coupling, self.num_eigenstates**-0.5)
-        alpha, omega = initial_eigenvalues(
-            self.num_eigenstates,
-            config.eigenvalue_init,
-            max(config.max_timescale / step, 2.0),
-        )
-        self.alpha.copy_(alpha)
-        self.omega.copy_(omega)
+        if self.selection is not None:
+            for row, initial in zip(self.selection, self.selection_range):
+                row.fill_(initial)
 
     def _split(self, values: Tensor, dim: int) -> tuple[Tensor, ...]:
         width = 2 * self.num_eigenstates
-        return values.split([width, width, self.dim], dim=dim)
+        return values.split([width, width, values.shape[dim] - 2 * width], dim=dim)
+
+    @property
+    def alpha(self) -> Tensor:
+        """[K] logits of the base decay, at least float32."""
+        return self.alpha_base + at_least_float32(self.alpha_offset)
+
+    @property
+    def omega(self) -> Tensor:
+        """[K] base rotation, radians a step, at least float32."""
+        return self.omega_base + at_least_float32(self.omega_offset)
 
     def forward(
         self, inputs: Tensor, state: Tensor | None = None
@@ -95,23 +138,31 @@ class EigenstateMixer(nn.Module):
         beta, modulation, gate = self._split(
             F.linear(inputs, self.input_weight), dim=-1
         )
+        alpha = self.alpha
+        selection_range = self.selection_range
+        if self.selection is not None:
+            selection_range = at_least_float32(self.selection).unbind()
         states, state, energy = eigenstate_scan_with_energy(
             beta,
-            at_least_float32(self.alpha),
-            at_least_float32(self.omega),
+            alpha,
+            self.omega,
             modulation,
-            self.selection_range,
+            selection_range,
             self.input_norm,
             state,
             self.scan_backend,
         )
-        outputs = F.linear(states, self._coupled_output_weight())
-        gate = torch.sigmoid(gate + self.gate_bias.to(gate.dtype))
+        gate = gate + self.gate_bias.to(gate.dtype)
+        weight = self._coupled_output_weight()
+        if self.gates_state:
+            outputs = F.linear(F.silu(gate) * states, weight)
+        else:
+            outputs = torch.sigmoid(gate) * F.linear(states, weight)
         if self.energy_kind == "eigenvalue":
-            energy = torch.sigmoid(at_least_float32(self.alpha)).square().sum()
+            energy = torch.sigmoid(alpha).square().sum()
         else:
             energy = energy.sum() / (inputs.shape[0] * inputs.shape[1])
-        return gate * outputs, energy, state
+        return outputs, energy, state
 
     def _coupled_output_weight(self) -> Tensor:
         """W_out [R (+) R], [d, 2K]: coupling by head, real and imaginary half alike."""

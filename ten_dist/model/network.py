@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
 from ten_dist.model.sampling import generate
+from ten_dist.model.short_convolution import ShortConvolution
 
 
 class NetworkState(NamedTuple):
@@ -60,6 +61,8 @@ class TiedHead(nn.Module):
 class TemporalEigenstateNetwork(nn.Module):
     """TEN or, where the configuration has scales, causal HTEN language model.
 
+    With `mixer` "attention" it is the transformer to compare them with.
+
     There is no positional embedding: the recurrence carries position, and a model runs
     at any length. Initial weights depend on torch's global seed alone.
     """
@@ -69,7 +72,9 @@ class TemporalEigenstateNetwork(nn.Module):
         self.config = config
         self.embedding = TokenEmbedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer) for layer in range(config.n_layers)
+        )
         self.final_norm = nn.LayerNorm(config.dim)
         self.head = TiedHead(self.embedding)
 
@@ -180,15 +185,26 @@ class TemporalEigenstateNetwork(nn.Module):
         """Number of parameters, the tied weight once, sharded ones in full."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters())
 
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: parameters with `weight_decay`, then those without."""
+        exempt = set(self.parameters_without_weight_decay())
+        decayed, others = [], []
+        for name, parameter in self.named_parameters():
+            (others if name in exempt else decayed).append(parameter)
+        return [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
     def parameters_without_weight_decay(self) -> Iterator[str]:
         """Names of the parameters that take no weight decay.
 
-        Those of the recurrence, norms and biases.
+        Those of the recurrence, norms, short convolutions and biases.
         """
         for module_name, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
                 if (
-                    isinstance(module, nn.LayerNorm)
+                    isinstance(module, (nn.LayerNorm, ShortConvolution))
                     or name in RECURRENCE_PARAMETERS
                     or name.endswith("bias")
                 ):

@@ -14,8 +14,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which a model computes as `--precision` says: fp32 or bf16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Context in which a model computes as `--precision` says.
+
+    With bf16_params it serves where a float32 value, such as the folded coupling, meets
+    a bfloat16 parameter.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -14,7 +14,7 @@ from ten_dist.errors import ConfigurationError
 
 @torch.no_grad()
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Set all parameters of `model` from a file that a checkpoint holds.
+    """Set all parameters and buffers of `model` from a file that a checkpoint holds.
 
     A tied weight is in the file once, under its first name.
 
@@ -25,16 +25,16 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         values = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
-    parameters = dict(model.named_parameters())
-    for name in sorted(parameters.keys() ^ values.keys()):
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name in sorted(tensors.keys() ^ values.keys()):
         raise ConfigurationError(
             f"{path} is of another model: {name} is only in "
-            f"{'the model' if name in parameters else 'the file'}"
+            f"{'the model' if name in tensors else 'the file'}"
         )
-    for name, parameter in parameters.items():
-        if parameter.shape != values[name].shape:
+    for name, tensor in tensors.items():
+        if tensor.shape != values[name].shape:
             raise ConfigurationError(
                 f"{path} is of another model: {name} is {list(values[name].shape)}, "
-                f"not {list(parameter.shape)}"
+                f"not {list(tensor.shape)}"
             )
-        parameter.copy_(values[name])
+        tensor.copy_(values[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,18 +35,18 @@ def initial_eigenvalues(
     Raises:
         ValueError: `kind` is unknown.
     """
-    index = torch.arange(num_eigenstates, dtype=torch.float64, device="cpu")
+    # NumPy: under `deepspeed.zero.Init` torch's constructors give the training dtype.
+    index = np.arange(num_eigenstates)
     if kind == "paper":
-        alpha = torch.rand(num_eigenstates, device="cpu") * 3 - 3
+        alpha = torch.rand(num_eigenstates, device="cpu").numpy() * 3 - 3
         omega = 2 * math.pi * index / num_eigenstates
     elif kind == "timescale":
         # Midpoints of K equal parts of [log 1, log max]: memory 1 itself is alpha = -inf.
-        memory = torch.exp(math.log(max_timescale) * (index + 0.5) / num_eigenstates)
-        alpha = torch.log(torch.expm1(torch.log(memory)))
+        log_memory = math.log(max_timescale) * (index + 0.5) / num_eigenstates
+        alpha = np.log(np.expm1(log_memory))
         # Golden-ratio steps keep angles of neighbouring memories apart for any K.
-        turn = torch.remainder(index / _GOLDEN_RATIO, 1.0)
-        angle = math.pi * (2 * turn - 1)
-        omega = angle * torch.clamp(4.0 / memory, max=1.0)
+        angle = math.pi * (2 * np.remainder(index / _GOLDEN_RATIO, 1.0) - 1)
+        omega = angle * np.minimum(4.0 / np.exp(log_memory), 1.0)
     else:
         raise ValueError(f"eigenvalue_init must be paper or timescale, not {kind!r}")
-    return alpha.float(), omega.float()
+    return torch.from_numpy(alpha).float(), torch.from_numpy(omega).float()

@@ -58,6 +58,10 @@ def refusal(capsys, options, *flags):
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
         ({"tokens": "100"}, "--steps and --tokens both"),
+        (
+            {"precision": "bf16_params", "deepspeed_config": "zero0"},
+            "--precision bf16_params needs ZeRO stage 1, 2 or 3",
+        ),
         ({"scan_backend": "cuda"}, "scan_backend must be one of"),
         ({"ffn_multiplier": "inf"}, "ffn_multiplier"),
         ({"seed": "99999999999999999999"}, "--seed must be"),

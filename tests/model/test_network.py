@@ -7,10 +7,29 @@ import torch
 import torch.nn.functional as F
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.recurrence import eigenstate_scan
 
 VOCAB = 61
 STEPS = 51
+QUALITY_OPTIONS = {
+    "short_convolution": {"short_convolution": 4},
+    "state_gate": {"gate": "state"},
+    "learnable_selection_range": {
+        "learnable_selection_range": True,
+        "selection_range": (4.0, 0.5),
+    },
+    "all": {
+        "short_convolution": 3,
+        "gate": "state",
+        "learnable_selection_range": True,
+        "selection_range": (6.0, 0.2),
+        "eigenvalue_init": "timescale",
+        "depth_increasing_memory": True,
+        "max_timescale": 64,
+        "input_norm": "dynamic",
+    },
+}
 MODELS = [
     None,
     (1,),
@@ -78,6 +97,25 @@ def test_streaming_equals_parallel(scales, pieces):
     torch.testing.assert_close(torch.cat(outputs, 1), model(ids), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scales", [None, (1, 2, 4)])
+@pytest.mark.parametrize("options", QUALITY_OPTIONS.values(), ids=QUALITY_OPTIONS)
+@torch.no_grad()
+def test_options_are_causal_and_stream(scales, options):
+    model = make_model(scales, **options)
+    ids = random_ids()
+    logits = model(ids)
+    for position in range(STEPS):
+        changed = ids.clone()
+        changed[:, position] = (changed[:, position] + 1) % VOCAB
+        assert torch.equal(model(changed)[:, :position], logits[:, :position])
+    for pieces in ([1] * STEPS, [3, 1, 20, 27]):
+        state, outputs = None, []
+        for piece in ids.split(pieces, dim=1):
+            piece_logits, state = model(piece, state=state, return_state=True)
+            outputs.append(piece_logits)
+        torch.testing.assert_close(torch.cat(outputs, 1), logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scales", MODELS)
 def test_loss_is_cross_entropy_and_weighted_energy(scales):
     model = make_model(scales, energy_reg_weight=0.02)
@@ -116,7 +154,7 @@ def assert_all_close(actual, expected, tolerance):
 def plain_loss(model, ids, targets):
     """The loss of a one-scale model, written down again from DESIGN 2.1 and 2.3."""
     config = model.config
-    p = dict(model.named_parameters())
+    p = dict(model.named_parameters()) | dict(model.named_buffers())
     hidden = p["embedding.weight"][ids]
     energy = 0.0
     for layer in range(config.n_layers):
@@ -128,14 +166,20 @@ def plain_loss(model, ids, targets):
         u = F.layer_norm(
             hidden, (config.dim,), w["mixer_norm.weight"], w["mixer_norm.bias"]
         )
+        if config.short_convolution:
+            width = config.short_convolution
+            kernel = w["convolution.filter"].flip(0).T.unsqueeze(1)
+            past = F.pad(u.transpose(1, 2), (width - 1, 0))
+            u = F.conv1d(past, kernel, groups=config.dim).transpose(1, 2)
         k = config.num_eigenstates
-        w_in, w_sel, w_gate = w["mixer.input_weight"].split([2 * k, 2 * k, config.dim])
+        w_in, w_sel = w["mixer.input_weight"][: 4 * k].split(2 * k)
+        gate = u @ w["mixer.input_weight"][4 * k :].T + w["mixer.gate_bias"]
         c, _ = eigenstate_scan(
             u @ w_in.T,
-            w["mixer.alpha"],
-            w["mixer.omega"],
+            w["mixer.alpha_base"] + w["mixer.alpha_offset"],
+            w["mixer.omega_base"] + w["mixer.omega_offset"],
             u @ w_sel.T,
-            config.selection_range,
+            w.get("mixer.selection", config.selection_range),
             config.input_norm,
             backend="reference",
         )
@@ -143,10 +187,12 @@ def plain_loss(model, ids, targets):
         coupling = torch.eye(k // config.num_heads) + (
             w["mixer.coupling_strength"] * w["mixer.coupling"]
         )
+        if config.gate == "state":
+            c = c * F.silu(gate)
         heads = c.unflatten(-1, (2, config.num_heads, -1))
         coupled = torch.einsum("hij,btphj->btphi", coupling, heads).flatten(-3)
         y = coupled @ w["mixer.output_weight"].T
-        hidden = hidden + torch.sigmoid(u @ w_gate.T + w["mixer.gate_bias"]) * y
+        hidden = hidden + (y if config.gate == "state" else torch.sigmoid(gate) * y)
         v = F.layer_norm(
             hidden,
             (config.dim,),
@@ -167,9 +213,14 @@ def plain_loss(model, ids, targets):
 
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 @pytest.mark.parametrize("checkpointing", ["none", "block"])
-def test_gradients_equal_those_of_a_plain_implementation(weight, checkpointing):
+@pytest.mark.parametrize(
+    "options", [{}, *QUALITY_OPTIONS.values()], ids=["default", *QUALITY_OPTIONS]
+)
+def test_gradients_equal_those_of_a_plain_implementation(
+    weight, checkpointing, options
+):
     model = make_model(
-        energy_reg_weight=weight, gradient_checkpointing=checkpointing
+        energy_reg_weight=weight, gradient_checkpointing=checkpointing, **options
     ).double()
     model.train()
     ids, targets = random_ids(), random_ids(seed=2)
@@ -279,9 +330,9 @@ def test_checkpointing_changes_no_gradient_and_all_parameters_have_one(
 def test_energy_of_eigenvalues_is_that_of_alpha():
     model = make_model((1, 2, 4), energy_kind="eigenvalue")
     decays = [
-        torch.sigmoid(p).square().sum()
-        for name, p in model.named_parameters()
-        if name.endswith("alpha")
+        torch.sigmoid(module.alpha).square().sum()
+        for module in model.modules()
+        if isinstance(module, EigenstateMixer)
     ]
     energy = model.compute_loss(random_ids(), random_ids())["energy_loss"]
     torch.testing.assert_close(energy, sum(decays) / model.config.n_layers)

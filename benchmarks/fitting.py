@@ -1,0 +1,81 @@
+"""The training loop of the quality experiments: plain torch, one process.
+
+The model, its loss, its parameter groups and the data are those of the project; DeepSpeed
+is left out, since thousands of small runs would spend their time in starting it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import torch
+from torch import nn
+
+from benchmarks.tasks import Task
+from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.model.precision import autocast
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained: AdamW, linear warm-up, cosine to a tenth of the peak."""
+
+    steps: int
+    rows: int
+    """Rows of a batch."""
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    gradient_clipping: float = 1.0
+    precision: str = "fp32"
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor on the peak at step `step` from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def fit(
+    config: TemporalEigenstateConfig, task: Task, recipe: Recipe, seed: int
+) -> dict[str, float]:
+    """Train a model from its initial weights and measure it.
+
+    Args:
+        config: the model; its vocabulary is replaced by that of the task.
+        task: data and figures.
+        recipe: how to train.
+        seed: of the initial weights and of the data.
+
+    Returns:
+        The task's figures, `parameters`, and `seconds` of training.
+    """
+    torch.manual_seed(seed)
+    config = dataclasses.replace(config, vocab_size=task.vocab_size)
+    model = TemporalEigenstateNetwork(config)
+    optimizer = torch.optim.AdamW(
+        model.parameter_groups(recipe.weight_decay),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.learning_rate_factor)
+    context = autocast(torch.device("cpu"), recipe.precision)
+    started = time.perf_counter()
+    for inputs, targets in task.batches(recipe.rows, recipe.steps, seed):
+        with context:
+            losses = model.compute_loss(inputs, targets)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    seconds = time.perf_counter() - started
+    model.eval()
+    with context:
+        figures = task.figures(model)
+    return {**figures, "parameters": model.num_parameters(), "seconds": seconds}

@@ -1,0 +1,272 @@
+"""How well models learn: ablations and comparisons over several seeds.
+
+    python -m benchmarks.quality characters --corpus FILE
+    python -m benchmarks.quality tokens --data DIR
+    python -m benchmarks.quality recall copying
+
+Each experiment trains every variant with every seed and prints a table of means and
+standard deviations. Results go to --output as they come; run again, the same command
+does only what is missing. Variants of an experiment have equal numbers of parameters
+where they are compared, and read the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.fitting import Recipe, fit
+from benchmarks.tasks import (
+    AssociativeRecall,
+    Characters,
+    SelectiveCopying,
+    Task,
+    TokenShards,
+)
+from ten_dist import TemporalEigenstateConfig
+from ten_dist.errors import ConfigurationError
+
+TIMESCALE = {"eigenvalue_init": "timescale", "input_norm": "dynamic"}
+SELECTIVE = {
+    **TIMESCALE,
+    "learnable_selection_range": True,
+    "selection_range": (4.0, 0.1),
+}
+CONVOLVED = {**SELECTIVE, "short_convolution": 4}
+PAPER = {"eigenvalue_init": "paper", "input_norm": "none"}
+# Each adds one option to a variant above it, or changes one.
+ABLATION: dict[str, dict[str, Any]] = {
+    "transformer": {"mixer": "attention"},
+    "paper": PAPER,
+    "timescale": {**TIMESCALE, "input_norm": "none"},
+    "timescale, static norm": {**TIMESCALE, "input_norm": "static"},
+    "timescale, dynamic norm": TIMESCALE,
+    "+ selection range 4, learned": SELECTIVE,
+    "+ short convolution": CONVOLVED,
+    "+ convolution, memory by depth": {**CONVOLVED, "depth_increasing_memory": True},
+}
+COMPARISON = {
+    name: ABLATION[name]
+    for name in (
+        "transformer",
+        "paper",
+        "timescale, dynamic norm",
+        "+ selection range 4, learned",
+        "+ short convolution",
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Variants of a model, a task and a recipe."""
+
+    task: Task
+    recipe: Recipe
+    base: dict[str, Any]
+    """Fields of the model that all variants share."""
+    variants: dict[str, dict[str, Any]]
+
+    def config(self, variant: str) -> TemporalEigenstateConfig:
+        """Model of a variant."""
+        return TemporalEigenstateConfig(**{**self.base, **self.variants[variant]})
+
+
+def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experiment:
+    """The experiment `name` of :data:`EXPERIMENTS`.
+
+    Raises:
+        ConfigurationError: the option with its corpus is missing.
+    """
+    if name.startswith("characters"):
+        if corpus is None:
+            raise ConfigurationError(f"{name} needs --corpus, a text file")
+        return _characters(corpus, 256 if name.endswith("256") else 64)
+    if name == "tokens":
+        if data is None:
+            raise ConfigurationError("tokens needs --data, prepared token shards")
+        return _tokens(data)
+    task = AssociativeRecall() if name == "recall" else SelectiveCopying()
+    return Experiment(
+        task,
+        Recipe(steps=3000, rows=64, learning_rate=2e-3),
+        {"dim": 64, "n_layers": 2, "num_eigenstates": 64, "num_heads": 4}
+        | {"max_timescale": 64.0, "energy_reg_weight": 0.0},
+        COMPARISON,
+    )
+
+
+def _characters(corpus: Path, context: int) -> Experiment:
+    """About 0.8 M parameters on a text of characters.
+
+    At 64 characters 2000 steps of 12 rows, the small recipe of nanoGPT; at 256 as many
+    tokens a step in four times the rows' length.
+    """
+    base = {"dim": 128, "n_layers": 4, "num_eigenstates": 64, "num_heads": 4}
+    base["max_timescale"] = float(context)
+    variants = dict(ABLATION)
+    variants["state gate instead of output gate"] = {
+        **CONVOLVED,
+        "gate": "state",
+        "ffn_multiplier": 3.75,
+    }
+    variants["128 eigenstates, narrower MLP"] = {
+        **CONVOLVED,
+        "num_eigenstates": 128,
+        "ffn_multiplier": 2.5,
+    }
+    if context > 64:
+        variants = {name: ABLATION[name] for name in COMPARISON}
+        variants["HTEN 1,2"] = {**CONVOLVED, "hten_scales": (1, 2), "ffn_multiplier": 3}
+    return Experiment(
+        Characters(corpus, context), Recipe(steps=2000, rows=12), base, variants
+    )
+
+
+def _tokens(data: Path) -> Experiment:
+    """`pico` and a transformer of its size on prepared tokens, 512 of context."""
+    base = {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2}
+    base["max_timescale"] = 512.0
+    variants = dict(COMPARISON)
+    variants["transformer"] = {
+        "mixer": "attention",
+        "num_heads": 5,
+        "ffn_multiplier": 4.2,
+    }
+    variants["HTEN 1,2,4"] = {
+        **CONVOLVED,
+        "hten_scales": (1, 2, 4),
+        "ffn_multiplier": 2.5,
+    }
+    return Experiment(
+        TokenShards(data, 512, lengths=(2048, 8192)),
+        Recipe(steps=600, rows=8, learning_rate=2e-3, precision="bf16"),
+        base,
+        variants,
+    )
+
+
+EXPERIMENTS = ("characters", "characters-256", "tokens", "recall", "copying")
+
+
+def run_one(
+    name: str, corpus: Path | None, data: Path | None, variant: str, seed: int
+) -> dict[str, float]:
+    """Train one variant with one seed, on one thread."""
+    torch.set_num_threads(1)
+    experiment = make_experiment(name, corpus, data)
+    return fit(experiment.config(variant), experiment.task, experiment.recipe, seed)
+
+
+class Results:
+    """Figures by experiment, variant and seed, in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"experiments": {}}
+        if path.is_file():
+            self.content = json.loads(path.read_text())
+
+    def runs(self, experiment: str, variant: str) -> dict[str, dict[str, float]]:
+        """Figures by seed."""
+        return self.content["experiments"].get(experiment, {}).get(variant, {})
+
+    def add(
+        self, experiment: str, variant: str, seed: int, figures: dict[str, float]
+    ) -> None:
+        """Keep the figures of one run, on the disk as well."""
+        of_experiment = self.content["experiments"].setdefault(experiment, {})
+        of_experiment.setdefault(variant, {})[str(seed)] = {
+            name: round(value, 5) for name, value in figures.items()
+        }
+        self.content |= {
+            "date": date.today().isoformat(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        os.replace(partial, self.path)
+
+
+def table(results: Results, name: str, variants: list[str]) -> str:
+    """Markdown table: mean and standard deviation over seeds of every figure."""
+    runs = {variant: list(results.runs(name, variant).values()) for variant in variants}
+    runs = {variant: found for variant, found in runs.items() if found}
+    if not runs:
+        return f"{name}: nothing measured"
+    columns = [c for c in next(iter(runs.values()))[0] if c != "parameters"]
+    lines = [
+        f"| {name} | seeds | parameters | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    for variant, found in runs.items():
+        cells = [variant, str(len(found)), f"{found[0]['parameters']:,.0f}"]
+        for column in columns:
+            values = [run[column] for run in found]
+            digits = 0 if column == "seconds" else 4
+            cell = f"{statistics.mean(values):.{digits}f}"
+            if len(values) > 1 and column != "seconds":
+                cell += f" ± {statistics.stdev(values):.{digits}f}"
+            cells.append(cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the experiments named on the command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="EXPERIMENT")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="FILE", help="text, for characters"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="shards, for tokens")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--variants", metavar="PART", help="only those that contain it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/quality.json")
+    )
+    options = parser.parse_args()
+    results = Results(options.output)
+    # Threads and processes do not mix under fork.
+    context = multiprocessing.get_context("spawn")
+    for name in options.names:
+        try:
+            experiment = make_experiment(name, options.corpus, options.data)
+        except (ConfigurationError, OSError) as error:
+            print(f"quality.py: {error}", file=sys.stderr)
+            return 2
+        variants = [v for v in experiment.variants if (options.variants or "") in v]
+        with concurrent.futures.ProcessPoolExecutor(options.jobs, context) as pool:
+            pending = {
+                pool.submit(
+                    run_one, name, options.corpus, options.data, variant, seed
+                ): (variant, seed)
+                for seed in range(options.seeds)
+                for variant in variants
+                if str(seed) not in results.runs(name, variant)
+            }
+            for done in concurrent.futures.as_completed(pending):
+                variant, seed = pending[done]
+                results.add(name, variant, seed, done.result())
+                print(f"{name}, {variant}, seed {seed}: {done.result()}", flush=True)
+        print(table(results, name, variants), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

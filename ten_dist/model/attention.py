@@ -1,0 +1,94 @@
+"""Causal self-attention in the place of the eigenstate mixer: the baseline.
+
+With `mixer` "attention" a network is a plain, good transformer: torch's
+scaled_dot_product_attention with rotary position embedding (RoFormer, Su et al. 2021)
+between the same norms, MLP, embedding, head, loss and trainer, so that a comparison
+measures the mixer and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.initialization import fill_normal
+from ten_dist.model.precision import at_least_float32
+
+ROTARY_BASE = 10000.0
+
+
+class AttentionState(NamedTuple):
+    """Keys and values of all tokens so far: unlike eigenstates, they grow with them."""
+
+    keys: Tensor
+    """[B, H, T, d/H], rotated."""
+    values: Tensor
+    """[B, H, T, d/H]."""
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention over the positions up to each one.
+
+    Args:
+        config: dim, num_heads and n_layers are used.
+    """
+
+    def __init__(self, config: TemporalEigenstateConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.input_weight = nn.Parameter(torch.empty(3 * config.dim, config.dim))
+        self.output_weight = nn.Parameter(torch.empty(config.dim, config.dim))
+        fill_normal(self.input_weight, 0.02)
+        fill_normal(self.output_weight, 0.02 / (2 * config.n_layers) ** 0.5)
+
+    def forward(
+        self, inputs: Tensor, state: AttentionState | None = None
+    ) -> tuple[Tensor, Tensor, AttentionState]:
+        """Mix a sequence, or a piece of one.
+
+        Args:
+            inputs: [B, T, d], layer-normed.
+            state: what the pieces before it left, or None at the start.
+
+        Returns:
+            outputs: [B, T, d]; energy: a float32 zero, attention has no eigenstates;
+            state: for the piece that follows.
+        """
+        query, keys, values = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in F.linear(inputs, self.input_weight).chunk(3, dim=-1)
+        )
+        position = 0 if state is None else state.keys.shape[2]
+        query, keys = rotate(query, position), rotate(keys, position)
+        if state is None:
+            mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        else:
+            keys = torch.cat([state.keys, keys], dim=2)
+            values = torch.cat([state.values, values], dim=2)
+            bias = causal_lower_right(query.shape[2], keys.shape[2])
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+        outputs = F.linear(mixed.transpose(1, 2).flatten(-2), self.output_weight)
+        energy = at_least_float32(inputs.new_zeros(()))
+        return outputs, energy, AttentionState(keys, values)
+
+
+def rotate(heads: Tensor, position: int) -> Tensor:
+    """Rotary position embedding of [B, H, T, e], e even, from `position` on."""
+    steps, half = heads.shape[2], heads.shape[3] // 2
+    frequency = ROTARY_BASE ** (
+        -torch.arange(half, device=heads.device, dtype=torch.float32) / half
+    )
+    index = torch.arange(
+        position, position + steps, device=heads.device, dtype=torch.float32
+    )
+    angle = index[:, None] * frequency
+    cosine, sine = angle.cos().to(heads.dtype), angle.sin().to(heads.dtype)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat(
+        [first * cosine - second * sine, second * cosine + first * sine], dim=-1
+    )
