@@ -67,6 +67,8 @@ class TrainingConfig:
     """fp32; bf16: matrix products in bfloat16, parameters and recurrence in float32; or
     bf16_params: parameters in bfloat16 as well, with float32 copies and gradients in the
     sharded optimizer (ZeRO stages 1 to 3)."""
+    compile: bool = False
+    """Compile each block with torch.compile, a minute or more at the start."""
     eval_interval: int = 250
     """Steps between validations; the last step is always validated."""
     eval_rows: int = 512

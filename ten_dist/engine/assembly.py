@@ -8,12 +8,14 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.utils import set_z3_leaf_modules
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.engine.deepspeed_config import zero_stage
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.optimizer import make_optimizer
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.model.block import Block
 from ten_dist.training_config import TrainingConfig
 
 
@@ -41,8 +43,29 @@ def build_engine(
     ranks: Ranks,
 ) -> deepspeed.DeepSpeedEngine:
     """DeepSpeed's engine around the model and its optimizer."""
+    sharded = zero_stage(deepspeed_config) == 3
+    if training.compile:
+        compile_blocks(model, sharded)
     optimizer = make_optimizer(model, training, deepspeed_config, ranks.device)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config
     )
     return engine
+
+
+def compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:
+    """Have torch compile the forward of every block, each as one graph.
+
+    Alike blocks share a graph. A second batch size makes it one for all sizes, so that
+    validation costs few compilations. Only the function is replaced: hooks of the module
+    stay outside of the graph, and names of parameters do not change.
+
+    Args:
+        model: the network, before DeepSpeed has it.
+        sharded: ZeRO stage 3. The parameters of a block are then gathered together and
+            before its graph runs: a gathering inside of it would break it into pieces.
+    """
+    if sharded:
+        set_z3_leaf_modules(model, [Block])
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True)

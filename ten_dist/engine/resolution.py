@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +137,12 @@ def resolve(
     """
     manifest, val_manifest = _load_manifests(training)
     plan = make_plan(training, world_size, manifest)
+    model_config = _resolve_model(training, model_options, manifest)
+    if training.compile:
+        _check_compilable(model_config)
     return ResolvedRun(
         training=training,
-        model_config=_resolve_model(training, model_options, manifest),
+        model_config=model_config,
         plan=plan,
         deepspeed_config=derive_deepspeed_config(deepspeed_file, training, plan),
         manifest=manifest,
@@ -181,6 +186,24 @@ def _resolve_model(
                 "make it larger"
             )
     return TemporalEigenstateConfig.preset(training.config, **options)
+
+
+def _check_compilable(config: TemporalEigenstateConfig) -> None:
+    """Refuse `--compile` where torch.compile could not do it.
+
+    Scans in plain torch have a loop over time, which a graph would hold step by step.
+    """
+    if config.scan_backend in ("blocked", "reference"):
+        raise ConfigurationError(
+            f"--compile does not go with --scan_backend {config.scan_backend}, a loop "
+            "over time: leave one of them out"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigurationError(
+            f"--compile needs a C++ compiler, and {compiler} is not on PATH: install "
+            "it, or name another one in CXX"
+        )
 
 
 def versions() -> dict[str, str]:

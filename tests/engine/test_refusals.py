@@ -43,6 +43,14 @@ def refusal(capsys, options, *flags):
     return lines[0]
 
 
+def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
+    line = refusal(capsys, {**options, "scan_backend": "blocked"}, "--compile")
+    assert "--compile does not go with --scan_backend blocked" in line
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    line = refusal(capsys, options, "--compile")
+    assert "--compile needs a C++ compiler, and no-such-compiler" in line
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
