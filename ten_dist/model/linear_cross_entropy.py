@@ -47,6 +47,44 @@ def linear_cross_entropy(
     )
 
 
+# Elements that are passed over in one go, where not all at once: few enough for the cache.
+_PIECES_OF_LOGITS = {"cpu": 2**20}
+
+
+def _losses_then_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z_loss_weight: float,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy and z-loss; `logits` is overwritten by its gradient.
+
+    Args:
+        logits: [N, V]; left without meaning where no gradient is needed.
+        targets: [N, 1] int64, ids.
+        weights: [N], float32 or wider, of the positions in the losses.
+    """
+    values = at_least_float32(logits)
+    picked = values.gather(1, targets).squeeze(1)
+    # Every pass over the logits counts: the sum of the exponentials serves both the log
+    # partition function and the softmax.
+    largest = values.amax(dim=1, keepdim=True)
+    exponentials = values.sub_(largest).exp_()
+    total = exponentials.sum(dim=1)
+    log_partition = largest.squeeze(1) + total.log()
+    ce_loss = ((log_partition - picked) * weights).sum()
+    z_loss = z_loss_weight * (log_partition.square() * weights).sum()
+    if need_gradient:
+        # d ce / d logits = softmax - one-hot; d lse^2 / d logits = 2 lse softmax.
+        factor = weights * (1 + 2 * z_loss_weight * log_partition) / total
+        gradient = exponentials.mul_(factor.unsqueeze(1))
+        gradient.scatter_add_(1, targets, -weights.unsqueeze(1))
+        if gradient.dtype != logits.dtype:
+            logits.copy_(gradient)
+    return ce_loss, z_loss
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -68,29 +106,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight, dtype=state.dtype) if need_weight else None
         )
         rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        weights = counts * scale
+        targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             low_hidden = hidden[part].to(dtype)
-            logits = at_least_float32(low_hidden @ low_weight.T)
-            counted = counts[part]
-            wanted = torch.where(counted, targets[part], 0).unsqueeze(1)
-            weights = (counted * scale).to(logits.dtype)
-            log_partition = logits.logsumexp(dim=1)
-            picked = logits.gather(1, wanted).squeeze(1)
-            ce_loss += ((log_partition - picked) * weights).sum()
-            z_loss += z_loss_weight * (log_partition.square() * weights).sum()
-            if not (need_hidden or need_weight):
-                continue
-            # d ce / d logits = softmax - one-hot; d lse^2 / d logits = 2 lse softmax.
-            softmax = logits.sub_(log_partition.unsqueeze(1)).exp_()
-            factor = weights * (1 + 2 * z_loss_weight * log_partition)
-            grad_logits = softmax.mul_(factor.unsqueeze(1))
-            grad_logits.scatter_add_(1, wanted, -weights.unsqueeze(1))
-            grad_logits = grad_logits.to(dtype)
+            logits = low_hidden @ low_weight.T
+            pieces = _PIECES_OF_LOGITS.get(hidden.device.type, LOGITS_AT_ONCE)
+            piece_rows = max(1, pieces // weight.shape[0])
+            for piece in zip(
+                logits.split(piece_rows),
+                targets[part].split(piece_rows),
+                weights[part].split(piece_rows),
+            ):
+                ce_part, z_part = _losses_then_gradient(
+                    *piece, z_loss_weight, need_hidden or need_weight
+                )
+                ce_loss += ce_part
+                z_loss += z_part
             if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ low_weight
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ low_hidden
+                grad_hidden[part] = logits @ low_weight
+            if grad_weight is not None and grad_weight.dtype == dtype:
+                grad_weight.addmm_(logits.T, low_hidden)
+            elif grad_weight is not None:
+                grad_weight += logits.T @ low_hidden
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(z_loss)
