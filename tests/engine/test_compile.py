@@ -43,7 +43,7 @@ def test_compiled_training_follows_eager_training(
         assert len(expected) == (1 if name == "val_loss" else 4)
         assert step_metrics(folder, name) == pytest.approx(expected, abs=1e-4), name
     trained, expected = (
-        TrainedModel.load(RunFolder(run)).model for run in (folder, eager_run)
+        TrainedModel.load(RunFolder(run)).network for run in (folder, eager_run)
     )
     assert trained.state_dict().keys() == expected.state_dict().keys()
     assert json.loads((folder / "config.json").read_text())["training"]["compile"]
