@@ -36,36 +36,27 @@ from benchmarks.tasks import (
     TokenShards,
 )
 from ten_dist import TemporalEigenstateConfig
+from ten_dist.config import PAPER
 from ten_dist.errors import ConfigurationError
 
-TIMESCALE = {"eigenvalue_init": "timescale", "input_norm": "dynamic"}
+# Each variant adds one option to the one before it.
+TIMESCALE = {**PAPER, "eigenvalue_init": "timescale"}
+NORMED = {**TIMESCALE, "input_norm": "dynamic"}
 SELECTIVE = {
-    **TIMESCALE,
+    **NORMED,
     "learnable_selection_range": True,
-    "selection_range": (4.0, 0.1),
+    "selection_range": (8.0, 0.1),
 }
-CONVOLVED = {**SELECTIVE, "short_convolution": 4}
-PAPER = {"eigenvalue_init": "paper", "input_norm": "none"}
-# Each adds one option to a variant above it, or changes one.
+DEEPENING = {**SELECTIVE, "depth_increasing_memory": True}
+CONVOLVED = {**DEEPENING, "short_convolution": 4}
 ABLATION: dict[str, dict[str, Any]] = {
     "transformer": {"mixer": "attention"},
     "paper": PAPER,
-    "timescale": {**TIMESCALE, "input_norm": "none"},
-    "timescale, static norm": {**TIMESCALE, "input_norm": "static"},
-    "timescale, dynamic norm": TIMESCALE,
-    "+ selection range 4, learned": SELECTIVE,
+    "+ timescale": TIMESCALE,
+    "+ dynamic norm": NORMED,
+    "+ learned selection from 8": SELECTIVE,
+    "+ memory by depth": DEEPENING,
     "+ short convolution": CONVOLVED,
-    "+ convolution, memory by depth": {**CONVOLVED, "depth_increasing_memory": True},
-}
-COMPARISON = {
-    name: ABLATION[name]
-    for name in (
-        "transformer",
-        "paper",
-        "timescale, dynamic norm",
-        "+ selection range 4, learned",
-        "+ short convolution",
-    )
 }
 
 
@@ -101,10 +92,10 @@ def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experi
     task = AssociativeRecall() if name == "recall" else SelectiveCopying()
     return Experiment(
         task,
-        Recipe(steps=3000, rows=64, learning_rate=2e-3),
+        Recipe(steps=2000, rows=32, learning_rate=2e-3),
         {"dim": 64, "n_layers": 2, "num_eigenstates": 64, "num_heads": 4}
         | {"max_timescale": 64.0, "energy_reg_weight": 0.0},
-        COMPARISON,
+        {**ABLATION, "transformer": {"mixer": "attention", "ffn_multiplier": 5.625}},
     )
 
 
@@ -117,19 +108,22 @@ def _characters(corpus: Path, context: int) -> Experiment:
     base = {"dim": 128, "n_layers": 4, "num_eigenstates": 64, "num_heads": 4}
     base["max_timescale"] = float(context)
     variants = dict(ABLATION)
-    variants["state gate instead of output gate"] = {
-        **CONVOLVED,
-        "gate": "state",
-        "ffn_multiplier": 3.75,
+    wide = {**CONVOLVED, "num_eigenstates": 128, "ffn_multiplier": 2.4}
+    if context == 64:
+        variants |= {
+            "static norm for dynamic": {**CONVOLVED, "input_norm": "static"},
+            "state gate for output gate": {
+                **CONVOLVED,
+                "gate": "state",
+                "ffn_multiplier": 3.9375,
+            },
+        }
+    variants["+ 128 eigenstates, narrower MLP"] = wide
+    variants["HTEN 1,2 of the same size"] = {
+        **wide,
+        "hten_scales": (1, 2),
+        "ffn_multiplier": 0.984375,
     }
-    variants["128 eigenstates, narrower MLP"] = {
-        **CONVOLVED,
-        "num_eigenstates": 128,
-        "ffn_multiplier": 2.5,
-    }
-    if context > 64:
-        variants = {name: ABLATION[name] for name in COMPARISON}
-        variants["HTEN 1,2"] = {**CONVOLVED, "hten_scales": (1, 2), "ffn_multiplier": 3}
     return Experiment(
         Characters(corpus, context), Recipe(steps=2000, rows=12), base, variants
     )
@@ -139,20 +133,23 @@ def _tokens(data: Path) -> Experiment:
     """`pico` and a transformer of its size on prepared tokens, 512 of context."""
     base = {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2}
     base["max_timescale"] = 512.0
-    variants = dict(COMPARISON)
-    variants["transformer"] = {
-        "mixer": "attention",
-        "num_heads": 5,
-        "ffn_multiplier": 4.2,
-    }
-    variants["HTEN 1,2,4"] = {
-        **CONVOLVED,
-        "hten_scales": (1, 2, 4),
-        "ffn_multiplier": 2.5,
+    wide = {**CONVOLVED, "num_eigenstates": 240, "num_heads": 8}
+    wide["ffn_multiplier"] = 1.8125
+    variants = {
+        "transformer": {"mixer": "attention", "num_heads": 5, "ffn_multiplier": 4.9},
+        "paper": PAPER,
+        "+ memory by depth": DEEPENING,
+        "+ short convolution": CONVOLVED,
+        "+ 240 eigenstates, narrower MLP": wide,
+        "HTEN 1,2 of the same size": {
+            **wide,
+            "hten_scales": (1, 2),
+            "ffn_multiplier": 0.5,
+        },
     }
     return Experiment(
         TokenShards(data, 512, lengths=(2048, 8192)),
-        Recipe(steps=600, rows=8, learning_rate=2e-3, precision="bf16"),
+        Recipe(steps=300, rows=8, learning_rate=2e-3, precision="bf16"),
         base,
         variants,
     )

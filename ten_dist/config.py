@@ -259,6 +259,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Fields of each preset that differ from the defaults."""
 
 
+PAPER: dict[str, Any] = {
+    "eigenvalue_init": "paper",
+    "input_norm": "none",
+    "selection_range": (0.1, 0.1),
+    "learnable_selection_range": False,
+    "short_convolution": 0,
+    "gate": "output",
+    "depth_increasing_memory": False,
+}
+"""Fields with which the recurrence is that of the paper, whatever the defaults are."""
+
+
 def parse_scales(text: str) -> tuple[int, ...]:
     """Read `--hten_scales`, such as "1,2,4".
 

@@ -12,7 +12,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ten_dist.config import DEFAULT_HTEN_SCALES, PRESETS, TemporalEigenstateConfig
+from ten_dist.config import (
+    DEFAULT_HTEN_SCALES,
+    PAPER,
+    PRESETS,
+    TemporalEigenstateConfig,
+)
 from ten_dist.options import add_options, given_options
 from ten_dist.training_config import TrainingConfig
 
@@ -26,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give a preset without scales the scales "
         f"{','.join(map(str, DEFAULT_HTEN_SCALES))}, unless --hten_scales says others",
+    )
+    model.add_argument(
+        "--paper",
+        action="store_true",
+        help="the recurrence of the paper, exactly, instead of what measured best: "
+        + ", ".join(f"{name} {value}" for name, value in PAPER.items()),
     )
     add_options(model, TemporalEigenstateConfig, default_help="the preset's")
     # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
@@ -53,6 +64,8 @@ def resolve_model_options(arguments: argparse.Namespace, preset: str) -> dict[st
         ConfigurationError: the combination is not valid.
     """
     options = given_options(arguments, TemporalEigenstateConfig)
+    if arguments.paper:
+        options = {**PAPER, **options}
     scales_known = "hten_scales" in options or "hten_scales" in PRESETS.get(preset, {})
     if arguments.use_hten and not scales_known:
         options["hten_scales"] = DEFAULT_HTEN_SCALES
