@@ -228,7 +228,7 @@ def measure_generate(report: Report) -> None:
     report.add(
         "generate: time at position 100,000 / 100", seconds["100000"] / seconds["100"]
     )
-    size = sum(state.numel() for state in states["100000"].blocks)
+    size = sum(state.mixer.numel() for state in states["100000"].blocks)
     report.add("generate: state, numbers", size)
 
 
