@@ -5,8 +5,8 @@
     python -m benchmarks.quality recall copying
 
 Each experiment trains every variant with every seed and prints a table of means and
-standard deviations. Results go to --output as they come; run again, the same command
-does only what is missing. Variants of an experiment have equal numbers of parameters
+standard deviations. Results go to a file for each experiment in --output as they come;
+run again, the same command does only what is missing. Variants of an experiment have equal numbers of parameters
 where they are compared, and read the same batches.
 """
 
@@ -168,24 +168,21 @@ def run_one(
 
 
 class Results:
-    """Figures by experiment, variant and seed, in a JSON file."""
+    """Figures of one experiment by variant and seed, in a JSON file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"experiments": {}}
+        self.content: dict[str, Any] = {"variants": {}}
         if path.is_file():
             self.content = json.loads(path.read_text())
 
-    def runs(self, experiment: str, variant: str) -> dict[str, dict[str, float]]:
+    def runs(self, variant: str) -> dict[str, dict[str, float]]:
         """Figures by seed."""
-        return self.content["experiments"].get(experiment, {}).get(variant, {})
+        return self.content["variants"].get(variant, {})
 
-    def add(
-        self, experiment: str, variant: str, seed: int, figures: dict[str, float]
-    ) -> None:
+    def add(self, variant: str, seed: int, figures: dict[str, float]) -> None:
         """Keep the figures of one run, on the disk as well."""
-        of_experiment = self.content["experiments"].setdefault(experiment, {})
-        of_experiment.setdefault(variant, {})[str(seed)] = {
+        self.content["variants"].setdefault(variant, {})[str(seed)] = {
             name: round(value, 5) for name, value in figures.items()
         }
         self.content |= {
@@ -201,7 +198,7 @@ class Results:
 
 def table(results: Results, name: str, variants: list[str]) -> str:
     """Markdown table: mean and standard deviation over seeds of every figure."""
-    runs = {variant: list(results.runs(name, variant).values()) for variant in variants}
+    runs = {variant: list(results.runs(variant).values()) for variant in variants}
     runs = {variant: found for variant, found in runs.items() if found}
     if not runs:
         return f"{name}: nothing measured"
@@ -235,10 +232,9 @@ def main() -> int:
     parser.add_argument("--variants", metavar="PART", help="only those that contain it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/quality.json")
+        "--output", type=Path, default=Path("benchmarks/results"), metavar="DIR"
     )
     options = parser.parse_args()
-    results = Results(options.output)
     # Threads and processes do not mix under fork.
     context = multiprocessing.get_context("spawn")
     for name in options.names:
@@ -248,6 +244,7 @@ def main() -> int:
             print(f"quality.py: {error}", file=sys.stderr)
             return 2
         variants = [v for v in experiment.variants if (options.variants or "") in v]
+        results = Results(options.output / f"quality-{name}.json")
         with concurrent.futures.ProcessPoolExecutor(options.jobs, context) as pool:
             pending = {
                 pool.submit(
@@ -255,11 +252,11 @@ def main() -> int:
                 ): (variant, seed)
                 for seed in range(options.seeds)
                 for variant in variants
-                if str(seed) not in results.runs(name, variant)
+                if str(seed) not in results.runs(variant)
             }
             for done in concurrent.futures.as_completed(pending):
                 variant, seed = pending[done]
-                results.add(name, variant, seed, done.result())
+                results.add(variant, seed, done.result())
                 print(f"{name}, {variant}, seed {seed}: {done.result()}", flush=True)
         print(table(results, name, variants), flush=True)
     return 0

@@ -58,8 +58,8 @@ def test_a_model_that_fits_ends_below_chance(tmp_path):
 def test_results_are_kept_and_averaged(tmp_path):
     results = Results(tmp_path / "quality.json")
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
-        results.add("recall", "paper", seed, {"loss": loss, "parameters": 1234.0})
+        results.add("paper", seed, {"loss": loss, "parameters": 1234.0})
     again = Results(tmp_path / "quality.json")
-    assert again.runs("recall", "paper")["1"]["loss"] == pytest.approx(2.0)
+    assert again.runs("paper")["1"]["loss"] == pytest.approx(2.0)
     line = table(again, "recall", ["paper", "not run"]).splitlines()[-1]
     assert line == "| paper | 3 | 1,234 | 2.0000 ± 1.0000 |"
