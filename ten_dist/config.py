@@ -58,19 +58,19 @@ class TemporalEigenstateConfig:
     """`state`: mean |c|^2 an eigenstate; `eigenvalue`: sum of sigmoid(alpha)^2."""
     z_loss_weight: float = 0.0
     """Weight of the squared log partition function in the loss, such as 1e-4."""
-    eigenvalue_init: str = "paper"
-    """`paper`: alpha ~ U(-3, 0); `timescale`: log-uniform memories."""
+    eigenvalue_init: str = "timescale"
+    """`timescale`: log-uniform memories; `paper`: alpha ~ U(-3, 0)."""
     max_timescale: float = 2048.0
     """Longest initial memory, in tokens, of the `timescale` initialisation."""
-    depth_increasing_memory: bool = False
+    depth_increasing_memory: bool = True
     """Let the longest initial memory of `timescale` grow from layer to layer, by the same
     factor, up to max_timescale in the last."""
-    selection_range: tuple[float, float] = (0.1, 0.1)
+    selection_range: tuple[float, float] = (8.0, 0.1)
     """Largest modulation (s_a, s_w) of alpha and omega by the input."""
-    learnable_selection_range: bool = False
+    learnable_selection_range: bool = True
     """Learn s_a and s_w of each eigenstate, from selection_range on."""
-    input_norm: str = "none"
-    """Input gain g: `none` 1, `static` sqrt(1-rho^2), `dynamic` sqrt(1-rho(t)^2)."""
+    input_norm: str = "dynamic"
+    """Input gain g: `dynamic` sqrt(1-rho(t)^2), `static` sqrt(1-rho^2), `none` 1."""
     short_convolution: int = 0
     """Tokens that a causal convolution before each mixer sees; 0 for none."""
     gate: str = "output"
@@ -123,11 +123,6 @@ class TemporalEigenstateConfig:
             raise ConfigurationError(
                 "short_convolution must be 0, or a width from 2 to 64, "
                 f"not {self.short_convolution}"
-            )
-        if self.depth_increasing_memory and self.eigenvalue_init != "timescale":
-            raise ConfigurationError(
-                "depth_increasing_memory needs eigenvalue_init timescale: with "
-                f"{self.eigenvalue_init} it has no effect"
             )
         if len(self.selection_range) != 2 or not all(
             0 <= s < math.inf for s in self.selection_range

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ten_dist.cli import main
+from ten_dist.config import PAPER
 from ten_dist.data import Manifest, TokenReader, token_counts
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
@@ -215,3 +217,21 @@ def test_tensorboard_has_the_scalars_of_the_metrics(run_folder):
     }.items():
         written = {e.step: e.value for e in events.Scalars(tag)}
         assert written == pytest.approx(step_metrics(run_folder, name), rel=1e-5), tag
+
+
+def test_paper_is_one_option(token_data, tmp_path):
+    arguments = [
+        *SMALL_MODEL,
+        *("--paper", "--data", token_data, "--output_dir", tmp_path / "run"),
+        *("--steps", 1, "--seq_len", 32, "--global_batch_size", 4, "--num_workers", 0),
+    ]
+    assert main(["train", *map(str, arguments)]) == 0
+    model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert {name: model[name] for name in PAPER} == {
+        **PAPER,
+        "selection_range": [0.1, 0.1],
+    }
+    weights = load_file(RunFolder(tmp_path / "run").newest_weights())
+    assert not any(name.endswith("selection") for name in weights)
+    alpha = weights["blocks.0.mixer.alpha_base"]
+    assert -3 <= alpha.min() and alpha.max() <= 0

@@ -32,7 +32,6 @@ from ten_dist.training_config import TrainingConfig
         ({"max_timescale": 1.0}, "max_timescale"),
         ({"short_convolution": 1}, "short_convolution must be 0, or a width"),
         ({"gate": "input"}, "gate must be one of output, state"),
-        ({"depth_increasing_memory": True, "eigenvalue_init": "paper"}, "timescale"),
         ({"width": 3}, "unknown model option width"),
     ],
 )

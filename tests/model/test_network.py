@@ -7,27 +7,25 @@ import torch
 import torch.nn.functional as F
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.config import PAPER
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.recurrence import eigenstate_scan
 
 VOCAB = 61
 STEPS = 51
 QUALITY_OPTIONS = {
+    "paper": PAPER,
     "short_convolution": {"short_convolution": 4},
     "state_gate": {"gate": "state"},
-    "learnable_selection_range": {
-        "learnable_selection_range": True,
+    "static_norm": {"input_norm": "static"},
+    "fixed_selection_range": {
+        "learnable_selection_range": False,
         "selection_range": (4.0, 0.5),
     },
     "all": {
         "short_convolution": 3,
         "gate": "state",
-        "learnable_selection_range": True,
-        "selection_range": (6.0, 0.2),
-        "eigenvalue_init": "timescale",
-        "depth_increasing_memory": True,
         "max_timescale": 64,
-        "input_norm": "dynamic",
     },
 }
 MODELS = [
@@ -255,7 +253,7 @@ def plain_hierarchy(mixer, u, scales, heads):
             ten.alpha,
             ten.omega,
             coarse @ w_sel.T,
-            ten.selection_range,
+            ten.selection,
             ten.input_norm,
             backend="reference",
         )
@@ -400,8 +398,12 @@ def test_initial_values_survive_construction():
     config = TemporalEigenstateConfig.preset(
         "pico", eigenvalue_init="timescale", max_timescale=512
     )
-    memory = 1 + TemporalEigenstateNetwork(config).blocks[0].mixer.alpha.exp()
-    assert 1 < memory.min() < 1.1 and 480 < memory.max() <= 512
+    for layer, block in enumerate(TemporalEigenstateNetwork(config).blocks):
+        memory = 1 + block.mixer.alpha.exp()
+        longest = 512 ** ((layer + 1) / config.n_layers)
+        assert 1 < memory.min() < 1.1
+        assert 0.95 * longest < memory.max() <= longest
+        assert torch.equal(block.mixer.selection[0], torch.full_like(memory, 8.0))
 
 
 @pytest.mark.parametrize(
