@@ -20,7 +20,7 @@ ENERGY_KINDS = ("state", "eigenvalue")
 GATES = ("output", "state")
 MIXERS = ("eigenstate", "attention")
 CHECKPOINTING_MODES = ("none", "block")
-SCAN_BACKENDS = ("auto", "cpu", "blocked", "reference")
+SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""

@@ -9,23 +9,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ten_dist.recurrence import cpu
+from ten_dist.recurrence import cpu, triton_scan
 from ten_dist.recurrence.blocked import blocked_scan
-from ten_dist.recurrence.cpu import cpu_scan
 from ten_dist.recurrence.reference import reference_scan
 
 Number = float | Tensor
 _Scan = tuple[Tensor, Tensor, Tensor]
 _BACKENDS: dict[str, Callable[..., _Scan]] = {
-    "cpu": cpu_scan,
+    "triton": triton_scan.triton_scan,
+    "cpu": cpu.cpu_scan,
     "blocked": blocked_scan,
     "reference": reference_scan,
 }
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends that work on this machine, fastest first."""
-    return tuple(n for n in _BACKENDS if n != "cpu" or cpu.unavailable() is None)
+    """Names of the backends that work on this machine, fastest first.
+
+    `triton` is for tensors on GPUs (where Triton interprets, for those of the CPU), `cpu`
+    for tensors of the CPU, the others for both.
+    """
+    device_type = "cpu" if triton_scan.interpreted() else "cuda"
+    missing = {
+        "triton": triton_scan.unavailable(device_type),
+        "cpu": cpu.unavailable(),
+    }
+    return tuple(name for name in _BACKENDS if missing.get(name) is None)
 
 
 def eigenstate_scan(
@@ -104,41 +113,74 @@ def eigenstate_scan_with_energy(
             f"unknown scan backend {backend!r}: this machine has auto, "
             f"{', '.join(available_backends())}"
         )
-    if name == "cpu":
-        _check_takes(beta)
-    ranges = torch.stack(
-        [torch.as_tensor(s).to(alpha).expand_as(alpha) for s in selection_range]
-    )
+    if name in ("cpu", "triton"):
+        _check_takes(name, beta)
+    ranges = torch.stack([_as_range(s, alpha) for s in selection_range])
     return _BACKENDS[name](
         beta, alpha, omega, modulation, ranges, input_norm, initial_state
     )
 
 
+def _as_range(number: Number, alpha: Tensor) -> Tensor:
+    """A selection range as a tensor [K]."""
+    if isinstance(number, Tensor):
+        return number.to(alpha).expand_as(alpha)
+    # Filled where it is needed: a copy from the CPU would wait for the GPU.
+    return torch.full_like(alpha, number)
+
+
 def _fastest_for(beta: Tensor) -> str:
-    if beta.device.type != "cpu" or beta.dtype == torch.float64:
+    if beta.dtype == torch.float64:
         return "blocked"
-    return _fastest_on_cpu()
+    return _fastest_on(beta.device.type)
 
 
-@functools.cache
-def _fastest_on_cpu() -> str:
-    reason = cpu.unavailable()
+def _constant_of_graphs(function: Callable) -> Callable:
+    """Let a compiled graph take what `function` returns as a constant, untraced.
+
+    This is torch.compiler.assume_constant_result without its import of the compiler,
+    which takes seconds that a program without a compiled graph need not spend.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant_of_graphs
+def _fastest_on(device_type: str) -> str:
+    name = {"cpu": "cpu", "cuda": "triton"}.get(device_type)
+    if name is None:
+        return "blocked"
+    reason = _unavailable(name, device_type)
     if reason is None:
-        return "cpu"
-    warnings.warn(
-        f"the scan runs in pure torch, slower than it could: {reason}", stacklevel=2
-    )
+        return name
+    _warn_of_slow_scan(reason)
     return "blocked"
 
 
-def _check_takes(beta: Tensor) -> None:
-    reason = cpu.unavailable()
+@_constant_of_graphs
+def _unavailable(name: str, device_type: str) -> str | None:
+    """Why the backend `name` cannot run on devices of this type, or None."""
+    if name == "triton":
+        return triton_scan.unavailable(device_type)
+    if device_type != "cpu":
+        return f"it takes tensors of the CPU, not of {device_type}"
+    return cpu.unavailable()
+
+
+@functools.cache
+def _warn_of_slow_scan(reason: str) -> None:
+    warnings.warn(
+        f"the scan runs in pure torch, slower than it could: {reason}", stacklevel=2
+    )
+
+
+def _check_takes(name: str, beta: Tensor) -> None:
+    reason = _unavailable(name, beta.device.type)
     if reason is not None:
-        raise ValueError(f"scan backend cpu is not available: {reason}")
-    if beta.device.type != "cpu" or beta.dtype == torch.float64:
+        raise ValueError(f"scan backend {name} is not available: {reason}")
+    if beta.dtype == torch.float64:
         raise ValueError(
-            "scan backend cpu takes float32 and bfloat16 on the CPU, not "
-            f"{beta.dtype} on {beta.device.type}"
+            f"scan backend {name} takes float32 and bfloat16, not {beta.dtype}"
         )
 
 

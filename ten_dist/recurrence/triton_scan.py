@@ -1,0 +1,372 @@
+"""The eigenstate scan on GPUs: its Triton kernels, launched and registered.
+
+As registered operators with fake implementations they do not break a graph under
+`torch.compile`. Triton is imported when the scan first runs, not with this module.
+
+Memory for backward: the arguments and the returned states, which the caller holds
+anyway. Eigenvalues are computed again from the modulation. Every sum is taken in one
+order: repeated runs give the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+"""Eigenstates of a program: one for each thread of its one warp."""
+UNROLL = 8
+"""Steps that are read ahead, forward and in the carry."""
+UNROLL_BACKWARD = 4
+"""The same in backward, which reads twice as much a step: more would take registers that
+the next program could run in."""
+CARRY_LIMIT = 512
+"""Chunks that are carried one after the other; more are carried in groups."""
+CARRY_GROUP = 64
+"""Chunks of a group."""
+OLDEST_GPU = (8, 0)
+"""Compute capability from which Triton supports bfloat16."""
+
+_ARGUMENTS = (
+    "Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, Tensor? modulation, "
+    "Tensor? initial, str input_norm"
+)
+
+
+def triton_scan(
+    beta: Tensor,
+    alpha: Tensor,
+    omega: Tensor,
+    modulation: Tensor | None,
+    ranges: Tensor,
+    input_norm: str,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`eigenstate_scan` for float32 and bfloat16, with the energy.
+
+    :func:`unavailable` is None for the device of `beta`.
+    """
+    return _scan_forward(
+        _unit_stride(beta),
+        alpha.float().contiguous(),
+        omega.float().contiguous(),
+        ranges.float().contiguous(),
+        None if modulation is None else _unit_stride(modulation),
+        None if initial_state is None else initial_state.float().contiguous(),
+        input_norm,
+    )
+
+
+def unavailable(device_type: str) -> str | None:
+    """Why the kernels cannot run on devices of this type, or None if they can."""
+    if device_type == "cpu" and not interpreted():
+        return "Triton runs on GPUs (on the CPU with TRITON_INTERPRET=1, for tests)"
+    if device_type not in ("cpu", "cuda"):
+        return f"Triton runs on GPUs, not on {device_type}"
+    return _unusable(device_type)
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to run kernels in Python instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes")
+
+
+@functools.cache
+def _unusable(device_type: str) -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    if device_type == "cuda":
+        if not torch.cuda.is_available():
+            return "torch finds no GPU"
+        capability = torch.cuda.get_device_capability()
+        if torch.version.hip is None and capability < OLDEST_GPU:
+            return (
+                f"the GPU has compute capability {capability[0]}.{capability[1]}, "
+                f"and Triton needs {OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
+            )
+    return None
+
+
+def chunk_steps(steps: int) -> int:
+    """Steps of a chunk: enough chunks to fill a GPU, few enough to carry quickly.
+
+    It depends on the length alone, so that a row's result does not depend on the batch
+    that it is computed in.
+    """
+    if steps <= 4096:
+        return 64
+    return 128 if steps <= 16384 else 256
+
+
+@torch.library.custom_op(
+    "ten_dist_triton::scan_forward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def _scan_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
+    from ten_dist.recurrence import triton_forward
+
+    batch, steps, width = beta.shape[0], beta.shape[1], beta.shape[2] // 2
+    chunk = chunk_steps(steps)
+    chunks = -(-steps // chunk)
+    options = _options(width, UNROLL) | _variant(modulation, input_norm)
+    inputs, strides = _with_strides(beta, beta if modulation is None else modulation)
+    base = (alpha, omega, ranges)
+    sizes = (steps, chunk, *strides)
+    states = torch.empty_like(beta, memory_format=torch.contiguous_format)
+    final = alpha.new_empty(batch, 2 * width)
+    energy = alpha.new_empty(batch, chunks, width)
+    with _on_device_of(beta):
+        entering = initial
+        if chunks > 1:
+            product = alpha.new_empty(batch, chunks, 2 * width)
+            local = torch.empty_like(product)
+            triton_forward.reduce_forward[_grid(batch, width, chunks)](
+                *inputs, *base, product, local, *sizes, **options
+            )
+            entering = _carry(product, local, initial, reverse=False)
+        triton_forward.scan_forward[_grid(batch, width, chunks)](
+            *inputs,
+            *base,
+            alpha if entering is None else entering,
+            states,
+            final,
+            energy,
+            *sizes,
+            HAS_ENTERING=entering is not None,
+            **options,
+        )
+    return states, final, energy.sum(dim=1)
+
+
+@torch.library.custom_op(
+    "ten_dist_triton::scan_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor grad_states, Tensor? grad_final, Tensor? grad_energy, Tensor states, "
+        f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+)
+def _scan_backward(
+    grad_states,
+    grad_final,
+    grad_energy,
+    states,
+    beta,
+    alpha,
+    omega,
+    ranges,
+    modulation,
+    initial,
+    input_norm,
+):
+    from ten_dist.recurrence import triton_backward
+
+    batch, steps, width = beta.shape[0], beta.shape[1], beta.shape[2] // 2
+    chunk = chunk_steps(steps)
+    chunks = -(-steps // chunk)
+    grid = _grid(batch, width, chunks)
+    variant = _variant(modulation, input_norm)
+    options = _options(width, UNROLL_BACKWARD) | {"ENERGY": grad_energy is not None}
+    logits = beta if modulation is None else modulation
+    base = (alpha, omega, ranges)
+    weight = alpha if grad_energy is None else grad_energy
+    grad_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
+    grad_modulation = (
+        beta.new_empty(0)
+        if modulation is None
+        else torch.empty_like(modulation, memory_format=torch.contiguous_format)
+    )
+    grad_initial = alpha.new_empty(batch, 2 * width)
+    sums = alpha.new_empty(batch, chunks, 4, width)
+    with _on_device_of(beta):
+        entering = grad_final
+        if chunks > 1:
+            product = alpha.new_empty(batch, chunks, 2 * width)
+            local = torch.empty_like(product)
+            (gradient, logits), strides = _with_strides(grad_states, logits)
+            triton_backward.reduce_backward[grid](
+                gradient,
+                weight,
+                states,
+                logits,
+                *base,
+                product,
+                local,
+                steps,
+                chunk,
+                *strides,
+                MODULATED=variant["MODULATED"],
+                **options,
+            )
+            entering = _carry(product, local, grad_final, reverse=True)
+        inputs, strides = _with_strides(grad_states, beta, logits)
+        gradient, drive, logits = inputs
+        triton_backward.scan_backward[grid](
+            gradient,
+            weight,
+            alpha if entering is None else entering,
+            states,
+            drive,
+            logits,
+            *base,
+            alpha if initial is None else initial,
+            grad_beta,
+            grad_beta if modulation is None else grad_modulation,
+            grad_initial,
+            sums,
+            steps,
+            chunk,
+            *strides,
+            HAS_INITIAL=initial is not None,
+            HAS_ENTERING=entering is not None,
+            **options,
+            **variant,
+        )
+    return grad_beta, grad_modulation, sums.sum(dim=(0, 1)), grad_initial
+
+
+def _carry(
+    product: Tensor, local: Tensor, initial: Tensor | None, reverse: bool
+) -> Tensor:
+    """What enters each chunk, [B, chunks, 2K], from what enters the first (the last
+    where `reverse`), [B, 2K] or None for zeros."""
+    from ten_dist.recurrence import triton_chunks
+
+    batch, chunks, width = product.shape[0], product.shape[1], product.shape[2] // 2
+    options = _options(width, UNROLL) | {"REVERSED": reverse}
+    group, groups = chunks, 1
+    if chunks > CARRY_LIMIT:
+        group = CARRY_GROUP
+        groups = -(-chunks // group)
+        group_product = product.new_empty(batch, groups, 2 * width)
+        group_local = torch.empty_like(group_product)
+        triton_chunks.compose[_grid(batch, width, groups)](
+            product, local, group_product, group_local, chunks, group, **options
+        )
+        initial = _carry(group_product, group_local, initial, reverse)
+    entering = torch.empty_like(local)
+    triton_chunks.carry[_grid(batch, width, groups)](
+        product,
+        local,
+        local if initial is None else initial,
+        entering,
+        chunks,
+        group,
+        HAS_ENTERING=initial is not None,
+        **options,
+    )
+    return entering
+
+
+def _grid(batch: int, width: int, chunks: int) -> tuple[int, int]:
+    return batch * -(-width // BLOCK), chunks
+
+
+def _options(width: int, unroll: int) -> dict[str, int]:
+    return {"WIDTH": width, "BLOCK": BLOCK, "UNROLL": unroll, "num_warps": 1}
+
+
+def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
+    """Which kernels: without modulation, the dynamic gain is the static one."""
+    gain = {"none": 0, "static": 1, "dynamic": 2}[input_norm]
+    return {
+        "MODULATED": modulation is not None,
+        "GAIN": gain if modulation is not None else min(gain, 1),
+    }
+
+
+def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
+    """The tensors, and the strides of batch and time of each."""
+    return sequences, [stride for s in sequences for stride in s.stride()[:2]]
+
+
+def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    # Triton launches on the current device, whatever the device of the arguments.
+    if tensor.device.type == "cuda":
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@_scan_forward.register_fake
+def _(beta, alpha, omega, ranges, modulation, initial, input_norm):
+    batch, _, width = beta.shape
+    return (
+        torch.empty_like(beta, memory_format=torch.contiguous_format),
+        alpha.new_empty(batch, width),
+        alpha.new_empty(batch, width // 2),
+    )
+
+
+@_scan_backward.register_fake
+def _(
+    grad_states,
+    grad_final,
+    grad_energy,
+    states,
+    beta,
+    alpha,
+    omega,
+    ranges,
+    modulation,
+    initial,
+    input_norm,
+):
+    batch, _, width = beta.shape
+    return (
+        torch.empty_like(beta, memory_format=torch.contiguous_format),
+        beta.new_empty(0)
+        if modulation is None
+        else torch.empty_like(modulation, memory_format=torch.contiguous_format),
+        alpha.new_empty(4, width // 2),
+        alpha.new_empty(batch, width),
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    beta, alpha, omega, ranges, modulation, initial, input_norm = inputs
+    ctx.save_for_backward(beta, alpha, omega, ranges, modulation, initial, output[0])
+    ctx.input_norm = input_norm
+    # What is not used costs nothing: kernels without the energy read less.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_states, grad_final, grad_energy):
+    beta, alpha, omega, ranges, modulation, initial, states = ctx.saved_tensors
+    if grad_states is None:
+        grad_states = torch.zeros_like(states)
+    grad_beta, grad_modulation, grad_base, grad_initial = _scan_backward(
+        _unit_stride(grad_states),
+        None if grad_final is None else grad_final.contiguous(),
+        None if grad_energy is None else grad_energy.contiguous(),
+        states,
+        beta,
+        alpha,
+        omega,
+        ranges,
+        modulation,
+        initial,
+        ctx.input_norm,
+    )
+    return (
+        grad_beta,
+        grad_base[0],
+        grad_base[1],
+        grad_base[2:],
+        grad_modulation if modulation is not None else None,
+        grad_initial if initial is not None else None,
+        None,
+    )
+
+
+_scan_forward.register_autograd(_backward, setup_context=_save)
