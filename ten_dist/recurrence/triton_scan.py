@@ -270,7 +270,14 @@ def _grid(batch: int, width: int, chunks: int) -> tuple[int, int]:
 
 
 def _options(width: int, unroll: int) -> dict[str, int]:
-    return {"WIDTH": width, "BLOCK": BLOCK, "UNROLL": unroll, "num_warps": 1}
+    return {
+        "WIDTH": width,
+        "BLOCK": BLOCK,
+        "UNROLL": unroll,
+        "num_warps": 1,
+        # Triton 3.10 will not fuse multiplication and addition unless it is told to.
+        "enable_fp_fusion": True,
+    }
 
 
 def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
