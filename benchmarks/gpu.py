@@ -253,15 +253,17 @@ def measure_scan(bench: Bench) -> None:
 
 def measure_tuning(bench: Bench) -> None:
     """GB/s of the scan for other sizes of the kernels than those it has."""
-    length = {steps: chunk for steps, chunk in ((2048, 64), (131072, 256))}
-    tuned = ("BLOCK", "UNROLL", "UNROLL_BACKWARD", "chunk_steps")
+    tuned = ("BLOCK", "WARPS", "UNROLL", "UNROLL_BACKWARD", "chunk_steps")
     kept = {name: getattr(triton_scan, name) for name in tuned}
+    programs = ((32, 1), (64, 1), (64, 2), (128, 4))
+    reads_ahead = ((4, 2), (8, 4), (8, 8))
     try:
-        for steps, usual in length.items():
-            for block, unroll, backward, chunk in itertools.product(
-                (32, 64), (4, 8), (2, 4, 8), (usual // 2, usual, 2 * usual)
+        for steps in (bench.sizes.scan_lengths[0], bench.sizes.scan_lengths[-1]):
+            usual = kept["chunk_steps"](steps)
+            for (block, warps), (unroll, backward), chunk in itertools.product(
+                programs, reads_ahead, (usual // 2, usual, 2 * usual)
             ):
-                values = (block, unroll, backward, lambda _, chunk=chunk: chunk)
+                values = (block, warps, unroll, backward, lambda _, chunk=chunk: chunk)
                 for name, value in zip(tuned, values):
                     setattr(triton_scan, name, value)
                 sides, elements = scan_sides(bench, torch.bfloat16, steps)
@@ -271,7 +273,7 @@ def measure_tuning(bench: Bench) -> None:
                     "GB/s both": (BYTES_FORWARD + BYTES_BACKWARD) / seconds["both"],
                 }
                 bench.report.row(
-                    f"tune T={steps} {block=} {unroll=} {backward=} {chunk=}",
+                    f"tune T={steps} {block=} {warps=} {unroll=} {backward=} {chunk=}",
                     {n: 2 * elements * r / 1e9 for n, r in rates.items()},
                 )
     finally:
