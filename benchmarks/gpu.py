@@ -205,8 +205,8 @@ def scan_sides(
         for _ in range(inputs)
     ]
     gradient = normal(batch, steps, 2 * width)
-    alpha = torch.linspace(-2, 7, width, device=bench.device).requires_grad_()
-    omega = torch.rand(width, device=bench.device).requires_grad_()
+    alpha = torch.linspace(-2, 7, width, device=bench.device)
+    omega = torch.rand(width, device=bench.device)
 
     def forward() -> None:
         with torch.no_grad():
@@ -215,11 +215,13 @@ def scan_sides(
 
     def both() -> None:
         for beta, modulation in cases:
-            leaves = [t.detach().requires_grad_() for t in (beta, modulation)]
-            states, _ = eigenstate_scan(
-                leaves[0], alpha, omega, leaves[1], backend=bench.backend
-            )
-            torch.autograd.grad(states, [*leaves, alpha, omega], gradient)
+            # New leaves each time: autograd ties a leaf to the stream that it is first
+            # used on, and a graph is captured on a stream of its own.
+            leaves = [
+                t.detach().requires_grad_() for t in (beta, alpha, omega, modulation)
+            ]
+            states, _ = eigenstate_scan(*leaves, backend=bench.backend)
+            torch.autograd.grad(states, leaves, gradient)
 
     # A copy reads half of what it moves and writes the other half.
     source = normal(inputs * elements * BYTES_FORWARD // 2)
