@@ -6,6 +6,10 @@ As registered operators with fake implementations they do not break a graph unde
 Memory for backward: the arguments and the returned states, which the caller holds
 anyway. Eigenvalues are computed again from the modulation. Every sum is taken in one
 order: repeated runs give the same bits.
+
+Not yet run, nor measured, on a GPU: the tests interpret the kernels, and compile them for
+a Hopper GPU. `benchmarks/gpu.py` checks and measures them where there is one, and its
+`tune` tries other sizes than those below.
 """
 
 from __future__ import annotations
