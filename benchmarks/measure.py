@@ -14,15 +14,36 @@ from pathlib import Path
 import torch
 
 
-def paired(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds that a call takes on the CPU."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def gpu_seconds_of(function: Callable[[], object]) -> float:
+    """Seconds from the first to the last work of a call on the current GPU."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    function()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1000
+
+
+def paired(
+    sides: dict[str, Callable[[], object]],
+    repeats: int,
+    timed: Callable[[Callable[[], object]], float] = seconds_of,
+) -> dict[str, float]:
     """Median seconds of each side; all run in turn, after one warm-up each."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, side in sides.items():
-            started = time.perf_counter()
-            side()
+            seconds = timed(side)
             if repeat:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -30,15 +51,25 @@ class Report:
     """Figures in the order they were measured; printed at once, written at the end."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.figures: dict[str, float | None] = {}
 
     def add(self, name: str, value: float) -> None:
         """Record and print one figure."""
         self.figures[name] = round(value, 4)
         print(f"{name:58s} {value:12.4g}", flush=True)
 
-    def write(self, path: Path) -> None:
-        """Write the figures with what they were measured on."""
+    def row(self, name: str, columns: dict[str, float | None]) -> None:
+        """Record and print several figures of one thing; None is one that is unknown."""
+        cells = []
+        for column, value in columns.items():
+            self.figures[f"{name}: {column}"] = (
+                value if value is None else round(value, 4)
+            )
+            cells.append(f"{'-' if value is None else f'{value:.4g}':>10s} {column}")
+        print(f"{name:44s}", *cells, flush=True)
+
+    def write(self, path: Path, **facts: object) -> None:
+        """Write the figures with what they were measured on, and `facts` more of it."""
         content = {
             "date": date.today().isoformat(),
             "command": " ".join(["python", *sys.argv]),
@@ -46,6 +77,7 @@ class Report:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "cpu": torch.backends.cpu.get_cpu_capability(),
+            **facts,
             "figures": self.figures,
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.initialization import fill_normal
@@ -68,6 +67,9 @@ class CausalSelfAttention(nn.Module):
         if state is None:
             mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
         else:
+            # Imported here: with it comes torch's compiler, which takes seconds.
+            from torch.nn.attention.bias import causal_lower_right
+
             keys = torch.cat([state.keys, keys], dim=2)
             values = torch.cat([state.values, values], dim=2)
             bias = causal_lower_right(query.shape[2], keys.shape[2])

@@ -99,7 +99,7 @@ class TemporalEigenstateNetwork(nn.Module):
         Returns:
             logits [B, T, V]; with `return_state` (logits, state); with `targets` a dict.
         """
-        hidden, energy, state = self._run_blocks(input_ids, state)
+        hidden, energy, state = self._run_blocks(input_ids, state, return_state)
         if last_only:
             hidden = hidden[:, -1:]
         hidden = self.final_norm(hidden)
@@ -116,9 +116,13 @@ class TemporalEigenstateNetwork(nn.Module):
         return (logits, state) if return_state else logits
 
     def _run_blocks(
-        self, input_ids: Tensor, state: NetworkState | None
-    ) -> tuple[Tensor, Tensor, NetworkState]:
-        """Hidden states [B, T, d], energy loss (scalar) and state of the blocks."""
+        self, input_ids: Tensor, state: NetworkState | None, return_state: bool
+    ) -> tuple[Tensor, Tensor, NetworkState | None]:
+        """Hidden states [B, T, d], energy loss (scalar) and state of the blocks.
+
+        Without `return_state` no block's state outlives its block: that of attention is
+        as large as what recomputation saves.
+        """
         config = self.config
         hidden = self.dropout(self.embedding(input_ids))
         recompute = (
@@ -136,11 +140,13 @@ class TemporalEigenstateNetwork(nn.Module):
             else:
                 hidden, energy, block_state = block(hidden, block_state)
             energies.append(energy)
-            new_states.append(block_state)
+            if return_state:
+                new_states.append(block_state)
         energy = torch.stack(energies).mean()
         if config.energy_kind == "state":
             energy = energy / config.num_eigenstates
-        return hidden, energy, NetworkState(tuple(new_states))
+        state = NetworkState(tuple(new_states)) if return_state else None
+        return hidden, energy, state
 
     def compute_loss(
         self, inputs: Tensor, targets: Tensor, return_dict: bool = True

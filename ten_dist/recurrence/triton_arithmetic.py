@@ -20,7 +20,7 @@ DYNAMIC_GAIN = tl.constexpr(2)
 
 @triton.jit
 def _sine_cosine(x):
-    """sin x and cos x, absolute error below 2e-7 for |x| up to 1e5.
+    """sin x and cos x, absolute error below 1e-7 for |x| up to 1e4.
 
     x = n pi/2 + r with |r| <= pi/4, minimax polynomials in r, then the quadrant.
     """

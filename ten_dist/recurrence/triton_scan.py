@@ -6,6 +6,10 @@ As registered operators with fake implementations they do not break a graph unde
 Memory for backward: the arguments and the returned states, which the caller holds
 anyway. Eigenvalues are computed again from the modulation. Every sum is taken in one
 order: repeated runs give the same bits.
+
+Not yet run, nor measured, on a GPU: the tests interpret the kernels, and compile them for
+a Hopper GPU. `benchmarks/gpu.py` checks and measures them where there is one, and its
+`tune` tries other sizes than those below.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
-"""Eigenstates of a program: one for each thread of its one warp."""
+"""Eigenstates of a program."""
+WARPS = 1
+"""Warps of a program: with one, a thread for each eigenstate."""
 UNROLL = 8
 """Steps that are read ahead, forward and in the carry."""
 UNROLL_BACKWARD = 4
@@ -51,12 +57,12 @@ def triton_scan(
     :func:`unavailable` is None for the device of `beta`.
     """
     return _scan_forward(
-        _unit_stride(beta),
-        alpha.float().contiguous(),
-        omega.float().contiguous(),
-        ranges.float().contiguous(),
-        None if modulation is None else _unit_stride(modulation),
-        None if initial_state is None else initial_state.float().contiguous(),
+        beta,
+        alpha.float(),
+        omega.float(),
+        ranges.float(),
+        modulation,
+        None if initial_state is None else initial_state.float(),
         input_norm,
     )
 
@@ -117,7 +123,8 @@ def _scan_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
     chunks = -(-steps // chunk)
     options = _options(width, UNROLL) | _variant(modulation, input_norm)
     inputs, strides = _with_strides(beta, beta if modulation is None else modulation)
-    base = (alpha, omega, ranges)
+    base = tuple(t.contiguous() for t in (alpha, omega, ranges))
+    initial = None if initial is None else initial.contiguous()
     sizes = (steps, chunk, *strides)
     states = torch.empty_like(beta, memory_format=torch.contiguous_format)
     final = alpha.new_empty(batch, 2 * width)
@@ -175,8 +182,11 @@ def _scan_backward(
     variant = _variant(modulation, input_norm)
     options = _options(width, UNROLL_BACKWARD) | {"ENERGY": grad_energy is not None}
     logits = beta if modulation is None else modulation
-    base = (alpha, omega, ranges)
-    weight = alpha if grad_energy is None else grad_energy
+    base = tuple(t.contiguous() for t in (alpha, omega, ranges))
+    has_initial = initial is not None
+    initial = initial.contiguous() if has_initial else alpha
+    weight = alpha if grad_energy is None else grad_energy.contiguous()
+    states = states.contiguous()
     grad_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
     grad_modulation = (
         beta.new_empty(0)
@@ -186,7 +196,7 @@ def _scan_backward(
     grad_initial = alpha.new_empty(batch, 2 * width)
     sums = alpha.new_empty(batch, chunks, 4, width)
     with _on_device_of(beta):
-        entering = grad_final
+        entering = None if grad_final is None else grad_final.contiguous()
         if chunks > 1:
             product = alpha.new_empty(batch, chunks, 2 * width)
             local = torch.empty_like(product)
@@ -205,7 +215,7 @@ def _scan_backward(
                 MODULATED=variant["MODULATED"],
                 **options,
             )
-            entering = _carry(product, local, grad_final, reverse=True)
+            entering = _carry(product, local, entering, reverse=True)
         inputs, strides = _with_strides(grad_states, beta, logits)
         gradient, drive, logits = inputs
         triton_backward.scan_backward[grid](
@@ -216,7 +226,7 @@ def _scan_backward(
             drive,
             logits,
             *base,
-            alpha if initial is None else initial,
+            initial,
             grad_beta,
             grad_beta if modulation is None else grad_modulation,
             grad_initial,
@@ -224,7 +234,7 @@ def _scan_backward(
             steps,
             chunk,
             *strides,
-            HAS_INITIAL=initial is not None,
+            HAS_INITIAL=has_initial,
             HAS_ENTERING=entering is not None,
             **options,
             **variant,
@@ -270,7 +280,14 @@ def _grid(batch: int, width: int, chunks: int) -> tuple[int, int]:
 
 
 def _options(width: int, unroll: int) -> dict[str, int]:
-    return {"WIDTH": width, "BLOCK": BLOCK, "UNROLL": unroll, "num_warps": 1}
+    return {
+        "WIDTH": width,
+        "BLOCK": BLOCK,
+        "UNROLL": unroll,
+        "num_warps": WARPS,
+        # Triton 3.10 will not fuse multiplication and addition unless it is told to.
+        "enable_fp_fusion": True,
+    }
 
 
 def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
@@ -283,7 +300,8 @@ def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
 
 
 def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
-    """The tensors, and the strides of batch and time of each."""
+    """The tensors with a unit last stride, and the strides of batch and time of each."""
+    sequences = tuple(s if s.stride(-1) == 1 else s.contiguous() for s in sequences)
     return sequences, [stride for s in sequences for stride in s.stride()[:2]]
 
 
@@ -292,10 +310,6 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 @_scan_forward.register_fake
@@ -346,9 +360,9 @@ def _backward(ctx, grad_states, grad_final, grad_energy):
     if grad_states is None:
         grad_states = torch.zeros_like(states)
     grad_beta, grad_modulation, grad_base, grad_initial = _scan_backward(
-        _unit_stride(grad_states),
-        None if grad_final is None else grad_final.contiguous(),
-        None if grad_energy is None else grad_energy.contiguous(),
+        grad_states,
+        grad_final,
+        grad_energy,
         states,
         beta,
         alpha,

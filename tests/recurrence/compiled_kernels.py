@@ -1,10 +1,12 @@
-"""Compile the scan's Triton kernels for a GPU that need not be there.
+"""Compile what the Triton scan launches, for a Hopper GPU that need not be there.
 
     python -m tests.recurrence.compiled_kernels
 
-Prints, as JSON, the registers, stack bytes and local bytes a thread of each kernel takes
-on a Hopper GPU, by the assembler that comes with Triton. Stack or local memory would mean
-that registers spill.
+A stand-in for Triton's driver says that there is such a GPU, and launching is left out;
+all else is what happens on one, from the arguments of the scan to machine code. Prints as
+JSON, for each kernel that is launched, the registers, stack bytes and local bytes that a
+thread takes, by the assembler that comes with Triton, and the variants that other sizes
+compile besides. Stack or local memory would mean that registers spill.
 """
 
 import json
@@ -14,46 +16,71 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from ten_dist.recurrence import (
-    triton_backward,
-    triton_chunks,
-    triton_forward,
-    triton_scan,
-)
+from ten_dist.recurrence import eigenstate_scan_with_energy, triton_scan
 
-HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SEQUENCES = {"beta", "modulation", "states", "gradient", "grad_beta", "grad_modulation"}
-SIZES = {"steps", "chunk", "chunks", "group"}
+WIDTH = 40
 
 
-def signature(kernel, constants, dtype):
-    """Types of a kernel's arguments: sequences in `dtype`, sizes and strides, floats."""
-    types = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            types[name] = "constexpr"
-        elif name in SEQUENCES:
-            types[name] = f"*{dtype}"
-        elif name in SIZES or name.endswith(("_step", "_batch")):
-            types[name] = "i32"
-        else:
-            types[name] = "*fp32"
-    return types
+class HopperDriver:
+    """What the compiler asks of a driver."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
 
 
-def resource_use(kernel, constants, dtype="fp32"):
-    """Registers, stack and local bytes of one compiled kernel."""
-    source = ASTSource(
-        kernel, signature=signature(kernel, constants, dtype), constexprs=constants
+def compile_instead_of_launching():
+    """From here on launches compile alone; returns the list that they are added to."""
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        compiled.append(run(self, *arguments, grid=grid, warmup=True, **options))
+
+    driver.set_active(HopperDriver())
+    JITFunction.run = compile_only
+    triton_scan.unavailable = lambda device_type: None
+    return compiled
+
+
+def launch(beta, modulated, input_norm, initial, with_energy):
+    """Forward and backward of a scan of `beta`; the values are left undefined."""
+    batch = beta.shape[0]
+    beta = beta.requires_grad_()
+    states, final, energy = eigenstate_scan_with_energy(
+        beta,
+        torch.zeros(WIDTH),
+        torch.zeros(WIDTH),
+        torch.empty_like(beta).requires_grad_() if modulated else None,
+        input_norm=input_norm,
+        initial_state=torch.zeros(batch, 2 * WIDTH) if initial else None,
+        backend="triton",
     )
-    compiled = triton.compile(source, target=HOPPER, options={"num_warps": 1})
+    loss = states.sum() + final.sum()
+    (loss + energy.sum() if with_energy else loss).backward()
+
+
+def sliced(batch, steps, dtype):
+    """Columns of a wider tensor, as a mixer passes them."""
+    return torch.zeros(batch, steps, 5 * WIDTH, dtype=dtype)[..., : 2 * WIDTH].detach()
+
+
+def resource_use(kernel):
+    """Registers, stack and local bytes of one compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(kernel.asm["cubin"])
         file.flush()
         report = subprocess.run(
             [TOOLS / "cuobjdump", "-res-usage", file.name],
@@ -67,40 +94,43 @@ def resource_use(kernel, constants, dtype="fp32"):
 
 
 def main():
-    """Compile what a training step launches, in both dtypes, and rarer variants."""
-    options = {"WIDTH": 240, "BLOCK": triton_scan.BLOCK}
-    forward = options | {"UNROLL": triton_scan.UNROLL}
-    backward = options | {"UNROLL": triton_scan.UNROLL_BACKWARD}
-    report = {}
-    for dtype, modulated, gain, more in (
-        ("bf16", True, 0, False),
-        ("fp32", True, 2, True),
-        ("bf16", False, 1, True),
+    """What training launches in both dtypes, rarer variants, then other sizes."""
+    compiled = compile_instead_of_launching()
+    kernels = {}
+    for variant in (
+        (torch.bfloat16, True, "none", False, True),
+        (torch.float32, True, "dynamic", True, True),
+        (torch.bfloat16, False, "static", True, False),
     ):
-        variant = {"MODULATED": modulated, "GAIN": gain}
-        entering = {"HAS_ENTERING": True}
-        energy = {"ENERGY": not more}
-        for kernel, constants in (
-            (triton_forward.reduce_forward, forward | variant),
-            (triton_forward.scan_forward, forward | variant | entering),
-            (
-                triton_backward.reduce_backward,
-                backward | energy | {"MODULATED": modulated},
-            ),
-            (
-                triton_backward.scan_backward,
-                backward | variant | entering | energy | {"HAS_INITIAL": more},
-            ),
-        ):
-            name = f"{kernel.__name__} {dtype} {modulated=} {gain=} {more=}"
-            report[name] = resource_use(kernel, constants, dtype)
-    for reverse in (False, True):
-        direction = forward | {"REVERSED": reverse}
-        report[f"carry {reverse=}"] = resource_use(
-            triton_chunks.carry, direction | {"HAS_ENTERING": reverse}
+        dtype, *options = variant
+        launch(sliced(2, 200, dtype), *options)
+        # A carry in groups, both ways.
+        triton_scan.CARRY_LIMIT = 1
+        launch(sliced(2, 200, dtype), *options)
+        triton_scan.CARRY_LIMIT = 512
+        for kernel in compiled:
+            kernels[kernel.hash] = (f"{kernel.metadata.name} {variant}", kernel)
+        compiled.clear()
+    report = [
+        {"name": name} | resource_use(kernel) for name, kernel in kernels.values()
+    ]
+
+    for batch, steps in ((1, 65), (3, 333), (16, 2048), (2, 6000)):
+        launch(
+            sliced(batch, steps, torch.bfloat16), True, "none", False, with_energy=True
         )
-        report[f"compose {reverse=}"] = resource_use(triton_chunks.compose, direction)
-    json.dump(report, sys.stdout, indent=1)
+    again = {kernel.hash for kernel in compiled} - set(kernels)
+    compiled.clear()
+    # Rows 2^31 elements apart; memory that is not touched is not taken.
+    far = torch.empty(2**31 + 2**20, dtype=torch.bfloat16)
+    far = far.as_strided((2, 200, 2 * WIDTH), (2**31, 2 * WIDTH, 1))
+    launch(far, False, "none", False, with_energy=False)
+    wide = [k.src.signature.get("beta_batch") for k in compiled if "forward" in k.name]
+    json.dump(
+        {"kernels": report, "more_for_other_sizes": len(again), "far_rows": wide},
+        sys.stdout,
+        indent=1,
+    )
 
 
 if __name__ == "__main__":
