@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 
 import torch
 from torch import nn
@@ -52,7 +51,7 @@ def fit(
         seed: of the initial weights and of the data.
 
     Returns:
-        The task's figures, `parameters`, and `seconds` of training.
+        The task's figures, and `parameters`.
     """
     torch.manual_seed(seed)
     config = dataclasses.replace(config, vocab_size=task.vocab_size)
@@ -65,7 +64,6 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.learning_rate_factor)
     context = autocast(torch.device("cpu"), recipe.precision)
-    started = time.perf_counter()
     for inputs, targets in task.batches(recipe.rows, recipe.steps, seed):
         with context:
             losses = model.compute_loss(inputs, targets)
@@ -74,8 +72,7 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    seconds = time.perf_counter() - started
     model.eval()
     with context:
         figures = task.figures(model)
-    return {**figures, "parameters": model.num_parameters(), "seconds": seconds}
+    return {**figures, "parameters": model.num_parameters()}

@@ -211,10 +211,9 @@ def table(results: Results, name: str, variants: list[str]) -> str:
         cells = [variant, str(len(found)), f"{found[0]['parameters']:,.0f}"]
         for column in columns:
             values = [run[column] for run in found]
-            digits = 0 if column == "seconds" else 4
-            cell = f"{statistics.mean(values):.{digits}f}"
-            if len(values) > 1 and column != "seconds":
-                cell += f" ± {statistics.stdev(values):.{digits}f}"
+            cell = f"{statistics.mean(values):.4f}"
+            if len(values) > 1:
+                cell += f" ± {statistics.stdev(values):.4f}"
             cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

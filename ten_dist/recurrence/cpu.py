@@ -10,6 +10,8 @@ anyway. Eigenvalues are computed again from the modulation.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -17,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +28,6 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("cpu_scan.cpp")
 # No -ffast-math: the source rounds by exact sums.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
-_STALE_LOCK_SECONDS = 600
 
 
 def cpu_scan(
@@ -76,16 +77,16 @@ def unavailable() -> str | None:
         # Not to the standard output, which belongs to the program.
         notice = f"ten-dist: compiling the scan for this processor in {folder}, once"
         print(notice, file=sys.stderr, flush=True)
-    _remove_stale_lock(folder / "lock")
     try:
-        cpp_extension.load(
-            name=name,
-            sources=[str(_SOURCE)],
-            extra_cflags=list(_FLAGS),
-            extra_ldflags=["-fopenmp"],
-            build_directory=str(folder),
-            is_python_module=False,
-        )
+        with _only_builder(folder):
+            cpp_extension.load(
+                name=name,
+                sources=[str(_SOURCE)],
+                extra_cflags=list(_FLAGS),
+                extra_ldflags=["-fopenmp"],
+                build_directory=str(folder),
+                is_python_module=False,
+            )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         return f"the scan could not be compiled: {str(error).splitlines()[0]}"
     _register()
@@ -122,13 +123,17 @@ def _build_identity(compiler: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _remove_stale_lock(lock: Path) -> None:
-    # torch waits for this file for ever, also where the build that made it was killed.
-    try:
-        if time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
-            lock.unlink()
-    except FileNotFoundError:
-        pass
+@contextlib.contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a build, with a lock that ends with its process.
+
+    torch's own lock is a file that stays where a build was killed, and that every later
+    one waits for, for ever: whoever is alone here may remove it.
+    """
+    with open(folder / "builder", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        yield
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
