@@ -85,6 +85,15 @@ def _losses_then_gradient(
     return ce_loss, z_loss
 
 
+def rows_at_once(positions: int, vocab_size: int) -> int:
+    """Positions whose logits exist at one time, a multiple of 64 where that is possible:
+    matrix products are fastest in whole tiles."""
+    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+    if rows > 64:
+        rows -= rows % 64
+    return min(rows, positions)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -105,13 +114,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = (
             torch.zeros_like(weight, dtype=state.dtype) if need_weight else None
         )
-        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        rows = rows_at_once(hidden.shape[0], weight.shape[0])
+        # One buffer for all: memory fresh from the system costs a fault for each page.
+        buffer = hidden.new_empty(rows, weight.shape[0], dtype=dtype)
         weights = counts * scale
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             low_hidden = hidden[part].to(dtype)
-            logits = low_hidden @ low_weight.T
+            logits = torch.mm(
+                low_hidden, low_weight.T, out=buffer[: low_hidden.shape[0]]
+            )
             pieces = _PIECES_OF_LOGITS.get(hidden.device.type, LOGITS_AT_ONCE)
             piece_rows = max(1, pieces // weight.shape[0])
             for piece in zip(
