@@ -1,6 +1,6 @@
 """CPU measurements, each with both of its sides in one run.
 
-    python benchmarks/cpu.py [scan] [step] [length] [loss] [generate] [--output FILE]
+    python -m benchmarks.cpu [scan] [step] [length] [loss] [generate] [--output FILE]
 
 Every figure is a ratio of two medians measured in turn, A B A B ..., because the speed of
 a shared machine drifts. The model has width 512, 6 layers, 64 eigenstates, vocabulary
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,11 +22,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-# As a file, and not only as a module of the checkout, this finds its neighbours.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.measure import Report, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.config import PAPER
 from ten_dist.model.precision import autocast
 from ten_dist.recurrence import eigenstate_scan
 
@@ -37,6 +36,11 @@ TRANSFORMER = dataclasses.replace(
     TEN, mixer="attention", num_heads=8, ffn_multiplier=2.875
 )
 PRECISIONS = ("fp32", "bf16")
+# Selection range and input gain: small ranges have a shorter way to the eigenvalues.
+SCAN_OPTIONS = {
+    "paper": (PAPER["selection_range"], PAPER["input_norm"]),
+    "default": (TEN.selection_range, TEN.input_norm),
+}
 
 
 def training_step(model, precision: str, batch: int, steps: int) -> Callable[[], None]:
@@ -64,7 +68,8 @@ def measure_scan(report: Report) -> None:
     allocator.
     """
     batch, steps, width = 4, 2048, TEN.num_eigenstates
-    for dtype in (torch.float32, torch.bfloat16):
+    cases = itertools.product((torch.float32, torch.bfloat16), SCAN_OPTIONS.items())
+    for dtype, (label, (selection_range, input_norm)) in cases:
         layers = []
         for _ in range(TEN.n_layers):
             projected = torch.randn(batch, steps, 4 * width + TEN.dim).to(dtype)
@@ -73,6 +78,8 @@ def measure_scan(report: Report) -> None:
                 "modulation": projected[..., 2 * width : 4 * width].requires_grad_(),
                 "alpha": torch.rand(width).requires_grad_(),
                 "omega": torch.rand(width).requires_grad_(),
+                "selection_range": selection_range,
+                "input_norm": input_norm,
             }
             gradient = torch.randn(batch, steps, 2 * width).to(dtype)
             layers.append((layer, gradient))
@@ -82,7 +89,8 @@ def measure_scan(report: Report) -> None:
                 eigenstate_scan(**layer, backend=backend)[0] for layer, _ in layers
             ]
             for (layer, gradient), out in zip(reversed(layers), reversed(states)):
-                torch.autograd.grad(out, list(layer.values()), gradient)
+                tensors = [v for v in layer.values() if torch.is_tensor(v)]
+                torch.autograd.grad(out, tensors, gradient)
 
         # Forward reads p, q and complex beta and writes complex c: 6 numbers. Backward
         # reads p, q, c, dc and writes dbeta, dp, dq: 10. A copy reads half of what it
@@ -108,7 +116,7 @@ def measure_scan(report: Report) -> None:
             },
             repeats=15,
         )
-        name = str(dtype).removeprefix("torch.")
+        name = f"{str(dtype).removeprefix('torch.')}, {label}"
         report.add(f"scan {name}: blocked / cpu", seconds["blocked"] / seconds["cpu"])
         report.add(f"scan {name}: cpu / copy", seconds["cpu"] / seconds["copy"])
         report.add(

@@ -1,6 +1,6 @@
 """GPU measurements, each with its sides in one run. Not yet measured on a GPU.
 
-    python benchmarks/gpu.py [scan] [step] [length] [tune] [--quick] [--output FILE]
+    python -m benchmarks.gpu [scan] [step] [length] [tune] [--quick] [--output FILE]
 
 First every backend of the scan is checked against the float64 oracle, forward and
 backward; where one is wrong nothing is measured and the exit status is 1. Then
@@ -35,9 +35,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-# As a file, and not only as a module of the checkout, this finds its neighbours.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import peak_tflops, training_flops_per_token
 from benchmarks.measure import Report, gpu_seconds_of, paired, seconds_of
@@ -467,7 +464,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
-            "benchmarks/gpu.py: torch finds no GPU; --device cpu runs everything in "
+            "benchmarks.gpu: torch finds no GPU; --device cpu runs everything in "
             "miniature, to see that it works",
             file=sys.stderr,
         )

@@ -47,6 +47,11 @@ def paired(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def _module_name() -> str:
+    """Name of the benchmark that was started, `benchmarks.cpu` for instance."""
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
+
+
 class Report:
     """Figures in the order they were measured; printed at once, written at the end."""
 
@@ -72,7 +77,7 @@ class Report:
         """Write the figures with what they were measured on, and `facts` more of it."""
         content = {
             "date": date.today().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
+            "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
