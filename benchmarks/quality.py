@@ -239,8 +239,15 @@ def main() -> int:
     for name in options.names:
         try:
             experiment = make_experiment(name, options.corpus, options.data)
-        except (ConfigurationError, OSError) as error:
-            print(f"quality.py: {error}", file=sys.stderr)
+        except ConfigurationError as error:
+            print(f"benchmarks.quality: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(
+                f"benchmarks.quality: --corpus {options.corpus} cannot be read: "
+                f"{error.strerror}",
+                file=sys.stderr,
+            )
             return 2
         variants = [v for v in experiment.variants if (options.variants or "") in v]
         results = Results(options.output / f"quality-{name}.json")

@@ -25,6 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ten_dist.recurrence.operator import register_tracing_and_autograd, unit_stride
+
 _SOURCE = Path(__file__).with_name("cpu_scan.cpp")
 # No -ffast-math: the source rounds by exact sums.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
@@ -44,11 +46,11 @@ def cpu_scan(
     The operator is the one that :func:`unavailable` has loaded.
     """
     return torch.ops.ten_dist_cpu.scan_forward(
-        _unit_stride(beta),
+        unit_stride(beta),
         alpha.float().contiguous(),
         omega.float().contiguous(),
         ranges.float().contiguous(),
-        None if modulation is None else _unit_stride(modulation.to(beta.dtype)),
+        None if modulation is None else unit_stride(modulation.to(beta.dtype)),
         None if initial_state is None else initial_state.float().contiguous(),
         input_norm,
     )
@@ -89,7 +91,7 @@ def unavailable() -> str | None:
             )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         return f"the scan could not be compiled: {str(error).splitlines()[0]}"
-    _register()
+    register_tracing_and_autograd("ten_dist_cpu", missing_gradients=False)
     return None
 
 
@@ -134,82 +136,3 @@ def _only_builder(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
         yield
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _register() -> None:
-    """Give the operator shapes for tracing, and its backward."""
-    torch.library.register_fake("ten_dist_cpu::scan_forward", _fake_forward)
-    torch.library.register_fake("ten_dist_cpu::scan_backward", _fake_backward)
-    torch.library.register_autograd(
-        "ten_dist_cpu::scan_forward", _backward, setup_context=_save
-    )
-
-
-def _fake_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
-    batch, _, width = beta.shape
-    return (
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-        alpha.new_empty(batch, width),
-        alpha.new_empty(batch, width // 2),
-    )
-
-
-def _fake_backward(
-    grad_states,
-    grad_final,
-    grad_energy,
-    states,
-    beta,
-    alpha,
-    omega,
-    ranges,
-    modulation,
-    initial,
-    input_norm,
-):
-    batch, _, width = beta.shape
-    like_beta = torch.empty_like(states)
-    return (
-        like_beta,
-        torch.empty_like(like_beta) if modulation is not None else beta.new_empty(0),
-        alpha.new_empty(4, width // 2),
-        alpha.new_empty(batch, width),
-    )
-
-
-def _save(ctx, inputs, output) -> None:
-    beta, alpha, omega, ranges, modulation, initial, input_norm = inputs
-    ctx.save_for_backward(beta, alpha, omega, ranges, modulation, initial, output[0])
-    ctx.input_norm = input_norm
-
-
-def _backward(ctx, grad_states, grad_final, grad_energy):
-    beta, alpha, omega, ranges, modulation, initial, states = ctx.saved_tensors
-    grad_beta, grad_modulation, grad_base, grad_initial = (
-        torch.ops.ten_dist_cpu.scan_backward(
-            _unit_stride(grad_states),
-            grad_final.contiguous(),
-            grad_energy.contiguous(),
-            states,
-            beta,
-            alpha,
-            omega,
-            ranges,
-            modulation,
-            initial,
-            ctx.input_norm,
-        )
-    )
-    return (
-        grad_beta,
-        grad_base[0],
-        grad_base[1],
-        grad_base[2:],
-        grad_modulation if modulation is not None else None,
-        grad_initial if initial is not None else None,
-        None,
-    )

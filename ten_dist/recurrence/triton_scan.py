@@ -21,6 +21,8 @@ import os
 import torch
 from torch import Tensor
 
+from ten_dist.recurrence.operator import register_tracing_and_autograd, unit_stride
+
 BLOCK = 32
 """Eigenstates of a program."""
 WARPS = 1
@@ -301,7 +303,7 @@ def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
 
 def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
     """The tensors with a unit last stride, and the strides of batch and time of each."""
-    sequences = tuple(s if s.stride(-1) == 1 else s.contiguous() for s in sequences)
+    sequences = tuple(unit_stride(s) for s in sequences)
     return sequences, [stride for s in sequences for stride in s.stride()[:2]]
 
 
@@ -312,75 +314,4 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-@_scan_forward.register_fake
-def _(beta, alpha, omega, ranges, modulation, initial, input_norm):
-    batch, _, width = beta.shape
-    return (
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-        alpha.new_empty(batch, width),
-        alpha.new_empty(batch, width // 2),
-    )
-
-
-@_scan_backward.register_fake
-def _(
-    grad_states,
-    grad_final,
-    grad_energy,
-    states,
-    beta,
-    alpha,
-    omega,
-    ranges,
-    modulation,
-    initial,
-    input_norm,
-):
-    batch, _, width = beta.shape
-    return (
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-        beta.new_empty(0)
-        if modulation is None
-        else torch.empty_like(modulation, memory_format=torch.contiguous_format),
-        alpha.new_empty(4, width // 2),
-        alpha.new_empty(batch, width),
-    )
-
-
-def _save(ctx, inputs, output) -> None:
-    beta, alpha, omega, ranges, modulation, initial, input_norm = inputs
-    ctx.save_for_backward(beta, alpha, omega, ranges, modulation, initial, output[0])
-    ctx.input_norm = input_norm
-    # What is not used costs nothing: kernels without the energy read less.
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_states, grad_final, grad_energy):
-    beta, alpha, omega, ranges, modulation, initial, states = ctx.saved_tensors
-    if grad_states is None:
-        grad_states = torch.zeros_like(states)
-    grad_beta, grad_modulation, grad_base, grad_initial = _scan_backward(
-        grad_states,
-        grad_final,
-        grad_energy,
-        states,
-        beta,
-        alpha,
-        omega,
-        ranges,
-        modulation,
-        initial,
-        ctx.input_norm,
-    )
-    return (
-        grad_beta,
-        grad_base[0],
-        grad_base[1],
-        grad_base[2:],
-        grad_modulation if modulation is not None else None,
-        grad_initial if initial is not None else None,
-        None,
-    )
-
-
-_scan_forward.register_autograd(_backward, setup_context=_save)
+register_tracing_and_autograd("ten_dist_triton", missing_gradients=True)
