@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from benchmarks.measure import Report, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.config import PAPER
+from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.model.precision import autocast
 from ten_dist.recurrence import eigenstate_scan
 
@@ -190,6 +191,7 @@ def peak_of_a_step(whole_logits: bool, batch: int = 8, steps: int = 2048) -> flo
     """Peak memory, in bytes, of a step of batch x steps tokens, in a process of its own."""
     code = (
         "import functools, resource, benchmarks.cpu as b\n"
+        "b.keep_freed_memory()\n"
         "model = b.TemporalEigenstateNetwork(b.TEN)\n"
         f"if {whole_logits}:\n"
         "    model.compute_loss = functools.partial(b.loss_of_whole_logits, model)\n"
@@ -260,6 +262,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no measurement {', '.join(sorted(unknown))}")
     torch.manual_seed(0)
+    # As the trainer does it, for both sides.
+    keep_freed_memory()
     report = Report()
     for name in options.names or MEASUREMENTS:
         MEASUREMENTS[name](report)

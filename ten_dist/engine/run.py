@@ -15,6 +15,7 @@ from ten_dist.engine.checkpoints import check_loadable, load_checkpoint
 from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
+from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
@@ -60,6 +61,8 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     make_plan(dataclasses.replace(training, epochs=None), world_size, None)
 
     ranks = Ranks()
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     with ranks.agreeing():
         run = resolve(training, model_options, deepspeed_file, world_size)
     start = None if training.dry_run else _find_start(ranks, run)

@@ -94,6 +94,21 @@ def rows_at_once(positions: int, vocab_size: int) -> int:
     return min(rows, positions)
 
 
+def _aligned_rows(like: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """An empty [rows, width] whose rows all start at a whole cache line.
+
+    One buffer serves all pieces: memory fresh from the system costs a fault for each
+    page. Where rows start anywhere, as with a vocabulary of 50257, float32 products on
+    the CPU are slower by a sixth to a third.
+    """
+    padded = -(-width // _CACHE_LINE) * _CACHE_LINE
+    return like.new_empty(rows, padded, dtype=dtype)[:, :width]
+
+
+_CACHE_LINE = 64
+"""Elements, of the narrowest dtype, that are sure to fill whole lines."""
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -115,8 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight, dtype=state.dtype) if need_weight else None
         )
         rows = rows_at_once(hidden.shape[0], weight.shape[0])
-        # One buffer for all: memory fresh from the system costs a fault for each page.
-        buffer = hidden.new_empty(rows, weight.shape[0], dtype=dtype)
+        buffer = _aligned_rows(hidden, rows, weight.shape[0], dtype)
         weights = counts * scale
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):

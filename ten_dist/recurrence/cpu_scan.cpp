@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -41,9 +42,9 @@ typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 // kept in float for a tile, then added up in double.
 constexpr int64_t TILE = 32;
 
-// How the modulation enters. NARROW: its ranges are so small that the eigenvalue is a short
-// Taylor series in tanh p and tanh q.
-enum class Modulation { none, narrow, wide };
+// How the modulation enters the eigenvalues of a vector. Where a range is small, what it
+// modulates is a short Taylor series in tanh p or tanh q: that of the rotation, or of both.
+enum class Modulation { none, narrow, narrow_rotation, wide };
 enum class Gain { none, fixed, dynamic };
 
 inline Floats all(float value) { return Floats{} + value; }
@@ -117,12 +118,34 @@ constexpr float LOG2_E = 1.44269504f;
 
 inline Floats exponential(Floats x) { return power_of_two(cut(x, 87.0f), LOG2_E); }
 
+// 1 / x and, for x > 0, 1 / sqrt x, to two units in the last place. A Newton step after the
+// processor's estimate takes a third of the time of its division and its root.
+inline Floats inverse(Floats x) {
+#if defined(__AVX512F__)
+  const Floats y = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return y + y * (1.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
+
+inline Floats inverse_root(Floats x) {
+#if defined(__AVX512F__)
+  const Floats y = reinterpret_cast<Floats>(_mm512_rsqrt14_ps(reinterpret_cast<__m512>(x)));
+  return y + y * (0.5f - 0.5f * x * y * y);
+#else
+  Floats result;
+  for (int i = 0; i < LANES; ++i) result[i] = 1.0f / std::sqrt(x[i]);
+  return result;
+#endif
+}
+
 // tanh x = 1 - 2 / (e^2x + 1), of two arguments with one division. Cut to +-9, where tanh is
 // 1 to the last bit, the product of the denominators stays finite.
 inline void tanh_of_both(Floats x, Floats y, Floats& tanh_x, Floats& tanh_y) {
   const Floats a = power_of_two(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
   const Floats b = power_of_two(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
-  const Floats twice_inverse = 2.0f / (a * b);
+  const Floats twice_inverse = 2.0f * inverse(a * b);
   tanh_x = 1.0f - b * twice_inverse;
   tanh_y = 1.0f - a * twice_inverse;
 }
@@ -148,12 +171,6 @@ inline void sine_cosine(Floats x, Floats& sine, Floats& cosine) {
   const Ints odd = (quadrant & 1) != 0;
   sine = floats(bits(choose(odd, c, s)) ^ ((quadrant & 2) << 30));
   cosine = floats(bits(choose(odd, s, c)) ^ (((quadrant + 1) & 2) << 30));
-}
-
-inline Floats root(Floats x) {
-  Floats result;
-  for (int i = 0; i < LANES; ++i) result[i] = std::sqrt(x[i]);
-  return result;
 }
 
 // A polynomial of its own for every lane, of x between -1 and 1.
@@ -187,6 +204,7 @@ constexpr float LARGEST_NARROW_RANGE = 0.2f;
 // What belongs to a vector of eigenstates and does not change in time.
 struct Base {
   int64_t k;  // of its first lane
+  Modulation modulation;
   Floats alpha, cosine, sine, decay_range, rotation_range;
   // Of tanh p: 1 - rho. Of tanh q: real and imaginary part of e^(i phi).
   Series complement, real, imaginary;
@@ -194,6 +212,9 @@ struct Base {
   Base() = default;
   Base(const float* alpha_, const float* omega, const float* ranges, int64_t width, int64_t k_)
       : k(k_),
+        modulation(!is_narrow(ranges + width + k_) ? Modulation::wide
+                   : !is_narrow(ranges + k_)       ? Modulation::narrow_rotation
+                                                   : Modulation::narrow),
         alpha(load(alpha_ + k)),
         decay_range(load(ranges + k)),
         rotation_range(load(ranges + width + k)) {
@@ -207,6 +228,11 @@ struct Base {
   }
 
  private:
+  static bool is_narrow(const float* ranges) {
+    return std::all_of(ranges, ranges + LANES,
+                       [](float range) { return std::abs(range) <= LARGEST_NARROW_RANGE; });
+  }
+
   void expand_complement(int lane) {
     // y = 1 - sigmoid(alpha + d) has the derivative y^2 - y, from which follow its
     // coefficients, one after the other.
@@ -246,15 +272,18 @@ struct Eigenvalue {
     imaginary = decay * base.sine;
   }
 
-  Eigenvalue(const Base& base, Floats p, Floats q, bool narrow) {
+  Eigenvalue(const Base& base, Floats p, Floats q, Modulation modulation) {
     tanh_of_both(p, q, bounded_p, bounded_q);
-    if (narrow) {
+    if (modulation == Modulation::narrow) {
       complement = base.complement(bounded_p);
       decay = 1.0f - complement;
+    } else {
+      set_decay(base.alpha + base.decay_range * bounded_p);
+    }
+    if (modulation != Modulation::wide) {
       real = decay * base.real(bounded_q);
       imaginary = decay * base.imaginary(bounded_q);
     } else {
-      set_decay(base.alpha + base.decay_range * bounded_p);
       Floats sine, cosine;
       sine_cosine(base.rotation_range * bounded_q, sine, cosine);
       real = decay * (base.cosine * cosine - base.sine * sine);
@@ -262,15 +291,22 @@ struct Eigenvalue {
     }
   }
 
-  // sqrt(1 - rho^2) without the difference of numbers near 1.
-  Floats gain() const { return root(complement * (1.0f + decay)); }
-  // d gain / d logit = -rho^2 sqrt((1 - rho) / (1 + rho)).
-  Floats gain_slope() const { return -decay * decay * root(complement / (1.0f + decay)); }
+  // g = sqrt(1 - rho^2) without the difference of numbers near 1, and
+  // d g / d logit = -rho^2 (1 - rho) / g.
+  void gain(Floats& value, Floats& slope) const {
+    const Floats square = complement * (1.0f + decay);
+    // Of a decay that cannot be told from 1 the gain is 0, and so is its slope.
+    const Floats inverse_gain = inverse_root(choose(square < SMALLEST, all(SMALLEST), square));
+    value = square * inverse_gain;
+    slope = -decay * decay * complement * inverse_gain;
+  }
 
  private:
+  static constexpr float SMALLEST = std::numeric_limits<float>::min();
+
   void set_decay(Floats logit) {
     const Floats e = exponential(-logit);
-    decay = 1.0f / (1.0f + e);
+    decay = inverse(1.0f + e);
     complement = e * decay;
   }
 };
@@ -345,7 +381,21 @@ void share_out(int64_t batch, int64_t width, const std::vector<Base>& bases,
   });
 }
 
-template <typename T, Modulation MODULATION, Gain GAIN>
+// Calls `body` with how the eigenvalues of a vector are modulated, as a type: the loop over
+// time is compiled for each.
+template <bool MODULATED, typename Body>
+void with_modulation(const Base& base, const Body& body) {
+  if constexpr (!MODULATED)
+    body(std::integral_constant<Modulation, Modulation::none>());
+  else if (base.modulation == Modulation::narrow)
+    body(std::integral_constant<Modulation, Modulation::narrow>());
+  else if (base.modulation == Modulation::narrow_rotation)
+    body(std::integral_constant<Modulation, Modulation::narrow_rotation>());
+  else
+    body(std::integral_constant<Modulation, Modulation::wide>());
+}
+
+template <typename T, bool MODULATED, Gain GAIN>
 void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
              const Sequence<const T>& modulation_, const float* initial,
              const Sequence<T>& states_, float* final, float* energy) {
@@ -356,26 +406,27 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Floats real{}, imaginary{};
     Doubles squares{};
   };
-  const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
+  const auto run_tile = [&](auto kind, Vector& vector, int64_t b, int64_t begin, int64_t end) {
+    constexpr Modulation MODULATION = kind;
     const Base base = *vector.base;
     Place<const T> beta = beta_(b, begin, base.k);
     Place<const T> modulation = modulation_(b, begin, base.k);
     Place<T> states = states_(b, begin, base.k);
     const Eigenvalue fixed(base);
-    const Floats fixed_gain = fixed.gain();
+    Floats gain, slope;
+    fixed.gain(gain, slope);
     Floats real = vector.real, imaginary = vector.imaginary, squares{};
     for (int64_t t = begin; t < end; ++t) {
       beta.ask(TILE);
       Eigenvalue value = fixed;
       if constexpr (MODULATION != Modulation::none) {
         modulation.ask(TILE);
-        value = Eigenvalue(base, modulation.first(), modulation.second(),
-                           MODULATION == Modulation::narrow);
+        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(1);
       }
       Floats drive_real = beta.first(), drive_imaginary = beta.second();
+      if constexpr (GAIN == Gain::dynamic) value.gain(gain, slope);
       if constexpr (GAIN != Gain::none) {
-        const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
         drive_real *= gain;
         drive_imaginary *= gain;
       }
@@ -403,7 +454,9 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     }
     for (int64_t begin = 0; begin < steps; begin += TILE)
       for (Vector& vector : vectors)
-        run_tile(vector, b, begin, std::min(begin + TILE, steps));
+        with_modulation<MODULATED>(*vector.base, [&](auto kind) {
+          run_tile(kind, vector, b, begin, std::min(begin + TILE, steps));
+        });
     for (const Vector& vector : vectors) {
       store(energy + b * width + vector.base->k, __builtin_convertvector(vector.squares, Floats));
       store(final + row + vector.base->k, vector.real);
@@ -414,7 +467,7 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
 
 // With w the gradient of the states, G_t = w_t + conj(lambda_{t+1}) G_{t+1} and
 // z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t.
-template <typename T, Modulation MODULATION, Gain GAIN>
+template <typename T, bool MODULATED, Gain GAIN>
 void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
               const Sequence<const T>& modulation_, const float* initial,
               const Sequence<const T>& states_, const Sequence<const T>& grad_states_,
@@ -431,7 +484,8 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Floats real, imaginary;  // c_t
     Doubles sums[4] = {};  // of d logit, d rotation, and their products with tanh p and tanh q
   };
-  const auto run_tile = [&](Vector& vector, int64_t b, int64_t begin, int64_t end) {
+  const auto run_tile = [&](auto kind, Vector& vector, int64_t b, int64_t begin, int64_t end) {
+    constexpr Modulation MODULATION = kind;
     const Base base = *vector.base;
     const int64_t k = base.k, row = b * 2 * width + k;
     Place<const T> beta = beta_(b, end - 1, k);
@@ -441,7 +495,8 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Place<T> grad_beta = grad_beta_(b, end - 1, k);
     Place<T> grad_modulation = grad_modulation_(b, end - 1, k);
     const Eigenvalue fixed(base);
-    const Floats fixed_gain = fixed.gain(), fixed_slope = fixed.gain_slope();
+    Floats gain, slope;
+    fixed.gain(gain, slope);
     const Floats energy_weight = vector.energy_weight;
     Floats carried_real = vector.carried_real, carried_imaginary = vector.carried_imaginary;
     Floats real = vector.real, imaginary = vector.imaginary;
@@ -452,8 +507,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
       Eigenvalue value = fixed;
       if constexpr (MODULATION != Modulation::none) {
         modulation.ask(-TILE);
-        value = Eigenvalue(base, modulation.first(), modulation.second(),
-                           MODULATION == Modulation::narrow);
+        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(-1);
       }
       Floats before_real{}, before_imaginary{};
@@ -479,8 +533,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
         grad_beta.set(adjoint_real, adjoint_imaginary);
       } else {
         beta.ask(-TILE);
-        const Floats gain = GAIN == Gain::fixed ? fixed_gain : value.gain();
-        const Floats slope = GAIN == Gain::fixed ? fixed_slope : value.gain_slope();
+        if constexpr (GAIN == Gain::dynamic) value.gain(gain, slope);
         const Floats grad_gain =
             adjoint_real * beta.first() + adjoint_imaginary * beta.second();
         grad_beta.set(gain * adjoint_real, gain * adjoint_imaginary);
@@ -527,7 +580,9 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     }
     for (int64_t end = steps; end > 0; end -= TILE)
       for (Vector& vector : vectors)
-        run_tile(vector, b, std::max<int64_t>(end - TILE, 0), end);
+        with_modulation<MODULATED>(*vector.base, [&](auto kind) {
+          run_tile(kind, vector, b, std::max<int64_t>(end - TILE, 0), end);
+        });
     for (const Vector& vector : vectors) {
       for (int s = 0; s < 4; ++s)
         store(grad_base + (b * 4 + s) * width + vector.base->k,
@@ -543,32 +598,29 @@ const float* pointer(const std::optional<at::Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
-// Calls `body` with the element type, the kind of modulation and of gain, each as a type, so
-// that the loops over time are compiled for every combination.
+// Calls `body` with the element type, whether there is a modulation, and the kind of gain,
+// each as a type: loops over time are compiled for every combination.
 template <typename Body>
-void dispatch(const at::Tensor& beta, const std::optional<at::Tensor>& modulation,
-              const at::Tensor& ranges, const std::string& input_norm, const Body& body) {
-  const auto with_gain = [&](auto element, auto kind) {
+void dispatch(const at::Tensor& beta, bool modulated, const std::string& input_norm,
+              const Body& body) {
+  const auto with_gain = [&](auto element, auto is_modulated) {
     if (input_norm == "none")
-      body(element, kind, std::integral_constant<Gain, Gain::none>());
+      body(element, is_modulated, std::integral_constant<Gain, Gain::none>());
     else if (input_norm == "static")
-      body(element, kind, std::integral_constant<Gain, Gain::fixed>());
+      body(element, is_modulated, std::integral_constant<Gain, Gain::fixed>());
     else
-      body(element, kind, std::integral_constant<Gain, Gain::dynamic>());
+      body(element, is_modulated, std::integral_constant<Gain, Gain::dynamic>());
   };
-  const auto is_narrow = [](float range) { return std::abs(range) <= LARGEST_NARROW_RANGE; };
-  const auto with_modulation = [&](auto element) {
-    if (!modulation)
-      with_gain(element, std::integral_constant<Modulation, Modulation::none>());
-    else if (std::all_of(pointer(ranges), pointer(ranges) + ranges.numel(), is_narrow))
-      with_gain(element, std::integral_constant<Modulation, Modulation::narrow>());
+  const auto with_element = [&](auto element) {
+    if (modulated)
+      with_gain(element, std::true_type());
     else
-      with_gain(element, std::integral_constant<Modulation, Modulation::wide>());
+      with_gain(element, std::false_type());
   };
   if (beta.scalar_type() == at::kBFloat16)
-    with_modulation(uint16_t());
+    with_element(uint16_t());
   else
-    with_modulation(float());
+    with_element(float());
 }
 
 // Fewer eigenstates than a vector has lanes are filled up with zeros, and cut off again.
@@ -603,8 +655,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> scan_forward(
   at::Tensor final = at::empty({batch, 2 * width}, options);
   at::Tensor energy = at::empty({batch, width}, options);
   const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
-  dispatch(beta, modulation, ranges, input_norm, [&](auto element, auto kind, auto gain) {
-    forward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
+  dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
+    forward<decltype(element), modulated, gain>(
         beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states,
         final.mutable_data_ptr<float>(), energy.mutable_data_ptr<float>());
   });
@@ -636,8 +688,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
   at::Tensor grad_base = at::empty({batch, 4, width}, options);
   at::Tensor grad_initial = at::empty({batch, 2 * width}, options);
   const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
-  dispatch(beta, modulation, ranges, input_norm, [&](auto element, auto kind, auto gain) {
-    backward<decltype(element), decltype(kind)::value, decltype(gain)::value>(
+  dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
+    backward<decltype(element), modulated, gain>(
         beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states, grad_states,
         pointer(grad_final), pointer(grad_energy), grad_beta, grad_modulation,
         grad_base.mutable_data_ptr<float>(), grad_initial.mutable_data_ptr<float>());
