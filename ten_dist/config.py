@@ -21,6 +21,21 @@ GATES = ("output", "state")
 MIXERS = ("eigenstate", "attention")
 CHECKPOINTING_MODES = ("none", "block")
 SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
+EIGENSTATE_FIELDS = (
+    "num_eigenstates",
+    "hten_scales",
+    "energy_reg_weight",
+    "energy_kind",
+    "eigenvalue_init",
+    "max_timescale",
+    "depth_increasing_memory",
+    "selection_range",
+    "learnable_selection_range",
+    "input_norm",
+    "gate",
+    "scan_backend",
+)
+"""Fields that say something of mixer `eigenstate` alone."""
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""
@@ -189,8 +204,8 @@ class TemporalEigenstateConfig:
         """The preset `name` of :data:`PRESETS` with some fields replaced.
 
         Raises:
-            ConfigurationError: there is no such preset or field, or the combination
-                is not valid.
+            ConfigurationError: there is no such preset or field, the combination is
+                not valid, or a field would have no effect with the mixer.
         """
         if name not in PRESETS:
             raise ConfigurationError(
@@ -198,7 +213,12 @@ class TemporalEigenstateConfig:
                 f"{', '.join(PRESETS)}"
             )
         fields = {**PRESETS[name], **overrides}
-        if overrides.get("mixer") == "attention" and "hten_scales" not in overrides:
+        if overrides.get("mixer") == "attention":
+            for field in EIGENSTATE_FIELDS:
+                if field in overrides:
+                    raise ConfigurationError(
+                        f"{field} has no effect with mixer attention: leave it out"
+                    )
             fields.pop("hten_scales", None)
         return cls.from_dict(fields)
 

@@ -18,6 +18,7 @@ from ten_dist.config import (
     PRESETS,
     TemporalEigenstateConfig,
 )
+from ten_dist.errors import ConfigurationError
 from ten_dist.options import add_options, given_options
 from ten_dist.training_config import TrainingConfig
 
@@ -64,6 +65,11 @@ def resolve_model_options(arguments: argparse.Namespace, preset: str) -> dict[st
         ConfigurationError: the combination is not valid.
     """
     options = given_options(arguments, TemporalEigenstateConfig)
+    for flag in ("paper", "use_hten"):
+        if getattr(arguments, flag) and options.get("mixer") == "attention":
+            raise ConfigurationError(
+                f"--{flag} has no effect with --mixer attention: leave it out"
+            )
     if arguments.paper:
         options = {**PAPER, **options}
     scales_known = "hten_scales" in options or "hten_scales" in PRESETS.get(preset, {})

@@ -43,6 +43,12 @@ def refusal(capsys, options, *flags):
     return lines[0]
 
 
+@pytest.mark.parametrize("flag", ["--paper", "--use_hten"])
+def test_what_does_nothing_for_a_transformer_is_refused(capsys, options, flag):
+    line = refusal(capsys, {**options, "mixer": "attention"}, flag)
+    assert f"{flag} has no effect with --mixer attention" in line
+
+
 def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
     line = refusal(capsys, {**options, "scan_backend": "blocked"}, "--compile")
     assert "--compile does not go with --scan_backend blocked" in line

@@ -65,6 +65,7 @@ def test_any_preset_has_a_transformer_beside_it():
     [
         ({"num_heads": 7}, "dim 320 does not divide over num_heads 7"),
         ({"hten_scales": (1, 2)}, "hten_scales has no effect with mixer attention"),
+        ({"gate": "state"}, "gate has no effect with mixer attention"),
     ],
 )
 def test_impossible_transformers_are_refused(options, message):
