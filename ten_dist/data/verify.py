@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.shards import damaged, shard_blocks
@@ -29,6 +32,38 @@ def verify_shards(
         _verify_shard(manifest, index, full)
 
 
+def damages(
+    manifest: Manifest, tick: Callable[[int], None] = lambda tokens: None
+) -> Iterator[DataError]:
+    """Everything that is wrong with a set: all of its files are read.
+
+    Where every shard is whole, the separators in them are counted as well: there must
+    be one for each document.
+
+    Args:
+        manifest: the set.
+        tick: told of the tokens of each shard that has been looked at.
+    """
+    try:
+        _verify_tokenizer(manifest)
+    except DataError as error:
+        yield error
+    whole, separators = True, 0
+    for index, record in enumerate(manifest.shards):
+        try:
+            separators += _verify_shard(manifest, index, full=True)
+        except DataError as error:
+            whole = False
+            yield error
+        tick(record.tokens)
+    if whole and separators != manifest.documents:
+        yield DataError(
+            f"{manifest.directory} has {separators} separators, its manifest says "
+            f"{manifest.documents} documents: prepare the data again with "
+            f"`{PREPARE_COMMAND}`"
+        )
+
+
 def _verify_tokenizer(manifest: Manifest) -> None:
     path = manifest.tokenizer_path
     try:
@@ -46,7 +81,8 @@ def _verify_tokenizer(manifest: Manifest) -> None:
         )
 
 
-def _verify_shard(manifest: Manifest, index: int, full: bool) -> None:
+def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
+    """Check a shard; returns how many separators it has, where it is read at all."""
     record = manifest.shards[index]
     path = manifest.shard_path(index)
     try:
@@ -60,7 +96,7 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> None:
                 manifest, index, f"is altered ({size} bytes, not {record.bytes})"
             )
         if not full:
-            return
+            return 0
         altered = file_sha256(path) != record.sha256
     except FileNotFoundError:
         raise damaged(manifest, index, "is missing") from None
@@ -68,8 +104,12 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> None:
         raise damaged(manifest, index, f"cannot be read ({error.strerror})") from None
     if altered:
         raise damaged(manifest, index, "is altered (its sha256 is not the manifest's)")
-    tokens = sum(block.size for block in shard_blocks(manifest, index))
+    tokens, separators = 0, 0
+    for block in shard_blocks(manifest, index):
+        tokens += block.size
+        separators += int(np.count_nonzero(block == manifest.separator_id))
     if tokens != record.tokens:
         raise damaged(
             manifest, index, f"has {tokens} tokens, the manifest says {record.tokens}"
         )
+    return separators
