@@ -139,7 +139,7 @@ def _characters(corpus: Path, context: int) -> Experiment:
 
 
 def _tokens(data: Path) -> Experiment:
-    """`pico` and a transformer of its size on prepared tokens, 512 of context."""
+    """Models of the size of `pico` on prepared tokens, 512 of context."""
     base = {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2}
     base["max_timescale"] = 512.0
     wide = {**CONVOLVED, "num_eigenstates": 240, "num_heads": 8}
