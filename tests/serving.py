@@ -14,7 +14,7 @@ class FaultyServer:
     """Serves a folder on loopback.
 
     Attributes:
-        url: of the folder.
+        url, port: of the folder.
         requests: (method, path) of every request, in order.
     """
 
@@ -26,7 +26,8 @@ class FaultyServer:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
