@@ -11,12 +11,12 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ten_dist.data import Manifest, load_tokenizer
+from ten_dist.data import Manifest, held_out_set, read_tokenizer
 from ten_dist.data.documents import (
     DocumentLengths,
     document_lengths,
@@ -26,7 +26,6 @@ from ten_dist.data.verify import damages
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.monitor.console import complain, say
 
-VAL_FOLDER = "val"
 _BAR = 40
 
 
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sample = actions.add_parser("sample", help="read in it", allow_abbrev=False)
     for action in (inspect, verify, sample):
         action.add_argument(
-            "data", metavar="DATA", help="folder of prepared token shards"
+            "data", metavar="DATA", help="folder of prepared token shards, or its URL"
         )
     inspect.add_argument("--json", action="store_true", help="print JSON instead")
     sample.add_argument(
@@ -77,10 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _sets(data: str) -> list[Manifest]:
     """The manifest of a folder, and of the held-out set in it if there is one."""
-    sets = [Manifest.load(data)]
-    if (Path(data) / VAL_FOLDER).is_dir():
-        sets.append(Manifest.load(Path(data) / VAL_FOLDER))
-    return sets
+    manifest = Manifest.load(data)
+    held_out = held_out_set(manifest.directory)
+    return [manifest] if held_out is None else [manifest, Manifest.load(held_out)]
 
 
 def _reading(manifest: Manifest) -> tqdm:
@@ -169,7 +167,7 @@ def _verify(sets: list[Manifest]) -> None:
 
 
 def _sample(manifest: Manifest, count: int, max_tokens: int, seed: int) -> None:
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    tokenizer = Tokenizer.from_str(read_tokenizer(manifest).decode("utf-8"))
     for document in sample_documents(manifest, count, seed):
         shown = document.tokens[:max_tokens].tolist()
         extent = f"{document.tokens.size:,} tokens"

@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--data",
-        metavar="DIR",
+        metavar="DIR|URL",
         help="token shards [default: the run's validation data]",
     )
     parser.add_argument(

@@ -19,8 +19,10 @@ from typing import Any
 from ten_dist.config import parse_scales
 
 _PLACEHOLDERS = {
-    "data": "DIR",
-    "val_data": "DIR",
+    "data": "DIR|URL",
+    "val_data": "DIR|URL",
+    "data_cache": "DIR",
+    "data_cache_gigabytes": "N",
     "output_dir": "DIR",
     "deepspeed_config": "FILE",
     "resume": "auto|never|PATH",

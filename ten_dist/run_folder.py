@@ -20,6 +20,7 @@ from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import unwritable
 
 RUN_FORMAT = "ten_dist.run"
 CHECKPOINT_RECORD = "checkpoint.json"
@@ -49,19 +50,10 @@ class RunFolder:
         Raises:
             ConfigurationError: it cannot, or there are other things in it.
         """
-        existing = self.path
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        if not existing.is_dir():
-            raise ConfigurationError(
-                f"--output_dir {self.path} cannot be made: {existing} is not a folder"
-            )
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise ConfigurationError(
-                f"--output_dir {self.path} cannot be written to: no permission in "
-                f"{existing}"
-            )
-        if existing == self.path and not self.exists() and self._holds_other_things():
+        reason = unwritable(self.path)
+        if reason is not None:
+            raise ConfigurationError(f"--output_dir {self.path} {reason}")
+        if self.path.exists() and not self.exists() and self._holds_other_things():
             raise ConfigurationError(
                 f"--output_dir {self.path} holds files but no run: choose an empty or "
                 "new folder"

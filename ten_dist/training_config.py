@@ -27,9 +27,17 @@ class TrainingConfig:
     config: str = "nano"
     """Preset of the model: pico, nano, micro, small, medium, large or xlarge."""
     data: str | None = None
-    """Folder of token shards to train on, as data_prep.shard writes it."""
+    """Folder of token shards to train on, as data_prep.shard writes it; or its URL, such
+    as s3://BUCKET/FOLDER or https://HOST/FOLDER."""
     val_data: str | None = None
-    """Folder of held-out token shards; without it DATA/val is used where it exists."""
+    """Folder of held-out token shards, or its URL; without it DATA/val is used where it
+    exists."""
+    data_cache: str | None = None
+    """Folder on local disk that keeps the shards of a URL, shared by all processes of a
+    machine; without it shards are fetched whenever they are needed."""
+    data_cache_gigabytes: float | None = None
+    """Keep at most N gigabytes (1e9 bytes) in --data_cache, the least recently used
+    shards going first; by default all are kept."""
     output_dir: str | None = None
     """Run folder: configuration, metrics, TensorBoard events, checkpoints."""
     deepspeed_config: str = "zero2"
@@ -86,7 +94,8 @@ class TrainingConfig:
     """Processes a rank reads data with; 0 reads in the training process."""
     data_verification: str = "full"
     """full reads and hashes every shard before training, ranks sharing the work; size
-    only checks names and sizes."""
+    only checks names and sizes. Of a URL only sizes are checked before training, and
+    each shard is hashed whenever it is fetched."""
     dry_run: bool = False
     """Validate everything, print the plan, run --dry_samples rows, write nothing."""
     dry_samples: int = 2
@@ -101,7 +110,12 @@ class TrainingConfig:
                 f"--{lengths[0]} and --{lengths[1]} both give the length of the run: "
                 "keep one"
             )
-        for name in ("steps", "tokens", "epochs"):
+        if self.data_cache_gigabytes is not None and self.data_cache is None:
+            raise ConfigurationError(
+                "--data_cache_gigabytes has no effect without --data_cache: give a "
+                "folder there, or leave it out"
+            )
+        for name in ("steps", "tokens", "epochs", "data_cache_gigabytes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigurationError(f"--{name} must be more than 0, not {value}")

@@ -1,24 +1,32 @@
 """Token shards: their manifest, the order of their rows, and batches of them."""
 
+from ten_dist.data.cache import ShardCache
 from ten_dist.data.manifest import Manifest, ShardRecord
 from ten_dist.data.order import RowOrder, accumulation_steps, micro_batch_positions
+from ten_dist.data.remote import RemoteAccess
 from ten_dist.data.shards import TokenReader
+from ten_dist.data.storage import held_out_set, is_url
 from ten_dist.data.stream import TokenBatch, evaluation_batches, training_batches
-from ten_dist.data.tokenizer import file_sha256, load_tokenizer
+from ten_dist.data.tokenizer import file_sha256, load_tokenizer, read_tokenizer
 from ten_dist.data.unigram import token_counts, unigram_loss
 from ten_dist.data.verify import verify_shards
 
 __all__ = [
     "Manifest",
+    "RemoteAccess",
     "RowOrder",
+    "ShardCache",
     "ShardRecord",
     "TokenBatch",
     "TokenReader",
     "accumulation_steps",
     "evaluation_batches",
     "file_sha256",
+    "held_out_set",
+    "is_url",
     "load_tokenizer",
     "micro_batch_positions",
+    "read_tokenizer",
     "token_counts",
     "training_batches",
     "unigram_loss",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ten_dist.data.remote import RemoteAccess
+from ten_dist.data.storage import Location, locate
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import write_json
 
@@ -23,6 +26,7 @@ BLOCK_TOKENS = 65536
 """Tokens in a block, the unit in which a shard is read; a shard's last may be shorter."""
 PREPARE_COMMAND = "python -m data_prep.shard"
 _DTYPES = ("uint16", "uint32")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -49,7 +53,7 @@ class Manifest:
     the set's identity, which is :attr:`fingerprint`.
     """
 
-    directory: Path
+    directory: Location
     shards: tuple[ShardRecord, ...]
     documents: int
     text_bytes: int
@@ -89,11 +93,11 @@ class Manifest:
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_path(self) -> Location:
         """Where the set's ``tokenizer.json`` lies."""
         return self.directory / self.tokenizer_file
 
-    def shard_path(self, index: int) -> Path:
+    def shard_path(self, index: int) -> Location:
         """Where shard ``index`` lies."""
         return self.directory / self.shards[index].name
 
@@ -116,7 +120,13 @@ class Manifest:
         return rows
 
     def write(self) -> None:
-        """Write ``manifest.json`` into :attr:`directory`: complete, or not at all."""
+        """Write ``manifest.json`` into :attr:`directory`: complete, or not at all.
+
+        Raises:
+            TypeError: the set is behind a URL.
+        """
+        if not isinstance(self.directory, Path):
+            raise TypeError(f"{self.directory} is read only")
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -137,21 +147,29 @@ class Manifest:
         write_json(self.directory / MANIFEST_NAME, content)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read and check the manifest of a folder; no shard is opened.
+    def load(
+        cls,
+        directory: str | os.PathLike[str] | Location,
+        access: RemoteAccess | None = None,
+    ) -> Manifest:
+        """Read and check the manifest of a folder or URL; no shard is opened.
+
+        Args:
+            directory: path or URL.
+            access: how files of a URL are fetched, now and later.
 
         Raises:
             DataError: the folder has no manifest, or one that is not valid JSON, of
                 another format or version, incomplete, or inconsistent with itself.
         """
-        directory = Path(directory)
+        directory = locate(directory, access)
         path = directory / MANIFEST_NAME
         try:
             content = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{directory} has no {MANIFEST_NAME}: give a folder that "
-                f"`{PREPARE_COMMAND}` has completed"
+                f"{directory} has no {MANIFEST_NAME}: give a folder, or the URL of one, "
+                f"that `{PREPARE_COMMAND}` has completed"
             ) from None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
@@ -191,7 +209,14 @@ def _file_name(value: Any) -> str:
     return value
 
 
-def _parse(directory: Path, content: Any) -> Manifest:
+def _sha256(value: Any) -> str:
+    # The name of a file in a cache.
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise _Inconsistent(f"{value!r} is not a sha256 in hex")
+    return value
+
+
+def _parse(directory: Location, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _Inconsistent(f"its format is not {FORMAT!r}: it is some other manifest")
     if content["version"] != VERSION:
@@ -204,7 +229,7 @@ def _parse(directory: Path, content: Any) -> Manifest:
             name=_file_name(shard["name"]),
             tokens=_integer(shard, "tokens", 1),
             bytes=_integer(shard, "bytes", 1),
-            sha256=str(shard["sha256"]),
+            sha256=_sha256(shard["sha256"]),
         )
         for shard in content["shards"]
     )
@@ -220,7 +245,7 @@ def _parse(directory: Path, content: Any) -> Manifest:
         dtype=content["dtype"],
         vocab_size=_integer(content, "vocab_size", 1),
         tokenizer_file=_file_name(content["tokenizer"]["file"]),
-        tokenizer_sha256=str(content["tokenizer"]["sha256"]),
+        tokenizer_sha256=_sha256(content["tokenizer"]["sha256"]),
         separator_token=str(content["separator"]["token"]),
         separator_id=_integer(content["separator"], "id", 0),
         source=content.get("source") or {},

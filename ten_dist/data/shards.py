@@ -6,13 +6,14 @@ import io
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from webdataset.tariterators import tar_file_expander
 
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
+from ten_dist.data.remote import RemotePath
+from ten_dist.data.storage import open_shard_file
 from ten_dist.errors import DataError
 
 BLOCK_MEMBER = "tokens.npy"
@@ -22,8 +23,14 @@ DEFAULT_CACHED_TOKENS = 1 << 26
 
 def damaged(manifest: Manifest, index: int, what: str) -> DataError:
     """The error for shard ``index``, which names the file and what to do about it."""
+    path = manifest.shard_path(index)
+    if isinstance(path, RemotePath):
+        return DataError(
+            f"{path} {what}: see that the server can be reached and has the file as it "
+            "was prepared"
+        )
     return DataError(
-        f"{manifest.shard_path(index)} {what}: copy it again from where the data was "
+        f"{path} {what}: copy it again from where the data was "
         f"prepared, or prepare it again, in a new folder, with `{PREPARE_COMMAND}`"
     )
 
@@ -35,10 +42,9 @@ def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
         DataError: the shard is missing, cannot be read as a webdataset tar, has a block
             out of place or of another dtype, or a token id outside the vocabulary.
     """
-    path = manifest.shard_path(index)
     position = 0
     try:
-        for member in _members(path):
+        for member in _members(manifest, index):
             name = f"{position:08d}.{BLOCK_MEMBER}"
             if member["fname"] != name:
                 raise damaged(
@@ -71,11 +77,12 @@ def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
         raise damaged(manifest, index, f"cannot be read ({reason})") from None
 
 
-def _members(path: Path) -> Iterator[dict[str, Any]]:
+def _members(manifest: Manifest, index: int) -> Iterator[dict[str, Any]]:
     # Opened here rather than by webdataset, which would take a path with a colon for a
     # URL, or for a shell command. Not grouped into samples, which have one member each:
     # grouping reads one member ahead.
-    with open(path, "rb") as stream:
+    path, record = manifest.shard_path(index), manifest.shards[index]
+    with open_shard_file(path, record.bytes, record.sha256) as stream:
         source = {"url": str(path), "stream": stream}
         yield from tar_file_expander([source], eof_value=None)
 
@@ -146,12 +153,15 @@ class TokenReader:
             position += count
         return result
 
+    def _held_tokens(self) -> int:
+        return sum(tokens.size for tokens in self._cache.values())
+
     def _whole(self, index: int) -> np.ndarray:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
         wanted = self.manifest.shards[index].tokens
-        held = sum(tokens.size for tokens in self._cache.values())
+        held = self._held_tokens()
         while self._cache and held + wanted > self.cached_tokens:
             held -= self._cache.popitem(last=False)[1].size
         self._cache[index] = read_shard(self.manifest, index)
@@ -160,6 +170,12 @@ class TokenReader:
     def _head(self, index: int, count: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index][:count]
+        wanted = self.manifest.shards[index].tokens
+        remote = isinstance(self.manifest.directory, RemotePath)
+        if remote and self._held_tokens() + wanted <= self.cached_tokens:
+            # Of a server's shard the whole has come, to be hashed: no need to ask for
+            # it twice if the rest is wanted next.
+            return self._whole(index)[:count]
         blocks, held = [], 0
         for block in shard_blocks(self.manifest, index):
             blocks.append(block)

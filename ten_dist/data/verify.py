@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
+from ten_dist.data.remote import RemotePath
 from ten_dist.data.shards import damaged, shard_blocks
-from ten_dist.data.tokenizer import file_sha256
+from ten_dist.data.storage import file_size
+from ten_dist.data.tokenizer import file_sha256, read_tokenizer
 from ten_dist.errors import DataError
+
+_CONCURRENT_REQUESTS = 16
 
 
 def verify_shards(
@@ -19,17 +24,27 @@ def verify_shards(
     """Check the tokenizer, and shards ``rank::world_size``, against the manifest.
 
     Every rank checks its share; an error is raised only on the ranks that find one, so
-    the caller must tell the others. With ``full`` each shard is hashed and decoded;
-    without, only its presence and size are checked.
+    the caller must tell the others. With ``full`` each local shard is hashed and
+    decoded; without, or behind a URL, only its presence and size are checked: a shard
+    of a server is hashed whenever it is fetched.
 
     Raises:
         DataError: the tokenizer or a shard is missing, truncated, altered, unreadable,
             or has another number of tokens or a token id outside the vocabulary; it
             names the file and what to do.
     """
-    _verify_tokenizer(manifest)
-    for index in range(rank, len(manifest.shards), world_size):
-        _verify_shard(manifest, index, full)
+    read_tokenizer(manifest)
+    share = range(rank, len(manifest.shards), world_size)
+    if not isinstance(manifest.directory, RemotePath):
+        for index in share:
+            _verify_shard(manifest, index, full)
+        return
+    pool = ThreadPoolExecutor(_CONCURRENT_REQUESTS)
+    try:
+        for _ in pool.map(lambda index: _verify_shard(manifest, index, False), share):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def damages(
@@ -45,7 +60,7 @@ def damages(
         tick: told of the tokens of each shard that has been looked at.
     """
     try:
-        _verify_tokenizer(manifest)
+        read_tokenizer(manifest)
     except DataError as error:
         yield error
     whole, separators = True, 0
@@ -64,40 +79,24 @@ def damages(
         )
 
 
-def _verify_tokenizer(manifest: Manifest) -> None:
-    path = manifest.tokenizer_path
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(
-            f"cannot read tokenizer {path} ({error.strerror}): copy it again, or "
-            f"prepare the data again with `{PREPARE_COMMAND}`"
-        ) from None
-    if found != manifest.tokenizer_sha256:
-        raise DataError(
-            f"{path} is not the tokenizer that these shards were made with (its sha256 "
-            "is not the manifest's): put the original back, or prepare the data again "
-            f"with `{PREPARE_COMMAND}`"
-        )
-
-
 def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
     """Check a shard; returns how many separators it has, where it is read at all."""
     record = manifest.shards[index]
     path = manifest.shard_path(index)
     try:
-        size = os.path.getsize(path)
-        if size < record.bytes:
+        size = file_size(path)
+        if size is not None and size < record.bytes:
             raise damaged(
                 manifest, index, f"is truncated ({size} of {record.bytes} bytes)"
             )
-        if size > record.bytes:
+        if size is not None and size > record.bytes:
             raise damaged(
                 manifest, index, f"is altered ({size} bytes, not {record.bytes})"
             )
         if not full:
             return 0
-        altered = file_sha256(path) != record.sha256
+        # What a server sends is hashed as it comes, in reading the blocks.
+        altered = isinstance(path, Path) and file_sha256(path) != record.sha256
     except FileNotFoundError:
         raise damaged(manifest, index, "is missing") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import Manifest
+from ten_dist.data import Manifest, RemoteAccess, ShardCache, held_out_set, is_url
 from ten_dist.engine.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.errors import ConfigurationError
@@ -155,14 +155,19 @@ def _load_manifests(
 ) -> tuple[Manifest | None, Manifest | None]:
     if training.data is None:
         return None, None
-    manifest = Manifest.load(training.data)
+    cache = _shard_cache(training)
+    # A dry run writes nothing, this folder included.
+    access = RemoteAccess(cache=None if training.dry_run else cache)
+    manifest = Manifest.load(training.data, access)
     val_folder = training.val_data
     if val_folder is None:
-        beside = Path(training.data) / "val"
-        if not beside.is_dir():
-            return manifest, None
-        val_folder = str(beside)
-    val_manifest = Manifest.load(val_folder)
+        val_folder = held_out_set(manifest.directory)
+    val_manifest = None if val_folder is None else Manifest.load(val_folder, access)
+    if cache is not None:
+        remote = [m for m in (manifest, val_manifest) if m and is_url(m.directory)]
+        cache.check(max(shard.bytes for m in remote for shard in m.shards))
+    if val_manifest is None:
+        return manifest, None
     if val_manifest.tokenizer_sha256 != manifest.tokenizer_sha256:
         raise ConfigurationError(
             f"--val_data {val_folder} was made with another tokenizer than --data "
@@ -170,6 +175,19 @@ def _load_manifests(
         )
     val_manifest.rows(training.seq_len)
     return manifest, val_manifest
+
+
+def _shard_cache(training: TrainingConfig) -> ShardCache | None:
+    """What `--data_cache` describes, unless there is nothing that it would keep."""
+    if training.data_cache is None:
+        return None
+    if not any(is_url(data) for data in (training.data, training.val_data) if data):
+        raise ConfigurationError(
+            "--data_cache has no effect with local --data: leave it out"
+        )
+    gigabytes = training.data_cache_gigabytes
+    limit = None if gigabytes is None else int(gigabytes * 1e9)
+    return ShardCache(Path(training.data_cache).absolute(), limit)
 
 
 def _resolve_model(

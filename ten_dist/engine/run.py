@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import verify_shards
+from ten_dist.data import read_tokenizer, verify_shards
 from ten_dist.engine.assembly import build_engine, build_model, seed_everything
 from ten_dist.engine.checkpoints import check_loadable, load_checkpoint
 from ten_dist.engine.deepspeed_config import load_deepspeed_file
@@ -21,7 +20,7 @@ from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import write_json
+from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
@@ -135,7 +134,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         if ranks.is_first:
             folder.create()
             write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
-            shutil.copyfile(run.manifest.tokenizer_path, folder.tokenizer_file)
+            write_bytes(folder.tokenizer_file, read_tokenizer(run.manifest))
     with ranks.agreeing():
         if not folder.exists():
             raise ConfigurationError(

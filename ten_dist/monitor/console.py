@@ -15,6 +15,18 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
+def warn(message: str) -> None:
+    """Print a line to the error output, from any rank and from its data workers.
+
+    Nothing is locked: a worker that is killed in here must not leave the others waiting.
+    """
+    rank = os.environ.get("RANK", "0")
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    origin = "ten-dist" if alone else f"ten-dist, rank {rank}"
+    sys.stderr.write(f"{origin}: {message}\n")
+    sys.stderr.flush()
+
+
 def complain(message: str) -> None:
     """Print a line to the error output; the first rank of each machine only.
 

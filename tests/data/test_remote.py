@@ -1,0 +1,233 @@
+"""Token sets behind a URL: the same tokens as from a folder, whatever the server does."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ten_dist.data import (
+    Manifest,
+    RemoteAccess,
+    TokenReader,
+    evaluation_batches,
+    held_out_set,
+    token_counts,
+    training_batches,
+    verify_shards,
+)
+from ten_dist.errors import DataError
+from tests.serving import FaultyServer
+
+pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
+ACCESS = RemoteAccess(timeout_seconds=0.5, attempts=4, first_wait_seconds=0.01)
+SIZES = (900, 1500, 3, 2000, 1000, 700, 71000, 1300, 2500, 4000, 50, 800)
+
+
+@pytest.fixture(scope="module")
+def token_set(tmp_path_factory, write_set):
+    """(manifest, tokens) of 12 shards on disk, and held-out ones in val/."""
+    folder = tmp_path_factory.mktemp("tokens")
+    write_set(folder / "val", 3000)
+    return write_set(folder, *SIZES)
+
+
+@pytest.fixture
+def server(token_set, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FaultyServer(token_set[0].directory) as server:
+        yield server
+
+
+def batches_of(manifest, **changes):
+    options = {
+        "seq_len": 1000,
+        "seed": 5,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "rank": 1,
+        "world_size": 2,
+        "last_step": 15,
+        "num_workers": 0,
+    }
+    return [
+        (b.step, b.micro_step, b.epochs.tolist(), b.rows.tolist(), b.tokens.tolist())
+        for b in training_batches(manifest, **{**options, **changes})
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_folder(token_set, server, workers):
+    local = token_set[0]
+    remote = Manifest.load(server.url + "/", ACCESS)
+    assert remote.fingerprint == local.fingerprint
+    assert str(remote.shard_path(3)) == f"{server.url}/shard-00003.tar"
+    verify_shards(remote)
+    assert batches_of(remote, num_workers=workers) == batches_of(local)
+
+
+def test_evaluation_and_token_counts_are_those_of_the_folder(token_set, server):
+    local = token_set[0]
+    remote = Manifest.load(server.url, ACCESS)
+    options = {"seq_len": 1000, "micro_batch_size": 4, "rank": 0, "world_size": 1}
+    read = [
+        [batch.tokens.tolist() for batch in evaluation_batches(manifest, **options)]
+        for manifest in (remote, local)
+    ]
+    assert read[0] == read[1]
+    assert server.gets(".tar") == len(SIZES), "each shard is fetched once"
+    np.testing.assert_array_equal(token_counts(remote), token_counts(local))
+
+
+def test_the_held_out_set_beside_is_found(token_set, server, capfd):
+    val = held_out_set(Manifest.load(server.url, ACCESS).directory)
+    assert str(val) == f"{server.url}/val"
+    assert Manifest.load(val).tokens == 3000
+    assert held_out_set(val) is None
+    # What S3 says of an absent file to who may not list.
+    server.fail("val/manifest.json", 403, method="HEAD")
+    server.fail("val/manifest.json", 403)
+    assert held_out_set(Manifest.load(server.url, ACCESS).directory) is None
+    assert "val/manifest.json: the server denies access" in capfd.readouterr().err
+
+
+FAULTS = {
+    "stall": "Timeout",
+    "drop": "Client",
+    "truncated": "bytes came, not",
+    "wrong": "sha256",
+    500: "HTTP status 500: Internal Server Error",
+    503: "HTTP status 503",
+    429: "HTTP status 429",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failure_that_passes_is_retried_aloud(token_set, server, capfd, fault):
+    remote, tokens = Manifest.load(server.url, ACCESS), token_set[1]
+    server.fail("shard-00006.tar", fault, times=3)
+    np.testing.assert_array_equal(
+        TokenReader(remote).read(9000, 60000), tokens[9000:60000]
+    )
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for attempt, line in enumerate(lines, 1):
+        assert line.startswith(f"ten-dist: {server.url}/shard-00006.tar: ")
+        assert FAULTS[fault] in line
+        assert "trying again in 0.0 s" in line or "trying again in 0.1 s" in line
+        assert f"(attempt {attempt} of 4)" in line
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failure_that_stays_ends_in_one_clear_line(server, fault):
+    access = dataclasses.replace(ACCESS, attempts=2)
+    remote = Manifest.load(server.url, access)
+    server.fail("shard-00000.tar", fault, times=99)
+    with pytest.raises(DataError) as caught:
+        TokenReader(remote).read(0, 10)
+    message = str(caught.value)
+    assert f"{server.url}/shard-00000.tar cannot be read" in message
+    assert "given up after 2 attempts" in message and FAULTS[fault] in message
+    assert "\n" not in message
+    assert server.gets("shard-00000.tar") == 2
+
+
+def test_a_server_that_is_not_there(monkeypatch, token_set):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FaultyServer(token_set[0].directory) as server:
+        url = server.url
+    with pytest.raises(DataError, match=r"cannot read .*given up after 2 attempts"):
+        Manifest.load(url, dataclasses.replace(ACCESS, attempts=2))
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "is missing"), (403, "denies")])
+def test_what_will_not_change_is_not_retried(server, capfd, status, said):
+    remote = Manifest.load(server.url, ACCESS)
+    server.fail("shard-00000.tar", status)
+    with pytest.raises(DataError, match=rf"{server.url}/shard-00000\.tar.*{said}"):
+        TokenReader(remote).read(0, 10)
+    assert server.gets("shard-00000.tar") == 1
+    server.fail("/manifest.json", status)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        Manifest.load(server.url, ACCESS)
+    assert server.gets("/manifest.json") == 2
+    assert capfd.readouterr().err == ""
+
+
+def test_the_check_before_a_run_sees_every_size(token_set, server, tmp_path):
+    shutil.copytree(token_set[0].directory, tmp_path, dirs_exist_ok=True)
+    server.folder = tmp_path
+    remote = Manifest.load(server.url, ACCESS)
+    # Servers are asked again as for shards, and no shard is fetched.
+    server.fail("shard-00004.tar", 500, method="HEAD")
+    server.fail("shard-00004.tar", 500)
+    verify_shards(remote)
+    assert server.gets(".tar") == 1
+    cut = tmp_path / "shard-00005.tar"
+    cut.write_bytes(cut.read_bytes()[:-512])
+    verify_shards(remote, 0, 2)
+    with pytest.raises(DataError, match=rf"{server.url}/shard-00005\.tar is truncated"):
+        verify_shards(remote, 1, 2)
+    cut.unlink()
+    with pytest.raises(DataError, match=r"shard-00005\.tar is missing"):
+        verify_shards(remote, full=False)
+
+
+def test_the_tokenizer_must_be_the_one_of_the_shards(server):
+    remote = Manifest.load(server.url, ACCESS)
+    server.fail("tokenizer.json", "wrong")
+    verify_shards(remote)
+    server.fail("tokenizer.json", "wrong", times=99)
+    with pytest.raises(DataError, match=r"cannot read tokenizer .*sha256"):
+        verify_shards(remote)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://user:secret@host/data", "a user, a query or a fragment"),
+        ("https://host/data?signature=secret", "a user, a query or a fragment"),
+        ("nothing://host/data", "nothing://host/data cannot be opened"),
+        ("simplecache::http://host/data", "a chain of URLs"),
+    ],
+)
+def test_urls_that_cannot_be_used(url, said):
+    with pytest.raises(DataError) as caught:
+        Manifest.load(url)
+    assert said in str(caught.value) and "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("aiohttp", "s3fs", "tenacity"):
+    sys.modules[name] = None
+from ten_dist.data import Manifest, TokenReader, verify_shards
+from ten_dist.errors import DataError
+manifest = Manifest.load(sys.argv[1])
+verify_shards(manifest)
+TokenReader(manifest).read(0, 10)
+for url in ("http://127.0.0.1/data", "s3://bucket/data"):
+    try:
+        Manifest.load(url)
+    except DataError as error:
+        assert url in str(error) and "\\n" not in str(error)
+        print(error)
+"""
+
+
+def test_without_the_extra_packages_only_urls_are_refused(token_set):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, str(token_set[0].directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("pip install 'ten_dist[remote]'" in line for line in lines)
