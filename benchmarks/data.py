@@ -1,0 +1,272 @@
+"""Measurements of preparing and reading token shards on the CPU.
+
+    python -m benchmarks.data [prepare] [memory] [read] [many] [--output FILE]
+
+`prepare` turns the standard library into shards, beside the tokenizers library encoding
+the same documents on the same cores; `memory` compares the peak memory of preparing a
+corpus with that of one ten times its size; `read` iterates over training batches of
+random tokens; `many` loads the manifest of 100,000 shards. Results are printed as a table
+and written as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import itertools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks.measure import Report, paired, seconds_of
+from data_prep.corpus import Skipped, list_python_stdlib, read_documents
+from data_prep.shard import main as prepare
+from data_prep.tokenizer import byte_tokenizer
+from data_prep.writer import ShardWriter
+from ten_dist.data import Manifest, ShardRecord, file_sha256, training_batches
+
+VOCAB_SIZE = 4096
+GPU_TOKENS_PER_SECOND = 500_000
+"""What eight GPUs take of `xlarge`, the most that a run asks of its data."""
+ROW_TOKENS, ROWS = 2048, 8
+
+
+def run_prepare(*arguments: object) -> None:
+    """Prepare shards quietly; fails loudly."""
+    words = [str(argument) for argument in arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = prepare(words)
+    if status:
+        raise RuntimeError(f"data_prep.shard {' '.join(words)}: {said.getvalue()}")
+
+
+def measure_prepare(report: Report, folder: Path) -> None:
+    """Preparation with a given tokenizer beside the tokenizer's own batch encoding.
+
+    The other side encodes documents that it has in memory already, in batches of the
+    library's own making, and keeps nothing.
+    """
+    first = folder / "first"
+    run_prepare(
+        *("--corpus", "python-stdlib", "--output", first, "--vocab_size", VOCAB_SIZE)
+    )
+    tokenizer_file = first / "tokenizer.json"
+    texts = [
+        text
+        for segment in list_python_stdlib()
+        for text in read_documents(segment, "text", Skipped())
+    ]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    outputs = (folder / f"again-{n}" for n in itertools.count())
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+
+    def prepare_again() -> None:
+        run_prepare(
+            *("--corpus", "python-stdlib", "--output", next(outputs)),
+            *("--tokenizer", tokenizer_file),
+        )
+
+    def encode() -> None:
+        for start in range(0, len(texts), 64):
+            tokenizer.encode_batch_fast(
+                texts[start : start + 64], add_special_tokens=False
+            )
+
+    seconds = paired({"prepare": prepare_again, "encode": encode}, repeats=3)
+    report.add("prepare: MB/s", megabytes / seconds["prepare"])
+    report.add(
+        "prepare: tokenizers' batch encoding, MB/s", megabytes / seconds["encode"]
+    )
+    report.add(
+        "prepare: speed beside batch encoding", seconds["encode"] / seconds["prepare"]
+    )
+
+
+GROWTH = """
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+
+# The peak counts from here on.
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = status("VmRSS")
+{code}
+print((status("VmHWM") - before) * 1024)
+"""
+
+
+def growth_of(imports: str, code: str, *arguments: object) -> float:
+    """Bytes by which a program of its own grows, at its peak, after its imports."""
+    code = imports + GROWTH.format(code=code)
+    output = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return float(output.split()[-1])
+
+
+PREPARE_IMPORTS = "import sys\nfrom data_prep.shard import main\n"
+PREPARE_FOLDER = """
+options = ["--tokenizer", "bytes", "--shard_megabytes", "8"]
+assert main(["--input", sys.argv[1], "--output", sys.argv[2], *options]) == 0
+"""
+
+
+def measure_memory(report: Report, folder: Path) -> None:
+    """Peak memory of preparing 30 MB of documents and 300 MB."""
+    draw = np.random.default_rng(0)
+    peaks = []
+    for megabytes in (30, 300):
+        corpus = folder / f"corpus-{megabytes}"
+        corpus.mkdir()
+        for number in range(megabytes):
+            letters = draw.integers(97, 123, 10**6, dtype=np.uint8)
+            letters[draw.integers(0, letters.size, letters.size // 6)] = ord(" ")
+            (corpus / f"{number:04d}.txt").write_bytes(letters.tobytes())
+        peaks.append(
+            growth_of(
+                PREPARE_IMPORTS,
+                PREPARE_FOLDER,
+                *(corpus, folder / f"shards-{megabytes}"),
+            )
+        )
+        report.add(f"memory: peak of preparing {megabytes} MB, MiB", peaks[-1] / 2**20)
+    report.add("memory: 300 MB beside 30 MB", peaks[1] / peaks[0])
+
+
+def write_random_tokens(folder: Path, shards: int, tokens: int) -> Manifest:
+    """A set of random tokens below 50,257."""
+    folder.mkdir()
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    draw = np.random.default_rng(0)
+    records = []
+    for index in range(shards):
+        with ShardWriter(folder / f"shard-{index:05d}.tar", "uint16") as writer:
+            writer.add(draw.integers(0, 50257, tokens))
+            records.append(writer.finish())
+    manifest = Manifest(
+        directory=folder,
+        shards=tuple(records),
+        documents=1,
+        text_bytes=shards * tokens,
+        dtype="uint16",
+        vocab_size=50257,
+        tokenizer_file="tokenizer.json",
+        tokenizer_sha256=file_sha256(folder / "tokenizer.json"),
+        separator_token="<|endoftext|>",
+        separator_id=256,
+    )
+    manifest.write()
+    return manifest
+
+
+def measure_read(report: Report, folder: Path) -> None:
+    """Tokens per second of training batches, as int64 tensors, for 0 to 2 workers."""
+    manifest = write_random_tokens(folder / "tokens", shards=24, tokens=2**22)
+    steps = manifest.rows(ROW_TOKENS) // ROWS
+
+    def read(workers: int) -> Callable[[], None]:
+        def epoch() -> None:
+            batches = training_batches(
+                manifest,
+                seq_len=ROW_TOKENS,
+                seed=0,
+                global_batch_size=ROWS,
+                micro_batch_size=ROWS,
+                rank=0,
+                world_size=1,
+                last_step=steps,
+                num_workers=workers,
+            )
+            for _ in batches:
+                pass
+
+        return epoch
+
+    seconds = paired({str(n): read(n) for n in range(3)}, repeats=3)
+    for workers, taken in seconds.items():
+        speed = steps * ROWS * ROW_TOKENS / taken
+        report.row(
+            f"read, {workers} workers",
+            {
+                "million tokens/s": speed / 1e6,
+                "times eight GPUs": speed / GPU_TOKENS_PER_SECOND,
+            },
+        )
+
+
+LOAD_IMPORTS = "import sys\nfrom ten_dist.data import Manifest, RowOrder, TokenReader\n"
+LOAD_MANIFEST = """
+manifest = Manifest.load(sys.argv[1])
+order, reader = RowOrder(manifest, 2048, 0), TokenReader(manifest)
+order.rows(10**8, 10**8 + 512)
+"""
+
+
+def measure_many(report: Report, folder: Path) -> None:
+    """Start-up and memory of the loader for 100,000 shards of 16 million tokens."""
+    shards = tuple(
+        ShardRecord(
+            f"shard-{n:05d}.tar",
+            16_000_000 + n % 1000,
+            32_100_000,
+            hashlib.sha256(str(n).encode()).hexdigest(),
+        )
+        for n in range(100_000)
+    )
+    manifest = Manifest(
+        directory=folder,
+        shards=shards,
+        documents=1,
+        text_bytes=1,
+        dtype="uint16",
+        vocab_size=50257,
+        tokenizer_file="tokenizer.json",
+        tokenizer_sha256="0" * 64,
+        separator_token="<|endoftext|>",
+        separator_id=0,
+    )
+    manifest.write()
+    report.add("100,000 shards: load, s", seconds_of(lambda: Manifest.load(folder)))
+    grown = growth_of(LOAD_IMPORTS, LOAD_MANIFEST, folder)
+    report.add("100,000 shards: memory at the peak, MB", grown / 1e6)
+
+
+MEASUREMENTS = {
+    "prepare": measure_prepare,
+    "memory": measure_memory,
+    "read": measure_read,
+    "many": measure_many,
+}
+
+
+def main() -> None:
+    """Run the measurements named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(MEASUREMENTS))
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(MEASUREMENTS)
+    if unknown:
+        parser.error(f"no measurement {', '.join(sorted(unknown))}")
+    report = Report()
+    for name in options.names or MEASUREMENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            MEASUREMENTS[name](report, Path(folder))
+    if options.output is not None:
+        report.write(options.output)
+
+
+if __name__ == "__main__":
+    main()
