@@ -41,7 +41,7 @@ class FaultyServer:
     def fail(self, name, fault, times=1, method="GET"):
         """Answer the next `times` requests for files that end on `name` with a fault.
 
-        Faults: an HTTP status; "stall", "drop" and "truncated" send half a file and
+        Faults: an HTTP status; the path of a file to send instead; "stall", "drop" and "truncated" send half a file and
         then nothing, a reset, or an orderly end; "wrong" sends other bytes.
         """
         self._faults.append([method, name, fault, times])
@@ -77,6 +77,8 @@ class FaultyServer:
             def _answer(self, method):
                 fault = server._fault(method, self.path)
                 path = server.folder / self.path.lstrip("/")
+                if isinstance(fault, Path):
+                    path = fault
                 if isinstance(fault, int):
                     self._send(fault, b"a page of words", method)
                 elif not path.is_file():

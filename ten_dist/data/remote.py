@@ -68,7 +68,10 @@ class RemotePath:
             DataError: the URL carries a password or query, which would be printed and
                 recorded; or no installed package can open it.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise DataError(f"this is not a valid URL of a folder: {error}") from None
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise DataError(
@@ -78,7 +81,8 @@ class RemotePath:
             )
         if "::" in url:
             raise DataError(f"{shown} is a chain of URLs: give a single one")
-        path = cls(url.rstrip("/"), access)
+        scheme, _, place = url.partition("://")
+        path = cls(f"{scheme.lower()}://{place.rstrip('/')}", access)
         try:
             import tenacity  # noqa: F401 - found missing now rather than when needed
 
@@ -156,7 +160,7 @@ class RemotePath:
         return True
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
-        protocol = self.url.partition("://")[0].lower()
+        protocol = self.url.partition("://")[0]
         files = _file_system(os.getpid(), protocol, self.access.timeout_seconds)
         return files, files._strip_protocol(self.url)
 
@@ -249,9 +253,10 @@ def _options(protocol: str, timeout_seconds: float) -> dict[str, Any]:
 
 def _classified(error: Exception, url: str) -> Exception:
     """What a failure means: an ``OSError`` that lasts, or :class:`_Passing`."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+    over_http = url.startswith(("http://", "https://"))
+    if over_http and isinstance(error, FileNotFoundError):
         # fsspec takes any failure to learn a size over HTTP for an absent file.
-        error = error.__cause__
+        error = error.__cause__ or error
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         reason = f"the server has no such file ({_words(error)})"

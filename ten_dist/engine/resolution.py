@@ -38,6 +38,10 @@ class ResolvedRun:
     """The training data; None only in a dry run."""
     val_manifest: Manifest | None
 
+    def manifests(self) -> list[Manifest]:
+        """The token sets of the run: training data, then validation data."""
+        return [m for m in (self.manifest, self.val_manifest) if m is not None]
+
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()

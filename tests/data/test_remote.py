@@ -95,6 +95,13 @@ def test_the_held_out_set_beside_is_found(token_set, server, capfd):
     assert "val/manifest.json: the server denies access" in capfd.readouterr().err
 
 
+def test_any_file_system_of_fsspec_will_do(token_set):
+    local = token_set[0]
+    remote = Manifest.load(f"file://{local.directory}", ACCESS)
+    verify_shards(remote)
+    assert batches_of(remote) == batches_of(local)
+
+
 FAULTS = {
     "stall": "Timeout",
     "drop": "Client",
@@ -191,6 +198,7 @@ def test_the_tokenizer_must_be_the_one_of_the_shards(server):
     [
         ("http://user:secret@host/data", "a user, a query or a fragment"),
         ("https://host/data?signature=secret", "a user, a query or a fragment"),
+        ("http://[host/data", "not a valid URL"),
         ("nothing://host/data", "nothing://host/data cannot be opened"),
         ("simplecache::http://host/data", "a chain of URLs"),
     ],

@@ -90,6 +90,17 @@ def test_ranks_share_the_cache(local_run, server, tmp_path):
     assert shards and len(shards) == len(set(shards)), "each is fetched once"
 
 
+@pytest.mark.slow
+def test_data_that_is_replaced_while_ranks_look_is_refused(server, tmp_path):
+    """One of the two ranks sees the set as it was before."""
+    server.fail("/manifest.json", server.folder / "val" / "manifest.json")
+    arguments = arguments_of(options_of(server.url, tmp_path / "run"))
+    output = train([*SMALL_MODEL, *arguments], ranks=2, expect=2)
+    errors = [line for line in output.splitlines() if line.startswith("ten-dist:")]
+    assert len(errors) == 1 and "not the same token set as on rank 0" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_work_is_refused(capsys, token_data, server, tmp_path):
     def refused(data=server.url, **changes):
         options = options_of(data, tmp_path / "run", **changes)
