@@ -10,6 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # As many as ask at the same time.
+    request_queue_size = 128
+
+
 class FaultyServer:
     """Serves a folder on loopback.
 
@@ -24,8 +30,7 @@ class FaultyServer:
         self._faults = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 

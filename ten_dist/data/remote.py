@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ _LONGEST_WAIT_SECONDS = 60.0
 # Statuses below 500 that the same request may not get again: timeout, too early, too many.
 _PASSING_STATUSES = (408, 425, 429)
 _LASTING_ERRORS = (ValueError, TypeError, NotImplementedError, ImportError)
+# Of botocore, which is there for S3 only: named rather than imported.
+_LASTING_NAMES = ("ParamValidationError", "NoRegionError")
 _CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError")
 
 
@@ -58,6 +61,8 @@ class RemotePath:
     """
 
     url: str
+    root: str
+    """The URL that the user has given, of the folder or of one above it."""
     access: RemoteAccess = dataclasses.field(compare=False)
 
     @classmethod
@@ -82,7 +87,8 @@ class RemotePath:
         if "::" in url:
             raise DataError(f"{shown} is a chain of URLs: give a single one")
         scheme, _, place = url.partition("://")
-        path = cls(f"{scheme.lower()}://{place.rstrip('/')}", access)
+        root = f"{scheme.lower()}://{place.rstrip('/')}"
+        path = cls(root, root, access)
         try:
             import tenacity  # noqa: F401 - found missing now rather than when needed
 
@@ -160,8 +166,7 @@ class RemotePath:
         return True
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
-        protocol = self.url.partition("://")[0]
-        files = _file_system(os.getpid(), protocol, self.access.timeout_seconds)
+        files = _file_system(os.getpid(), self.root, self.access.timeout_seconds)
         return files, files._strip_protocol(self.url)
 
     def _insist(self, action: Callable[[AbstractFileSystem, str], T]) -> T:
@@ -209,15 +214,14 @@ class RemotePath:
 
 
 @functools.cache
-def _file_system(
-    process: int, protocol: str, timeout_seconds: float
-) -> AbstractFileSystem:
+def _file_system(process: int, root: str, timeout_seconds: float) -> AbstractFileSystem:
     # Made anew in each process, and never let go of: a forked one that closed the
     # connections that it inherited would close its parent's.
     import fsspec
 
+    protocol = root.partition("://")[0]
     options = _options(protocol, timeout_seconds)
-    files = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    files, _ = fsspec.url_to_fs(root, skip_instance_cache=True, **options)
     if protocol in ("s3", "s3a"):
         # Attempts are counted and announced here.
         files.retries = 1
@@ -269,7 +273,10 @@ def _classified(error: Exception, url: str) -> Exception:
         return PermissionError(errno.EACCES, reason, url)
     refused = status is not None and 300 <= status < 500
     if (refused and status not in _PASSING_STATUSES) or (
-        status is None and isinstance(error, _LASTING_ERRORS)
+        status is None
+        and (
+            isinstance(error, _LASTING_ERRORS) or type(error).__name__ in _LASTING_NAMES
+        )
     ):
         return OSError(errno.EIO, _words(error), url)
     return _Passing(_words(error))
@@ -292,6 +299,6 @@ def _words(error: BaseException) -> str:
     status = _status(error)
     kind = type(error).__name__ if status is None else f"HTTP status {status}"
     # The message of aiohttp is what the server said, its string has the URL too.
-    text = " ".join(str(getattr(error, "message", error)).split())
-    text = re.sub(r"\?[^\s'\"]+", "?...", text)
+    text = str(getattr(error, "message", error))
+    text = textwrap.shorten(re.sub(r"\?[^\s'\"]+", "?...", text), 300)
     return f"{kind}: {text}" if text else kind

@@ -24,7 +24,8 @@ from ten_dist.errors import DataError
 from tests.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
-ACCESS = RemoteAccess(timeout_seconds=0.5, attempts=4, first_wait_seconds=0.01)
+ACCESS = RemoteAccess(timeout_seconds=20, attempts=4, first_wait_seconds=0.01)
+IMPATIENT = dataclasses.replace(ACCESS, timeout_seconds=1)
 SIZES = (900, 1500, 3, 2000, 1000, 700, 71000, 1300, 2500, 4000, 50, 800)
 
 
@@ -115,7 +116,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_that_passes_is_retried_aloud(token_set, server, capfd, fault):
-    remote, tokens = Manifest.load(server.url, ACCESS), token_set[1]
+    access = IMPATIENT if fault == "stall" else ACCESS
+    remote, tokens = Manifest.load(server.url, access), token_set[1]
     server.fail("shard-00006.tar", fault, times=3)
     np.testing.assert_array_equal(
         TokenReader(remote).read(9000, 60000), tokens[9000:60000]
@@ -131,7 +133,8 @@ def test_a_failure_that_passes_is_retried_aloud(token_set, server, capfd, fault)
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_that_stays_ends_in_one_clear_line(server, fault):
-    access = dataclasses.replace(ACCESS, attempts=2)
+    access = IMPATIENT if fault == "stall" else ACCESS
+    access = dataclasses.replace(access, attempts=2)
     remote = Manifest.load(server.url, access)
     server.fail("shard-00000.tar", fault, times=99)
     with pytest.raises(DataError) as caught:

@@ -49,13 +49,15 @@ def local_run(token_data, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_the_same_from_a_url(local_run, server, tmp_path, capsys):
-    runs = {"streamed": {}, "cached": {"data_cache": tmp_path / "cache"}}
+    cache = {"data_cache": tmp_path / "cache", "data_cache_gigabytes": 0.5}
+    runs = {"streamed": {}, "cached": cache}
     for name, changes in runs.items():
         server.fail("shard-00000.tar", 500)
         arguments = arguments_of(options_of(server.url, tmp_path / name, **changes))
         assert main(["train", *SMALL_MODEL, *arguments]) == 0
         output = capsys.readouterr().out
         assert f"validation: {server.url}/val, " in output
+        assert (f"{tmp_path / 'cache'}, 0.5 GB at most" in output) == bool(changes)
         for metric in ("loss", "val_loss"):
             expected = step_metrics(local_run, metric)
             assert expected and step_metrics(tmp_path / name, metric) == expected
