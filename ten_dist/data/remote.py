@@ -84,9 +84,9 @@ class RemotePath:
                 "recorded with the run: leave these out, and give credentials in the "
                 "environment or in ~/.netrc"
             )
-        if "::" in url:
-            raise DataError(f"{shown} is a chain of URLs: give a single one")
         scheme, _, place = url.partition("://")
+        if "::" in scheme or "://" in place:
+            raise DataError(f"{shown} is a chain of URLs: give a single one")
         root = f"{scheme.lower()}://{place.rstrip('/')}"
         path = cls(root, root, access)
         try:

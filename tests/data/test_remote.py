@@ -204,11 +204,13 @@ def test_the_tokenizer_must_be_the_one_of_the_shards(server):
         ("http://[host/data", "not a valid URL"),
         ("nothing://host/data", "nothing://host/data cannot be opened"),
         ("simplecache::http://host/data", "a chain of URLs"),
+        ("zip://data.zip::http://host/data", "a chain of URLs"),
+        ("http://[::1]:1/data", "cannot read http://[::1]:1/data/manifest.json"),
     ],
 )
 def test_urls_that_cannot_be_used(url, said):
     with pytest.raises(DataError) as caught:
-        Manifest.load(url)
+        Manifest.load(url, dataclasses.replace(ACCESS, attempts=1))
     assert said in str(caught.value) and "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
