@@ -10,6 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # As many as ask at the same time.
+    request_queue_size = 128
+
+
 class FaultyServer:
     """Serves a folder on loopback.
 
@@ -24,8 +30,7 @@ class FaultyServer:
         self._faults = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -41,7 +46,7 @@ class FaultyServer:
     def fail(self, name, fault, times=1, method="GET"):
         """Answer the next `times` requests for files that end on `name` with a fault.
 
-        Faults: an HTTP status; "stall", "drop" and "truncated" send half a file and
+        Faults: an HTTP status; the path of a file to send instead; "stall", "drop" and "truncated" send half a file and
         then nothing, a reset, or an orderly end; "wrong" sends other bytes.
         """
         self._faults.append([method, name, fault, times])
@@ -77,6 +82,8 @@ class FaultyServer:
             def _answer(self, method):
                 fault = server._fault(method, self.path)
                 path = server.folder / self.path.lstrip("/")
+                if isinstance(fault, Path):
+                    path = fault
                 if isinstance(fault, int):
                     self._send(fault, b"a page of words", method)
                 elif not path.is_file():

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ten_dist.data.remote import RemoteAccess
-from ten_dist.data.storage import Location, locate
+from ten_dist.data.storage import Location, is_url, locate
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import write_json
 
@@ -172,7 +172,10 @@ class Manifest:
                 f"that `{PREPARE_COMMAND}` has completed"
             ) from None
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
+            advice = "the URL and its server" if is_url(path) else "its permissions"
+            raise DataError(
+                f"cannot read {path} ({error.strerror}): check {advice}"
+            ) from None
         except ValueError as error:
             raise DataError(
                 f"{path} is not valid JSON ({error}): prepare the data again with "

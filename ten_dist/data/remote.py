@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ _LONGEST_WAIT_SECONDS = 60.0
 # Statuses below 500 that the same request may not get again: timeout, too early, too many.
 _PASSING_STATUSES = (408, 425, 429)
 _LASTING_ERRORS = (ValueError, TypeError, NotImplementedError, ImportError)
+# Of botocore, which is there for S3 only: named rather than imported.
+_LASTING_NAMES = ("ParamValidationError", "NoRegionError")
 _CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError")
 
 
@@ -58,6 +61,8 @@ class RemotePath:
     """
 
     url: str
+    root: str
+    """The URL that the user has given, of the folder or of one above it."""
     access: RemoteAccess = dataclasses.field(compare=False)
 
     @classmethod
@@ -68,7 +73,10 @@ class RemotePath:
             DataError: the URL carries a password or query, which would be printed and
                 recorded; or no installed package can open it.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise DataError(f"this is not a valid URL of a folder: {error}") from None
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise DataError(
@@ -76,9 +84,11 @@ class RemotePath:
                 "recorded with the run: leave these out, and give credentials in the "
                 "environment or in ~/.netrc"
             )
-        if "::" in url:
+        scheme, _, place = url.partition("://")
+        if "::" in scheme or "://" in place:
             raise DataError(f"{shown} is a chain of URLs: give a single one")
-        path = cls(url.rstrip("/"), access)
+        root = f"{scheme.lower()}://{place.rstrip('/')}"
+        path = cls(root, root, access)
         try:
             import tenacity  # noqa: F401 - found missing now rather than when needed
 
@@ -156,8 +166,7 @@ class RemotePath:
         return True
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
-        protocol = self.url.partition("://")[0].lower()
-        files = _file_system(os.getpid(), protocol, self.access.timeout_seconds)
+        files = _file_system(os.getpid(), self.root, self.access.timeout_seconds)
         return files, files._strip_protocol(self.url)
 
     def _insist(self, action: Callable[[AbstractFileSystem, str], T]) -> T:
@@ -205,15 +214,14 @@ class RemotePath:
 
 
 @functools.cache
-def _file_system(
-    process: int, protocol: str, timeout_seconds: float
-) -> AbstractFileSystem:
+def _file_system(process: int, root: str, timeout_seconds: float) -> AbstractFileSystem:
     # Made anew in each process, and never let go of: a forked one that closed the
     # connections that it inherited would close its parent's.
     import fsspec
 
+    protocol = root.partition("://")[0]
     options = _options(protocol, timeout_seconds)
-    files = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    files, _ = fsspec.url_to_fs(root, skip_instance_cache=True, **options)
     if protocol in ("s3", "s3a"):
         # Attempts are counted and announced here.
         files.retries = 1
@@ -249,9 +257,10 @@ def _options(protocol: str, timeout_seconds: float) -> dict[str, Any]:
 
 def _classified(error: Exception, url: str) -> Exception:
     """What a failure means: an ``OSError`` that lasts, or :class:`_Passing`."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+    over_http = url.startswith(("http://", "https://"))
+    if over_http and isinstance(error, FileNotFoundError):
         # fsspec takes any failure to learn a size over HTTP for an absent file.
-        error = error.__cause__
+        error = error.__cause__ or error
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         reason = f"the server has no such file ({_words(error)})"
@@ -264,7 +273,10 @@ def _classified(error: Exception, url: str) -> Exception:
         return PermissionError(errno.EACCES, reason, url)
     refused = status is not None and 300 <= status < 500
     if (refused and status not in _PASSING_STATUSES) or (
-        status is None and isinstance(error, _LASTING_ERRORS)
+        status is None
+        and (
+            isinstance(error, _LASTING_ERRORS) or type(error).__name__ in _LASTING_NAMES
+        )
     ):
         return OSError(errno.EIO, _words(error), url)
     return _Passing(_words(error))
@@ -287,6 +299,6 @@ def _words(error: BaseException) -> str:
     status = _status(error)
     kind = type(error).__name__ if status is None else f"HTTP status {status}"
     # The message of aiohttp is what the server said, its string has the URL too.
-    text = " ".join(str(getattr(error, "message", error)).split())
-    text = re.sub(r"\?[^\s'\"]+", "?...", text)
+    text = str(getattr(error, "message", error))
+    text = textwrap.shorten(re.sub(r"\?[^\s'\"]+", "?...", text), 300)
     return f"{kind}: {text}" if text else kind

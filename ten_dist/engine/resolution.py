@@ -38,6 +38,10 @@ class ResolvedRun:
     """The training data; None only in a dry run."""
     val_manifest: Manifest | None
 
+    def manifests(self) -> list[Manifest]:
+        """The token sets of the run: training data, then validation data."""
+        return [m for m in (self.manifest, self.val_manifest) if m is not None]
+
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
@@ -107,6 +111,10 @@ class ResolvedRun:
             lines.append("data: none given, random tokens (a dry run can do without)")
         else:
             lines.append(f"data: {self.training.data}, {self.manifest.tokens:,} tokens")
+            if self.training.data_cache is not None:
+                gigabytes = self.training.data_cache_gigabytes
+                limit = "no limit" if gigabytes is None else f"{gigabytes:g} GB at most"
+                lines.append(f"data cache: {self.training.data_cache}, {limit}")
             lines.append(
                 "validation: none, no --val_data given and no val folder in --data"
                 if self.val_manifest is None

@@ -19,7 +19,7 @@ from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
 from ten_dist.engine.trainer import Trainer
-from ten_dist.errors import ConfigurationError
+from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
@@ -64,6 +64,7 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
         keep_freed_memory()
     with ranks.agreeing():
         run = resolve(training, model_options, deepspeed_file, world_size)
+    _agree_on_data(ranks, run)
     start = None if training.dry_run else _find_start(ranks, run)
     if start is None or start.completed is None:
         for line in run.describe():
@@ -79,6 +80,23 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
             f"loss {start.completed['loss']:.4f}. Nothing to do."
         )
     ranks.close()
+
+
+def _agree_on_data(ranks: Ranks, run: ResolvedRun) -> None:
+    """Refuse a run whose ranks would not read the same tokens.
+
+    Raises:
+        DataError: a node has other data at that path, or it was replaced on its server
+            while the ranks looked.
+    """
+    sets = [manifest.fingerprint for manifest in run.manifests()]
+    of_first = ranks.from_first(sets)
+    with ranks.agreeing():
+        if sets != of_first:
+            raise DataError(
+                "--data or --val_data is not the same token set as on rank 0: have the "
+                "same data on every node, and do not replace it while a run reads it"
+            )
 
 
 def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
@@ -107,9 +125,8 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
 def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
     full = run.training.data_verification == "full"
     with ranks.agreeing():
-        for manifest in (run.manifest, run.val_manifest):
-            if manifest is not None:
-                verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
+        for manifest in run.manifests():
+            verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
 
 
 def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:

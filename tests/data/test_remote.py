@@ -24,7 +24,8 @@ from ten_dist.errors import DataError
 from tests.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
-ACCESS = RemoteAccess(timeout_seconds=0.5, attempts=4, first_wait_seconds=0.01)
+ACCESS = RemoteAccess(timeout_seconds=20, attempts=4, first_wait_seconds=0.01)
+IMPATIENT = dataclasses.replace(ACCESS, timeout_seconds=1)
 SIZES = (900, 1500, 3, 2000, 1000, 700, 71000, 1300, 2500, 4000, 50, 800)
 
 
@@ -95,6 +96,13 @@ def test_the_held_out_set_beside_is_found(token_set, server, capfd):
     assert "val/manifest.json: the server denies access" in capfd.readouterr().err
 
 
+def test_any_file_system_of_fsspec_will_do(token_set):
+    local = token_set[0]
+    remote = Manifest.load(f"file://{local.directory}", ACCESS)
+    verify_shards(remote)
+    assert batches_of(remote) == batches_of(local)
+
+
 FAULTS = {
     "stall": "Timeout",
     "drop": "Client",
@@ -108,7 +116,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_that_passes_is_retried_aloud(token_set, server, capfd, fault):
-    remote, tokens = Manifest.load(server.url, ACCESS), token_set[1]
+    access = IMPATIENT if fault == "stall" else ACCESS
+    remote, tokens = Manifest.load(server.url, access), token_set[1]
     server.fail("shard-00006.tar", fault, times=3)
     np.testing.assert_array_equal(
         TokenReader(remote).read(9000, 60000), tokens[9000:60000]
@@ -124,7 +133,8 @@ def test_a_failure_that_passes_is_retried_aloud(token_set, server, capfd, fault)
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_that_stays_ends_in_one_clear_line(server, fault):
-    access = dataclasses.replace(ACCESS, attempts=2)
+    access = IMPATIENT if fault == "stall" else ACCESS
+    access = dataclasses.replace(access, attempts=2)
     remote = Manifest.load(server.url, access)
     server.fail("shard-00000.tar", fault, times=99)
     with pytest.raises(DataError) as caught:
@@ -191,13 +201,16 @@ def test_the_tokenizer_must_be_the_one_of_the_shards(server):
     [
         ("http://user:secret@host/data", "a user, a query or a fragment"),
         ("https://host/data?signature=secret", "a user, a query or a fragment"),
+        ("http://[host/data", "not a valid URL"),
         ("nothing://host/data", "nothing://host/data cannot be opened"),
         ("simplecache::http://host/data", "a chain of URLs"),
+        ("zip://data.zip::http://host/data", "a chain of URLs"),
+        ("http://[::1]:1/data", "cannot read http://[::1]:1/data/manifest.json"),
     ],
 )
 def test_urls_that_cannot_be_used(url, said):
     with pytest.raises(DataError) as caught:
-        Manifest.load(url)
+        Manifest.load(url, dataclasses.replace(ACCESS, attempts=1))
     assert said in str(caught.value) and "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -148,7 +148,7 @@ def test_a_failure_that_passes_is_retried_aloud(
     with FaultyServer(tmp_path) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         # Another timeout makes another client, which looks for the endpoint anew.
-        timeout = 0.4 + server.port / 1e6
+        timeout = 1 + server.port / 1e6
         access = RemoteAccess(None, timeout, attempts=4, first_wait_seconds=0.01)
         remote = Manifest.load(URL, access)
         server.fail("shard-00003.tar", fault, times=2)

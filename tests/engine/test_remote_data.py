@@ -49,13 +49,15 @@ def local_run(token_data, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_the_same_from_a_url(local_run, server, tmp_path, capsys):
-    runs = {"streamed": {}, "cached": {"data_cache": tmp_path / "cache"}}
+    cache = {"data_cache": tmp_path / "cache", "data_cache_gigabytes": 0.5}
+    runs = {"streamed": {}, "cached": cache}
     for name, changes in runs.items():
         server.fail("shard-00000.tar", 500)
         arguments = arguments_of(options_of(server.url, tmp_path / name, **changes))
         assert main(["train", *SMALL_MODEL, *arguments]) == 0
         output = capsys.readouterr().out
         assert f"validation: {server.url}/val, " in output
+        assert (f"{tmp_path / 'cache'}, 0.5 GB at most" in output) == bool(changes)
         for metric in ("loss", "val_loss"):
             expected = step_metrics(local_run, metric)
             assert expected and step_metrics(tmp_path / name, metric) == expected
@@ -88,6 +90,17 @@ def test_ranks_share_the_cache(local_run, server, tmp_path):
     gets = [path for method, path in server.requests if method == "GET"]
     shards = [path for path in gets if path.endswith(".tar")]
     assert shards and len(shards) == len(set(shards)), "each is fetched once"
+
+
+@pytest.mark.slow
+def test_data_that_is_replaced_while_ranks_look_is_refused(server, tmp_path):
+    """One of the two ranks sees the set as it was before."""
+    server.fail("/manifest.json", server.folder / "val" / "manifest.json")
+    arguments = arguments_of(options_of(server.url, tmp_path / "run"))
+    output = train([*SMALL_MODEL, *arguments], ranks=2, expect=2)
+    errors = [line for line in output.splitlines() if line.startswith("ten-dist:")]
+    assert len(errors) == 1 and "not the same token set as on rank 0" in errors[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_work_is_refused(capsys, token_data, server, tmp_path):
