@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.journal import Skipped
 from ten_dist.errors import ConfigurationError, DataError
 
 JSONL_RANGE_BYTES = 1 << 20
@@ -53,14 +54,6 @@ class Segment:
     def bytes(self) -> int:
         """Size in bytes."""
         return self.stop - self.start
-
-
-@dataclass
-class Skipped:
-    """What was left out of a part of the corpus, counted."""
-
-    empty: int = 0
-    not_utf8: int = 0
 
 
 def list_corpus(
@@ -127,6 +120,20 @@ def listing_digest(segments: Sequence[Segment]) -> str:
     digest = hashlib.sha256()
     for segment in segments:
         line = [segment.identity, segment.start, segment.stop, segment.jsonl]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def files_digest(segments: Sequence[Segment]) -> str:
+    """sha256, in hex, of when each file was changed last.
+
+    It tells a corpus that was edited between two starts of a preparation, which the
+    names and sizes of its files may not show.
+    """
+    digest = hashlib.sha256()
+    names = {segment.path: segment.identity for segment in reversed(segments)}
+    for path, name in sorted(names.items(), key=lambda item: item[1]):
+        line = [name, os.stat(path).st_mtime_ns]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 
