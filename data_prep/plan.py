@@ -19,9 +19,9 @@ from data_prep.corpus import (
     list_corpus,
     list_python_stdlib,
     listing_digest,
-    read_documents,
     units,
 )
+from data_prep.documents import read_documents
 from data_prep.journal import Journal, Skipped
 from data_prep.tokenizer import (
     byte_tokenizer,
@@ -93,7 +93,11 @@ def make_plan(options: argparse.Namespace) -> Plan:
         segments = list_python_stdlib(options.exclude, options.output)
     else:
         segments = list_corpus(
-            options.input, options.include, options.exclude, options.output
+            options.input,
+            options.include,
+            options.exclude,
+            options.output,
+            options.text_field,
         )
     return Plan(
         units=units(segments, options.shard_megabytes * 1e6),

@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from webdataset import TarWriter
 
-from data_prep.corpus import Segment, read_documents
+from data_prep.corpus import Segment
+from data_prep.documents import read_documents
 from data_prep.journal import UnitResult
 from data_prep.ranks import Tick
 from data_prep.tokenizer import Encoder
@@ -179,7 +180,8 @@ def write_unit(
                 split.text_bytes += len(text.encode("utf-8"))
                 tokens_made += tokens.size
             batch.clear()
-            batch_bytes = 0
+            tick(0, tokens_made)
+            batch_bytes = tokens_made = 0
 
         for segment in segments:
             for text in read_documents(segment, text_field, result.skipped):
@@ -187,10 +189,8 @@ def write_unit(
                 batch_bytes += len(text)
                 if batch_bytes >= _BATCH_BYTES:
                     flush()
-            tick(segment.bytes, tokens_made)
-            tokens_made = 0
+            tick(segment.bytes, 0)
         flush()
-        tick(0, tokens_made)
         result.train.shard = train.finish()
         result.val.shard = val.finish()
     return result
