@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from data_prep.corpus import Segment
 from data_prep.formats import compressed_lines, parquet_texts
 from data_prep.journal import Skipped
+from data_prep.ranks import Tick
 from ten_dist.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which texts are documents: those of a field, and of at least so many characters."""
+
+    text_field: str
+    min_length: int = 0
+
+
+def unit_documents(
+    segments: Sequence[Segment],
+    selection: Selection,
+    skipped: Skipped,
+    duplicates: np.ndarray | None,
+    tick: Tick,
+) -> Iterator[str]:
+    """The documents of a unit, in order; those left out are added to ``skipped``.
+
+    Args:
+        segments: Those of the unit.
+        selection: Which texts are documents.
+        skipped: Where to count what is left out.
+        duplicates: Which of them to leave out, by their number: 1-D, ascending.
+        tick: Told of the bytes of each segment when it is done.
+
+    Raises:
+        DataError, OSError: as :func:`read_documents`.
+    """
+    copies = iter(() if duplicates is None else duplicates)
+    next_copy = next(copies, None)
+    number = 0
+    for segment in segments:
+        for text in read_documents(segment, selection, skipped):
+            if number == next_copy:
+                skipped.duplicates += 1
+                next_copy = next(copies, None)
+            else:
+                yield text
+            number += 1
+        tick(segment.bytes, 0)
+
+
 def read_documents(
-    segment: Segment, text_field: str, skipped: Skipped
+    segment: Segment, selection: Selection, skipped: Skipped
 ) -> Iterator[str]:
     """The documents of a segment, in order; those left out are added to ``skipped``.
 
@@ -23,6 +68,7 @@ def read_documents(
             compressed or Parquet file is damaged; or the file is not what was listed.
         OSError: the file cannot be read.
     """
+    text_field = selection.text_field
     if segment.format == "text":
         texts = _file_text(segment)
     elif segment.format == "jsonl":
@@ -36,6 +82,8 @@ def read_documents(
             skipped.not_utf8 += 1
         elif not text.strip():
             skipped.empty += 1
+        elif len(text) < selection.min_length:
+            skipped.too_short += 1
         else:
             yield text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ten_dist.data.manifest import ShardRecord
-from ten_dist.files import write_json
+from ten_dist.files import write_bytes, write_json
 
 JOURNAL_NAME = ".preparing"
 _SOURCE = "source.json"
 _TOKENIZER = "tokenizer.json"
-_RECORD = re.compile(r"(source|tokenizer|unit-\d{5,})\.json(\.tmp)?")
+_RECORD = re.compile(
+    r"((source|tokenizer|unit-\d{5,})\.json|(hashes|duplicates)-\d{5,}\.npy)(\.tmp)?"
+)
 
 
 @dataclass
@@ -32,6 +37,13 @@ class Skipped:
 
     empty: int = 0
     not_utf8: int = 0
+    too_short: int = 0
+    duplicates: int = 0
+
+    def add(self, other: Skipped) -> None:
+        """Add the counts of another part."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass
@@ -124,11 +136,27 @@ class Journal:
         record = {"tokenizer_sha256": tokenizer_sha256, **dataclasses.asdict(result)}
         write_json(self.folder / f"unit-{result.unit:05d}.json", record)
 
+    def array(self, name: str, unit: int) -> np.ndarray | None:
+        """The array of a name, "hashes" or "duplicates", of a unit; None if missing."""
+        try:
+            path = self.folder / f"{name}-{unit:05d}.npy"
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def keep_array(self, name: str, unit: int, array: np.ndarray) -> None:
+        """Record an array of a unit."""
+        encoded = io.BytesIO()
+        np.save(encoded, array, allow_pickle=False)
+        write_bytes(self.folder / f"{name}-{unit:05d}.npy", encoded.getvalue())
+
     def keep_only(self, units: Sequence[int]) -> None:
         """Remove the records of all other units, and what a killed rank left half."""
-        kept = {f"unit-{unit:05d}.json" for unit in units} | {_SOURCE, _TOKENIZER}
+        kept = {f"unit-{unit:05d}.json" for unit in units}
         for path in self.folder.iterdir():
-            if _RECORD.fullmatch(path.name) and path.name not in kept:
+            half = _RECORD.fullmatch(path.name) and path.suffix == ".tmp"
+            other = path.name.startswith("unit-") and path.name not in kept
+            if half or other:
                 path.unlink()
 
 

@@ -21,7 +21,7 @@ from data_prep.corpus import (
     listing_digest,
     units,
 )
-from data_prep.documents import read_documents
+from data_prep.documents import Selection, unit_documents
 from data_prep.journal import Journal, Skipped
 from data_prep.tokenizer import (
     byte_tokenizer,
@@ -51,6 +51,7 @@ class Plan:
     units: list[list[Segment]]
     source: dict[str, Any]
     files_sha256: str
+    selection: Selection
     given_tokenizer: str | None
 
     @property
@@ -103,6 +104,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         units=units(segments, options.shard_megabytes * 1e6),
         source=_source(options, segments),
         files_sha256=files_digest(segments),
+        selection=Selection(options.text_field, options.min_length),
         given_tokenizer=_given_tokenizer(options),
     )
 
@@ -131,6 +133,11 @@ def _source(options: argparse.Namespace, segments: Sequence[Segment]) -> dict[st
     if options.tokenizer is None:
         source["vocab_size"] = options.vocab_size
         source["tokenizer_sample_megabytes"] = options.tokenizer_sample_megabytes
+    # Named only where they are used, so that a set from before they existed stays itself.
+    if options.min_length:
+        source["min_length"] = options.min_length
+    if options.deduplicate:
+        source["deduplicate"] = True
     canonical = json.dumps(source, sort_keys=True, separators=(",", ":"))
     return {**source, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
 
@@ -172,7 +179,7 @@ def make_vocabulary(
         if text is not None:
             say("tokenizer: trained before the interruption")
         else:
-            text = _train(options, plan, say).to_str(pretty=True)
+            text = _train(options, plan, journal, say).to_str(pretty=True)
             journal.keep_tokenizer(text)
     tokenizer = Tokenizer.from_str(text)
     size = vocabulary_size(tokenizer)
@@ -189,7 +196,9 @@ def make_vocabulary(
     )
 
 
-def _train(options: argparse.Namespace, plan: Plan, say: Say) -> Tokenizer:
+def _train(
+    options: argparse.Namespace, plan: Plan, journal: Journal, say: Say
+) -> Tokenizer:
     """Train on the documents that are not held out, and say how it went."""
     started = time.monotonic()
     limit = options.tokenizer_sample_megabytes * 1e6
@@ -197,8 +206,11 @@ def _train(options: argparse.Namespace, plan: Plan, say: Say) -> Tokenizer:
 
     def sample() -> Iterator[str]:
         nonlocal taken
-        for segment in (segment for unit in plan.units for segment in unit):
-            for text in read_documents(segment, options.text_field, Skipped()):
+        for number, unit in enumerate(plan.units):
+            copies = journal.array("duplicates", number)
+            for text in unit_documents(
+                unit, plan.selection, Skipped(), copies, lambda *_: None
+            ):
                 if not is_held_out(text, options.val_fraction):
                     taken += len(text.encode("utf-8"))
                     yield text

@@ -7,10 +7,11 @@ before any of them ends, so that none is left waiting and one message is printed
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from ten_dist.errors import ConfigurationError
@@ -222,3 +223,14 @@ class Ranks:
                 time.sleep(_POLL_SECONDS)
             self._comm.recv(source=0, tag=_READY)
         return self._comm.bcast(value, root=0)
+
+
+def assign_units(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Give each unit, largest first, to the rank with the least to do so far."""
+    loads = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for unit in sorted(range(len(sizes)), key=lambda unit: (-sizes[unit], unit)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(unit)
+        heapq.heappush(loads, (load + sizes[unit], rank))
+    return shares

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import functools
-import heapq
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
-from data_prep.journal import Split, UnitResult
+from data_prep.deduplicate import mark_duplicates
+from data_prep.journal import Skipped, Split, UnitResult
 from data_prep.options import parse_options
 from data_prep.output import Found, Output
 from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
-from data_prep.ranks import FileError, Ranks, Tick
+from data_prep.progress import work_with_bar
+from data_prep.ranks import FileError, Ranks, Tick, assign_units
 from data_prep.tokenizer import Encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
@@ -74,6 +74,8 @@ def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
         if begun is None:
             return 0
         plan, continued = begun
+        if options.deduplicate:
+            mark_duplicates(ranks, plan.units, plan.selection, output.journal)
         vocabulary = ranks.from_root(lambda: _vocabulary(options, plan, output, say))
         finished = _finished(ranks, plan, vocabulary, output, continued, say)
         results = _tokenize(ranks, options, plan, vocabulary, output, finished, say)
@@ -170,17 +172,6 @@ def _finished(
     return finished
 
 
-def assign_units(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Give each unit, largest first, to the rank with the least to do so far."""
-    loads = [(0, rank) for rank in range(ranks)]
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    for unit in sorted(range(len(sizes)), key=lambda unit: (-sizes[unit], unit)):
-        load, rank = heapq.heappop(loads)
-        shares[rank].append(unit)
-        heapq.heappush(loads, (load + sizes[unit], rank))
-    return shares
-
-
 def _tokenize(
     ranks: Ranks,
     options: argparse.Namespace,
@@ -213,34 +204,16 @@ def _tokenize(
                 encoder=encoder,
                 dtype=token_dtype(vocabulary.size),
                 val_fraction=options.val_fraction,
-                text_field=options.text_field,
+                selection=plan.selection,
+                duplicates=output.journal.array("duplicates", unit),
                 tick=tick,
             )
             output.journal.keep_unit(result, vocabulary.tokenizer_sha256)
             results.append(result)
         return results
 
-    with tqdm(
-        total=sum(sizes),
-        initial=sum(sizes[unit] for unit in there),
-        desc="tokenizing",
-        unit="B",
-        unit_scale=True,
-        # In a log file each update is a line of its own.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        disable=ranks.rank != 0,
-    ) as bar:
-        started = time.monotonic()
-        tokens = 0
-
-        def show(count: int, new_tokens: int) -> None:
-            nonlocal tokens
-            tokens += new_tokens
-            rate = tokens / max(time.monotonic() - started, 1e-3)
-            bar.set_postfix_str(f"{tqdm.format_sizeof(rate)} tokens/s", refresh=False)
-            bar.update(count)
-
-        results = ranks.work(job, show)
+    there_bytes = sum(sizes[unit] for unit in there)
+    results = work_with_bar(ranks, job, "tokenizing", sum(sizes), there_bytes)
     made = [result for share in results or [] for result in share]
     return sorted([*finished, *made], key=lambda result: result.unit)
 
@@ -255,11 +228,16 @@ def _complete(
 ) -> None:
     """Write the manifests, that of the train set last of all, and sum up."""
     trains, vals = zip(*((result.train, result.val) for result in ordered), strict=True)
-    train = _manifest(output.folder, plan, vocabulary, trains)
-    val = _manifest(output.val_folder, plan, vocabulary, vals)
+    counts = Skipped()
+    for result in ordered:
+        counts.add(result.skipped)
+    source = {**plan.source, "left_out": vars(counts)}
+    train = _manifest(output.folder, source, vocabulary, trains)
+    val = _manifest(output.val_folder, source, vocabulary, vals)
     if train.documents + val.documents == 0:
         raise ConfigurationError(
             "the corpus has no documents: all its files are empty or not UTF-8"
+            + (", or shorter than --min_length" if options.min_length else "")
         )
     if train.documents == 0 or (options.val_fraction > 0 and val.documents == 0):
         side, change = (
@@ -274,13 +252,19 @@ def _complete(
     say(f"train: {_summary(train)}")
     if options.val_fraction > 0:
         say(f"held out: {_summary(val)}")
-    empty = sum(result.skipped.empty for result in ordered)
-    not_utf8 = sum(result.skipped.not_utf8 for result in ordered)
-    say(f"left out: {empty} empty documents, {not_utf8} that are not UTF-8")
+    left_out = f"{counts.empty} empty documents, {counts.not_utf8} that are not UTF-8"
+    if options.min_length:
+        left_out += f", {counts.too_short} shorter than {options.min_length} characters"
+    if options.deduplicate:
+        left_out += f", {counts.duplicates} copies of earlier ones"
+    say(f"left out: {left_out}")
 
 
 def _manifest(
-    folder: Path, plan: Plan, vocabulary: Vocabulary, splits: Sequence[Split]
+    folder: Path,
+    source: dict[str, Any],
+    vocabulary: Vocabulary,
+    splits: Sequence[Split],
 ) -> Manifest:
     token, token_id = vocabulary.separator
     return Manifest(
@@ -294,7 +278,7 @@ def _manifest(
         tokenizer_sha256=vocabulary.tokenizer_sha256,
         separator_token=token,
         separator_id=token_id,
-        source=plan.source,
+        source=source,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from webdataset import TarWriter
 
 from data_prep.corpus import Segment
-from data_prep.documents import read_documents
+from data_prep.documents import Selection, unit_documents
 from data_prep.journal import UnitResult
 from data_prep.ranks import Tick
 from data_prep.tokenizer import Encoder
@@ -152,10 +152,13 @@ def write_unit(
     encoder: Encoder,
     dtype: str,
     val_fraction: float,
-    text_field: str,
+    selection: Selection,
+    duplicates: np.ndarray | None,
     tick: Tick,
 ) -> UnitResult:
     """Tokenize a unit into ``output`` and, for held-out documents, ``val_output``.
+
+    ``duplicates`` are the documents to leave out, by number: 1-D, ascending.
 
     Raises:
         DataError: the corpus has a malformed line or has changed.
@@ -183,13 +186,13 @@ def write_unit(
             tick(0, tokens_made)
             batch_bytes = tokens_made = 0
 
-        for segment in segments:
-            for text in read_documents(segment, text_field, result.skipped):
-                batch.append(text)
-                batch_bytes += len(text)
-                if batch_bytes >= _BATCH_BYTES:
-                    flush()
-            tick(segment.bytes, 0)
+        for text in unit_documents(
+            segments, selection, result.skipped, duplicates, tick
+        ):
+            batch.append(text)
+            batch_bytes += len(text)
+            if batch_bytes >= _BATCH_BYTES:
+                flush()
         flush()
         result.train.shard = train.finish()
         result.val.shard = val.finish()

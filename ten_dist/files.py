@@ -16,11 +16,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole: written beside it, brought to the disk, renamed."""
+    """Replace a text file, whole, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file, whole: written beside it, brought to the disk, renamed."""
     temporary = path.with_name(path.name + ".tmp")
     with removed_on_error(temporary):
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

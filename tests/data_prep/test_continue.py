@@ -40,11 +40,12 @@ def small(tmp_path, sentence):
 
 @pytest.fixture
 def whole(tmp_path, prepare):
-    """Function: corpus -> what an undisturbed preparation of it gives."""
+    """Function: corpus, options -> what an undisturbed preparation of it gives."""
 
-    def run(corpus):
+    def run(corpus, *options):
         output = tmp_path / f"whole of {corpus.name}"
-        status, _, errors = prepare("--input", corpus, "--output", output, *OPTIONS)
+        arguments = ["--input", corpus, "--output", output, *OPTIONS, *options]
+        status, _, errors = prepare(*arguments)
         assert status == 0, errors
         return contents(output)
 
@@ -88,10 +89,11 @@ while run(f"{folder}/patience", 9) == signal.SIGKILL:
 
 
 def test_killed_before_any_file_gets_its_name(tmp_path, small, whole):
+    (small / "copy.txt").write_bytes((small / "3.txt").read_bytes())
     done = subprocess.run(
         [
             *(sys.executable, "-c", KILLED_EVERYWHERE),
-            *(str(small), str(tmp_path / "killed"), *OPTIONS),
+            *(str(small), str(tmp_path / "killed"), *OPTIONS, "--deduplicate"),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -100,7 +102,7 @@ def test_killed_before_any_file_gets_its_name(tmp_path, small, whole):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = whole(small)
+    expected = whole(small, "--deduplicate")
     folders = sorted((tmp_path / "killed").iterdir())
     # Two names a unit at least, and those of the tokenizers and manifests.
     assert len(folders) > 15
