@@ -1,6 +1,7 @@
-"""The corpus: which files, cut into which segments, holding which documents.
+"""The corpus: which files, cut into which segments, joined into which units.
 
-A segment is a whole text file, or a range of lines of a JSONL file. Segments are put in
+A segment is a whole text file, a range of lines of a JSONL file, a whole compressed
+JSONL file, or a row group of a Parquet file. Segments are put in
 an order that depends only on what they are called within the corpus, and joined in that
 order into units of about equal size: the shards. Neither the order nor the units depend
 on where the corpus lies or on how many ranks work on it.
@@ -18,11 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ten_dist.errors import ConfigurationError, DataError
+from data_prep.formats import check_library, parquet_row_groups
+from ten_dist.errors import ConfigurationError
 
 JSONL_RANGE_BYTES = 1 << 20
 TEXT_NAME = re.compile(
-    r".*\.(jsonl"
+    r".*\.(jsonl|jsonl\.gz|jsonl\.zst|parquet"
     r"|txt|text|md|markdown|rst|tex|org|adoc|html|htm|xml|css|scss"
     r"|py|pyi|pyx|ipynb|c|h|cc|cpp|cxx|hpp|hh|cu|cuh|m|mm|java|kt|scala|gradle|cs|fs"
     r"|go|rs|zig|nim|swift|dart|js|jsx|mjs|ts|tsx|rb|php|pl|pm|lua|tcl|r|jl|f|f90"
@@ -31,23 +33,27 @@ TEXT_NAME = re.compile(
     re.IGNORECASE,
 )
 """Names of the files that are taken from a folder when no pattern says otherwise."""
+FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
+"""Formats by the end of a file's name; whatever ends otherwise is "text"."""
 STDLIB_INCLUDE = ("*.py",)
 STDLIB_EXCLUDE = ("site-packages", "dist-packages", "__pycache__")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes ``start`` to ``stop`` of a file.
+    """Bytes ``start`` to ``stop`` of a file in one of :data:`FORMATS`, or "text".
 
     ``identity`` names it within the corpus, whatever machine that lies on. Of a JSONL
-    file it holds the lines that begin in the range; of a text file it is all.
+    file it holds the lines that begin in the range; of a Parquet file, ``row_group``,
+    and the bytes are those of the text column; of any other it is all.
     """
 
     identity: str
     path: str
     start: int
     stop: int
-    jsonl: bool
+    format: str
+    row_group: int = 0
 
     @property
     def bytes(self) -> int:
@@ -55,19 +61,12 @@ class Segment:
         return self.stop - self.start
 
 
-@dataclass
-class Skipped:
-    """What was left out of a part of the corpus, counted."""
-
-    empty: int = 0
-    not_utf8: int = 0
-
-
 def list_corpus(
     inputs: Sequence[str],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     output: str | None = None,
+    text_field: str = "text",
 ) -> list[Segment]:
     """The segments of files and folders, in the order in which they become tokens.
 
@@ -78,7 +77,8 @@ def list_corpus(
 
     Raises:
         ConfigurationError: an input is missing or cannot be read, a pattern is empty or
-            an ``include`` pattern matches nothing, or nothing is left.
+            an ``include`` pattern matches nothing, nothing is left, a Parquet file has
+            no column ``text_field`` of text, or a library is not installed.
     """
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         if not all(patterns):
@@ -101,7 +101,7 @@ def list_corpus(
         raise ConfigurationError(
             f"--include {min(unmatched)!r} matches no file in {' '.join(inputs)}"
         )
-    segments = _segments(found.values())
+    segments = _segments(found.values(), text_field)
     if not segments:
         raise ConfigurationError(
             f"no text was found in {' '.join(inputs)}: give other --input, or --include "
@@ -126,7 +126,24 @@ def listing_digest(segments: Sequence[Segment]) -> str:
     """sha256, in hex, of what the segments are called and how large they are."""
     digest = hashlib.sha256()
     for segment in segments:
-        line = [segment.identity, segment.start, segment.stop, segment.jsonl]
+        # Plain text and JSONL are told apart as they were before there were others.
+        plain = segment.format in ("text", "jsonl")
+        kind = segment.format == "jsonl" if plain else segment.format
+        line = [segment.identity, segment.start, segment.stop, kind]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def files_digest(segments: Sequence[Segment]) -> str:
+    """sha256, in hex, of when each file was changed last.
+
+    It tells a corpus that was edited between two starts of a preparation, which the
+    names and sizes of its files may not show.
+    """
+    digest = hashlib.sha256()
+    names = {segment.path: segment.identity for segment in reversed(segments)}
+    for path, name in sorted(names.items(), key=lambda item: item[1]):
+        line = [name, os.stat(path).st_mtime_ns]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 
@@ -142,85 +159,6 @@ def units(segments: Sequence[Segment], unit_bytes: float) -> list[list[Segment]]
         groups.setdefault(group, []).append(segment)
         position += segment.bytes
     return list(groups.values())
-
-
-def read_documents(
-    segment: Segment, text_field: str, skipped: Skipped
-) -> Iterator[str]:
-    """The documents of a segment, in order; those left out are added to ``skipped``.
-
-    Raises:
-        DataError: a JSONL line is malformed or lacks the field, named as file:line; or
-            the file is not what was listed.
-        OSError: the file cannot be read.
-    """
-    texts = _jsonl_texts(segment, text_field) if segment.jsonl else _file_text(segment)
-    for text in texts:
-        if text is None:
-            skipped.not_utf8 += 1
-        elif not text.strip():
-            skipped.empty += 1
-        else:
-            yield text
-
-
-def _file_text(segment: Segment) -> Iterator[str | None]:
-    with open(segment.path, "rb") as file:
-        data = file.read()
-    if len(data) != segment.stop:
-        raise DataError(f"{segment.path} changed while it was being prepared")
-    try:
-        yield data.decode("utf-8")
-    except UnicodeDecodeError:
-        yield None
-
-
-def _jsonl_texts(segment: Segment, text_field: str) -> Iterator[str | None]:
-    with open(segment.path, "rb") as file:
-        position = segment.start
-        if position:
-            # The line that reaches into this range began in an earlier one.
-            file.seek(position - 1)
-            position += len(file.readline()) - 1
-        while position < segment.stop and (line := file.readline()):
-            begin = position
-            position += len(line)
-            if begin == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield _line_text(line, segment.path, begin, text_field)
-
-
-def _line_text(line: bytes, path: str, begin: int, text_field: str) -> str | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or str(error)
-        raise DataError(
-            f"{_place(path, begin)}: not a line of JSON ({reason})"
-        ) from None
-    if not isinstance(record, dict) or text_field not in record:
-        raise DataError(
-            f"{_place(path, begin)}: no field {text_field!r}: give the field that holds "
-            "the text with --text_field"
-        )
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise DataError(f"{_place(path, begin)}: field {text_field!r} is not a string")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return None
-    return text
-
-
-def _place(path: str, offset: int) -> str:
-    with open(path, "rb") as file:
-        number, left = 1, offset
-        while left and (chunk := file.read(min(left, 1 << 20))):
-            number += chunk.count(b"\n")
-            left -= len(chunk)
-    return f"{path}:{number}"
 
 
 def _files(name: str, skipped_folder: str | None) -> Iterator[tuple[str, str]]:
@@ -256,7 +194,7 @@ def _matches(relative: str, pattern: str) -> bool:
     )
 
 
-def _segments(files: Iterable[tuple[str, str]]) -> list[Segment]:
+def _segments(files: Iterable[tuple[str, str]], text_field: str) -> list[Segment]:
     segments = []
     uses: dict[str, int] = {}
     for relative, path in files:
@@ -266,13 +204,24 @@ def _segments(files: Iterable[tuple[str, str]]) -> list[Segment]:
         if not os.access(path, os.R_OK):
             raise ConfigurationError(f"cannot read {path}: permission denied")
         size = os.path.getsize(path)
-        if not relative.lower().endswith(".jsonl"):
-            segments.append(Segment(identity, path, 0, size, jsonl=False))
-            continue
-        for start in range(0, size, JSONL_RANGE_BYTES):
-            stop = min(start + JSONL_RANGE_BYTES, size)
-            named = f"{identity}@{start}"
-            segments.append(Segment(named, path, start, stop, jsonl=True))
+        ends = [name for name in FORMATS if relative.lower().endswith(f".{name}")]
+        file_format = ends[0] if ends else "text"
+        check_library(file_format, path)
+        if file_format == "jsonl":
+            for start in range(0, size, JSONL_RANGE_BYTES):
+                stop = min(start + JSONL_RANGE_BYTES, size)
+                named = f"{identity}@{start}"
+                segments.append(Segment(named, path, start, stop, file_format))
+        elif file_format == "parquet":
+            start = 0
+            for group, column in enumerate(parquet_row_groups(path, text_field)):
+                named = f"{identity}@{group}"
+                segments.append(
+                    Segment(named, path, start, start + column, file_format, group)
+                )
+                start += column
+        else:
+            segments.append(Segment(identity, path, 0, size, file_format))
     return segments
 
 

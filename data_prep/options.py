@@ -16,7 +16,8 @@ shards and a manifest. Run it under MPI,
   mpiexec -n N python -m mpi4py -m data_prep.shard --input DIR --output DIR ...
 
 or as one process, python -m data_prep.shard ...; the result is the same to the byte.
-A document is a text file, or a line of a .jsonl file. Over several machines, --input
+A document is a text file, a line of a .jsonl, .jsonl.gz or .jsonl.zst file, or a row of
+a .parquet file. Over several machines, --input
 and --output must be on a file system that all of them share.
 """
 
@@ -42,6 +43,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("shard_megabytes", "tokenizer_sample_megabytes"):
         value = getattr(options, name)
         _check_number(value, f"--{name}", value > 0)
+    _check_number(options.min_length, "--min_length", options.min_length >= 0)
     if options.tokenizer is None and options.vocab_size is None:
         raise ConfigurationError(
             "--vocab_size is needed to train a tokenizer (or give --tokenizer FILE or "
@@ -69,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="text files, .jsonl files and folders, which are searched recursively",
+        help="text files, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, and folders, "
+        "which are searched recursively",
     )
     corpus.add_argument(
         "--corpus",
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATTERN",
         help="take from folders only what matches, such as '*.py'; may be repeated "
-        "(default: the usual extensions of text, source code and .jsonl)",
+        "(default: the usual extensions of text and source code, JSONL and Parquet)",
     )
     corpus.add_argument(
         "--exclude",
@@ -95,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--text_field",
         default="text",
         metavar="NAME",
-        help="field of a JSONL line that holds the document (default: %(default)s)",
+        help="field of a JSONL line, or column of a Parquet file, that holds the "
+        "document (default: %(default)s)",
     )
     corpus.add_argument(
         "--val_fraction",
@@ -104,6 +108,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="F",
         help="share of the documents, 0 <= F < 1, held out into OUTPUT/val; which ones "
         "depends on their text alone (default: %(default)s, no held-out set)",
+    )
+    corpus.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="leave out documents whose text is exactly that of an earlier one; reads "
+        "the corpus once more, and takes 24 bytes of memory on one rank, and 16 bytes "
+        "of disk until the end, for each document (default: keep them)",
+    )
+    corpus.add_argument(
+        "--min_length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out documents of fewer than N characters (default: %(default)s)",
     )
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument(
@@ -145,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=32.0,
         metavar="M",
-        help="text, in MB, that goes into one shard; ranks share the work by the shard "
+        help="corpus, in MB, that goes into one shard; ranks share the work by the shard; "
+        "a text file or a compressed file, counted as on the disk, is not divided "
         "(default: %(default)g)",
     )
     return parser

@@ -7,22 +7,30 @@ before any of them ends, so that none is left waiting and one message is printed
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from ten_dist.errors import ConfigurationError
 
 T = TypeVar("T")
-Tick = Callable[[int], None]
-"""Called by a job after each piece of its work, with the bytes it has got through."""
+Tick = Callable[[int, int], None]
+"""Called by a job after each piece of its work: bytes got through, tokens they gave."""
 
 _READY, _REPORT, _STOP = 1, 2, 3
 _POLL_SECONDS = 0.02
 _REPORT_SECONDS = 0.5
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+
+
+class FileError(ConfigurationError):
+    """A file could not be read or written: no space left, a failing disk.
+
+    Neither the corpus nor the options are at fault, so what is finished can be kept.
+    """
 
 
 class _StoppedError(Exception):
@@ -31,6 +39,16 @@ class _StoppedError(Exception):
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _failure(error: ConfigurationError | OSError) -> ConfigurationError:
+    """The error as it is told to every rank, in one line."""
+    if isinstance(error, OSError):
+        if error.filename is None or not error.strerror:
+            return FileError(_one_line(error))
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return FileError(" ".join(f"{error.filename}: {reason}".split()))
+    return type(error)(_one_line(error))
 
 
 class Ranks:
@@ -74,30 +92,32 @@ class Ranks:
         """Run ``action`` on rank 0; its result is the result on every rank.
 
         Raises:
-            ConfigurationError: on every rank, where ``action`` raised it or OSError.
+            ConfigurationError: on every rank, where ``action`` raised it.
+            FileError: on every rank, where ``action`` raised ``OSError``.
         """
         result, failure = None, None
         if self.rank == 0:
             try:
                 result = action()
             except (ConfigurationError, OSError) as error:
-                failure = _one_line(error)
+                failure = _failure(error)
         result, failure = self._broadcast((result, failure))
         if failure is not None:
-            raise ConfigurationError(failure)
+            raise failure
         return result
 
-    def work(self, job: Callable[[Tick], T], on_bytes: Tick) -> list[T] | None:
+    def work(self, job: Callable[[Tick], T], on_tick: Tick) -> list[T] | None:
         """Run ``job`` on every rank; rank 0 returns the results, in order of rank.
 
-        On rank 0 ``on_bytes`` is told of the bytes that any rank has got through. When
-        a rank fails the others stop at their next tick.
+        On rank 0 ``on_tick`` is told of the work that any rank has got through. When a
+        rank fails the others stop at their next tick.
 
         Raises:
-            ConfigurationError: on every rank, where any job raised it or OSError.
+            ConfigurationError: on every rank, where any job raised it.
+            FileError: on every rank, where any job raised ``OSError``.
         """
         if self.rank == 0:
-            failure, results, stopped = self._lead(job, on_bytes)
+            failure, results, stopped = self._lead(job, on_tick)
         else:
             failure, results, stopped = None, None, []
             self._stop_received = False
@@ -106,7 +126,7 @@ class Ranks:
         if self.rank in stopped and not self._stop_received:
             self._comm.recv(source=0, tag=_STOP)
         if failure is not None:
-            raise ConfigurationError(failure)
+            raise failure
         return results
 
     def barrier(self) -> None:
@@ -123,16 +143,16 @@ class Ranks:
         sys.exit(status)
 
     def _lead(
-        self, job: Callable[[Tick], T], on_bytes: Tick
-    ) -> tuple[str | None, list[T] | None, list[int]]:
-        failures: dict[int, str] = {}
+        self, job: Callable[[Tick], T], on_tick: Tick
+    ) -> tuple[ConfigurationError | None, list[T] | None, list[int]]:
+        failures: dict[int, ConfigurationError] = {}
         results: dict[int, T] = {}
         waiting = set(range(1, self.size))
 
         def collect() -> None:
             while waiting and self._comm.iprobe(tag=_REPORT):
                 rank, seen, result, failure = self._comm.recv(tag=_REPORT)
-                on_bytes(seen)
+                on_tick(*seen)
                 if failure is not None:
                     failures[rank] = failure
                     waiting.discard(rank)
@@ -140,8 +160,8 @@ class Ranks:
                     results[rank] = result[0]
                     waiting.discard(rank)
 
-        def tick(count: int) -> None:
-            on_bytes(count)
+        def tick(count: int, tokens: int) -> None:
+            on_tick(count, tokens)
             collect()
             if failures:
                 raise _StoppedError
@@ -151,7 +171,7 @@ class Ranks:
         except _StoppedError:
             pass
         except (ConfigurationError, OSError) as error:
-            failures[0] = _one_line(error)
+            failures[0] = _failure(error)
         stopped: list[int] = []
         while waiting:
             if failures and not stopped:
@@ -165,19 +185,19 @@ class Ranks:
         return None, [results[rank] for rank in range(self.size)], stopped
 
     def _follow(self, job: Callable[[Tick], T]) -> None:
-        unreported, reported_at = 0, time.monotonic()
+        unreported, reported_at = (0, 0), time.monotonic()
 
-        def tick(count: int) -> None:
+        def tick(count: int, tokens: int) -> None:
             nonlocal unreported, reported_at
             if self._comm.iprobe(source=0, tag=_STOP):
                 self._comm.recv(source=0, tag=_STOP)
                 self._stop_received = True
                 raise _StoppedError
-            unreported += count
+            unreported = (unreported[0] + count, unreported[1] + tokens)
             if time.monotonic() - reported_at >= _REPORT_SECONDS:
                 report = (self.rank, unreported, None, None)
                 self._comm.send(report, dest=0, tag=_REPORT)
-                unreported, reported_at = 0, time.monotonic()
+                unreported, reported_at = (0, 0), time.monotonic()
 
         result, failure = None, None
         try:
@@ -185,7 +205,7 @@ class Ranks:
         except _StoppedError:
             result = (None,)
         except (ConfigurationError, OSError) as error:
-            failure = _one_line(error)
+            failure = _failure(error)
         report = (self.rank, unreported, result, failure)
         self._comm.send(report, dest=0, tag=_REPORT)
 
@@ -203,3 +223,14 @@ class Ranks:
                 time.sleep(_POLL_SECONDS)
             self._comm.recv(source=0, tag=_READY)
         return self._comm.bcast(value, root=0)
+
+
+def assign_units(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Give each unit, largest first, to the rank with the least to do so far."""
+    loads = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for unit in sorted(range(len(sizes)), key=lambda unit: (-sizes[unit], unit)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(unit)
+        heapq.heappush(loads, (load + sizes[unit], rank))
+    return shares

@@ -20,10 +20,8 @@ _LONG_RUN = re.compile(
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with at most ``vocab_size`` tokens, fewer if the texts give out.
-
-    It holds all 256 bytes, so it encodes any text without loss, and :data:`SEPARATOR`.
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a size that a byte-level BPE cannot have.
 
     Raises:
         ConfigurationError: ``vocab_size`` has no room for the bytes and the separator.
@@ -33,6 +31,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"--vocab_size must be at least {BYTES_VOCAB_SIZE} (256 bytes and the "
             f"separator), not {vocab_size}"
         )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with at most ``vocab_size`` tokens, fewer if the texts give out.
+
+    It holds all 256 bytes, so it encodes any text without loss, and :data:`SEPARATOR`.
+
+    Raises:
+        ConfigurationError: ``vocab_size`` has no room for the bytes and the separator.
+    """
+    check_vocab_size(vocab_size)
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

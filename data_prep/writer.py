@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -15,33 +14,17 @@ from typing import BinaryIO
 import numpy as np
 from webdataset import TarWriter
 
-from data_prep.corpus import Segment, Skipped, read_documents
+from data_prep.corpus import Segment
+from data_prep.documents import Selection, unit_documents
+from data_prep.journal import UnitResult
 from data_prep.ranks import Tick
 from data_prep.tokenizer import Encoder
 from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
 from ten_dist.data.shards import BLOCK_MEMBER
+from ten_dist.files import removed_on_error
 
 TEMPORARY_SUFFIX = ".tmp"
 _BATCH_BYTES = 1 << 20
-
-
-@dataclass
-class Split:
-    """One side of the held-out split of a unit: its shard, and the text behind it."""
-
-    shard: ShardRecord | None = None
-    documents: int = 0
-    text_bytes: int = 0
-
-
-@dataclass
-class UnitResult:
-    """What came of a unit."""
-
-    unit: int
-    train: Split = field(default_factory=Split)
-    val: Split = field(default_factory=Split)
-    skipped: Skipped = field(default_factory=Skipped)
 
 
 def shard_name(unit: int) -> str:
@@ -113,22 +96,25 @@ class ShardWriter:
             self._write_block(np.concatenate(self._pending))
         if self._tar is None or self._file is None:
             return None
-        self._tar.close()
-        self._file.close()
-        os.replace(self._temporary, self._path)
+        with removed_on_error(self._temporary):
+            self._tar.close()
+            self._file.close()
+            os.replace(self._temporary, self._path)
         return ShardRecord(
             self._path.name, self._tokens, self._file.bytes, self._file.sha256
         )
 
     def _write_block(self, block: np.ndarray) -> None:
-        if self._tar is None:
-            self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115
-            self._tar = TarWriter(self._file, user="", group="", mode=0o444, mtime=0)
         encoded = io.BytesIO()
         np.save(encoded, block, allow_pickle=False)
-        self._tar.write(
-            {"__key__": f"{self._blocks:08d}", BLOCK_MEMBER: encoded.getvalue()}
-        )
+        sample = {"__key__": f"{self._blocks:08d}", BLOCK_MEMBER: encoded.getvalue()}
+        with removed_on_error(self._temporary):
+            if self._tar is None:
+                self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115
+                self._tar = TarWriter(
+                    self._file, user="", group="", mode=0o444, mtime=0
+                )
+            self._tar.write(sample)
         self._blocks += 1
         self._tokens += block.size
 
@@ -166,10 +152,13 @@ def write_unit(
     encoder: Encoder,
     dtype: str,
     val_fraction: float,
-    text_field: str,
+    selection: Selection,
+    duplicates: np.ndarray | None,
     tick: Tick,
 ) -> UnitResult:
     """Tokenize a unit into ``output`` and, for held-out documents, ``val_output``.
+
+    ``duplicates`` are the documents to leave out, by number: 1-D, ascending.
 
     Raises:
         DataError: the corpus has a malformed line or has changed.
@@ -182,26 +171,28 @@ def write_unit(
         ShardWriter(val_output / name, dtype) as val,
     ):
         batch: list[str] = []
-        batch_bytes = 0
+        batch_bytes = tokens_made = 0
 
         def flush() -> None:
-            nonlocal batch_bytes
+            nonlocal batch_bytes, tokens_made
             for text, tokens in zip(batch, encoder.encode(batch), strict=True):
                 held_out = is_held_out(text, val_fraction)
                 split, writer = (result.val, val) if held_out else (result.train, train)
                 writer.add(tokens)
                 split.documents += 1
                 split.text_bytes += len(text.encode("utf-8"))
+                tokens_made += tokens.size
             batch.clear()
-            batch_bytes = 0
+            tick(0, tokens_made)
+            batch_bytes = tokens_made = 0
 
-        for segment in segments:
-            for text in read_documents(segment, text_field, result.skipped):
-                batch.append(text)
-                batch_bytes += len(text)
-                if batch_bytes >= _BATCH_BYTES:
-                    flush()
-            tick(segment.bytes)
+        for text in unit_documents(
+            segments, selection, result.skipped, duplicates, tick
+        ):
+            batch.append(text)
+            batch_bytes += len(text)
+            if batch_bytes >= _BATCH_BYTES:
+                flush()
         flush()
         result.train.shard = train.finish()
         result.val.shard = val.finish()

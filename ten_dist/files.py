@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,44 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole."""
-    write_bytes(path, text.encode())
+    """Replace a text file, whole, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file, whole: written beside it, brought to the disk, renamed."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
+    with removed_on_error(temporary):
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        # Of a full disk, at least this much can be given back.
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def removed_on_error(temporary: Path) -> Iterator[None]:
+    """Remove a file that could not be written, and have the ``OSError`` name it.
+
+    Errors of writing, such as that of a full disk, do not say by themselves which file.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno:
+            raise OSError(error.errno, error.strerror, str(temporary)) from error
         raise
-    os.replace(temporary, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: what was renamed into it stays there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unwritable(folder: Path) -> str | None:

@@ -109,8 +109,8 @@ def prepare(capsys):
 
 
 @pytest.fixture(scope="session")
-def mpiexec():
-    """Function: ranks, Python arguments -> the finished process."""
+def mpiexec_command():
+    """Function: ranks -> the words of a command up to the running Python."""
     beside = Path(sys.executable).parent / "mpiexec"
     program = str(beside) if beside.exists() else shutil.which("mpiexec")
     assert program, "mpiexec is neither beside the running Python nor on PATH"
@@ -119,10 +119,16 @@ def mpiexec():
     )
     open_mpi = "open mpi" in about.stdout.lower() or "open-mpi" in about.stdout.lower()
     options = ["--allow-run-as-root", "--oversubscribe"] if open_mpi else []
+    return lambda ranks: [program, *options, "-n", str(ranks), sys.executable]
+
+
+@pytest.fixture(scope="session")
+def mpiexec(mpiexec_command):
+    """Function: ranks, Python arguments -> the finished process."""
 
     def run(ranks, *arguments):
         return subprocess.run(
-            [program, *options, "-n", str(ranks), sys.executable, *map(str, arguments)],
+            [*mpiexec_command(ranks), *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=120,

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
 
 from data_prep.tokenizer import byte_tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def contents(folder):
@@ -148,39 +140,6 @@ def test_run_again(tmp_path, corpus, prepare):
     (output / "shard-00000.tar").unlink()
     status, _, errors = prepare(*arguments, "--vocab_size", 300)
     assert status == 2 and "shard-00000.tar is missing" in errors
-
-
-def test_a_killed_run_leaves_nothing_in_the_way(tmp_path, corpus, prepare):
-    arguments = [
-        "--input",
-        corpus,
-        "--val_fraction",
-        "0.2",
-        "--shard_megabytes",
-        "0.02",
-    ]
-    arguments += ["--vocab_size", "300", "--output"]
-    output = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.shard", *map(str, arguments), str(output)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if (output / "shard-00001.tar").exists():
-            process.send_signal(signal.SIGKILL)
-            break
-    assert process.wait(60) == -signal.SIGKILL
-    assert not (output / "manifest.json").exists()
-    # What another run, with more shards, might have left.
-    (output / "shard-09999.tar").write_bytes(b"partial")
-    (output / "val" / "shard-09999.tar.tmp").write_bytes(b"partial")
-    status, said, _ = prepare(*arguments, output)
-    assert status == 0 and "interrupted run" in said
-    assert prepare(*arguments, tmp_path / "whole")[0] == 0
-    assert contents(output) == contents(tmp_path / "whole")
 
 
 def test_what_lies_in_the_output_folder_is_no_input(tmp_path, corpus, prepare):

@@ -81,17 +81,17 @@ def job(tick):
     if ranks.rank == failing:
         raise OSError(f"disk of {failing}")
     while True:
-        tick(1)
+        tick(1, 1)
         time.sleep(0.01)
 
 for attempt in range(2):
     try:
-        ranks.work(job, lambda count: None)
+        ranks.work(job, lambda *work: None)
     except ConfigurationError as error:
         assert str(error) == f"disk of {failing}", error
     else:
         raise SystemExit("the failure was not seen")
-results = ranks.work(lambda tick: ranks.rank * 10, lambda count: None)
+results = ranks.work(lambda tick: ranks.rank * 10, lambda *work: None)
 assert results == ([0, 10, 20] if ranks.rank == 0 else None), results
 assert ranks.from_root(lambda: ranks.rank + 7) == 7
 print(f"rank {ranks.rank} ended", flush=True)

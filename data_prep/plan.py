@@ -1,0 +1,225 @@
+"""What is to be prepared, decided before work: the corpus in units, and the tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from data_prep.corpus import (
+    Segment,
+    files_digest,
+    list_corpus,
+    list_python_stdlib,
+    listing_digest,
+    units,
+)
+from data_prep.documents import Selection, unit_documents
+from data_prep.journal import Journal, Skipped
+from data_prep.tokenizer import (
+    byte_tokenizer,
+    check_vocab_size,
+    find_separator,
+    train_tokenizer,
+    vocabulary_size,
+)
+from data_prep.writer import is_held_out
+from ten_dist.data.tokenizer import file_sha256, load_tokenizer
+from ten_dist.errors import ConfigurationError
+
+_LAYOUT = 1
+"""Part of a set's source: raised when the same corpus would give other shards."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be prepared; the same on every rank.
+
+    ``source`` goes into the manifest. ``files_sha256`` says in which state the files of
+    the corpus were found, which no other machine's would be in.
+    """
+
+    units: list[list[Segment]]
+    source: dict[str, Any]
+    files_sha256: str
+    selection: Selection
+    given_tokenizer: str | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of the corpus in each unit."""
+        return [sum(segment.bytes for segment in unit) for unit in self.units]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """By what a later start knows that it continues this."""
+        return {"source": self.source, "files_sha256": self.files_sha256}
+
+    @property
+    def summary(self) -> str:
+        """The corpus in one line."""
+        return (
+            f"corpus: {self.source['files']} files, {self.source['bytes'] / 1e6:.1f} "
+            f"MB, in {len(self.units)} shards"
+        )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer that all ranks use, its sha256, size and separator (token, id)."""
+
+    tokenizer_json: str
+    tokenizer_sha256: str
+    size: int
+    separator: tuple[str, int]
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """List the corpus and check the tokenizer that was asked for.
+
+    Raises:
+        ConfigurationError: there is no such corpus or tokenizer, or it does not fit.
+        OSError: a file of the corpus is gone.
+    """
+    if options.corpus is not None:
+        segments = list_python_stdlib(options.exclude, options.output)
+    else:
+        segments = list_corpus(
+            options.input,
+            options.include,
+            options.exclude,
+            options.output,
+            options.text_field,
+        )
+    return Plan(
+        units=units(segments, options.shard_megabytes * 1e6),
+        source=_source(options, segments),
+        files_sha256=files_digest(segments),
+        selection=Selection(options.text_field, options.min_length),
+        given_tokenizer=_given_tokenizer(options),
+    )
+
+
+def _source(options: argparse.Namespace, segments: Sequence[Segment]) -> dict[str, Any]:
+    """What decides the outcome: the corpus and the options, without machine paths."""
+    tokenizer = options.tokenizer or "trained"
+    if options.tokenizer not in (None, "bytes"):
+        try:
+            tokenizer = file_sha256(options.tokenizer)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read --tokenizer {options.tokenizer}: {error.strerror}"
+            ) from None
+    source = {
+        "layout": _LAYOUT,
+        "files": len({segment.path for segment in segments}),
+        "bytes": sum(segment.bytes for segment in segments),
+        "listing_sha256": listing_digest(segments),
+        "text_field": options.text_field,
+        "val_fraction": options.val_fraction,
+        "shard_megabytes": options.shard_megabytes,
+        "tokenizer": tokenizer,
+        "separator": options.separator,
+    }
+    if options.tokenizer is None:
+        source["vocab_size"] = options.vocab_size
+        source["tokenizer_sample_megabytes"] = options.tokenizer_sample_megabytes
+    # Named only where they are used, so that a set from before they existed stays itself.
+    if options.min_length:
+        source["min_length"] = options.min_length
+    if options.deduplicate:
+        source["deduplicate"] = True
+    canonical = json.dumps(source, sort_keys=True, separators=(",", ":"))
+    return {**source, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def _given_tokenizer(options: argparse.Namespace) -> str | None:
+    """The JSON of the tokenizer that is not to be trained, checked."""
+    if options.tokenizer is None:
+        check_vocab_size(options.vocab_size)
+        return None
+    if options.tokenizer == "bytes":
+        tokenizer = byte_tokenizer()
+        text = tokenizer.to_str(pretty=True)
+    else:
+        tokenizer = load_tokenizer(options.tokenizer)
+        # Kept to the letter, so that its hash is that of the user's own file.
+        text = Path(options.tokenizer).read_bytes().decode("utf-8")
+    find_separator(tokenizer, options.separator)
+    size = vocabulary_size(tokenizer)
+    if options.vocab_size not in (None, size):
+        raise ConfigurationError(
+            f"--vocab_size {options.vocab_size} is not that of --tokenizer "
+            f"{options.tokenizer}, {size}: leave it out"
+        )
+    return text
+
+
+def make_vocabulary(
+    options: argparse.Namespace, plan: Plan, journal: Journal, say: Say
+) -> Vocabulary:
+    """The tokenizer that was given, or trained by an earlier start, or is trained now.
+
+    Raises:
+        DataError: the corpus has a malformed line or has changed.
+        OSError: a file cannot be read or written.
+    """
+    text = plan.given_tokenizer
+    if text is None:
+        text = journal.tokenizer()
+        if text is not None:
+            say("tokenizer: trained before the interruption")
+        else:
+            text = _train(options, plan, journal, say).to_str(pretty=True)
+            journal.keep_tokenizer(text)
+    tokenizer = Tokenizer.from_str(text)
+    size = vocabulary_size(tokenizer)
+    if options.tokenizer is None and size < options.vocab_size:
+        say(
+            f"tokenizer: the corpus has no pairs left to merge after {size} tokens, so "
+            f"the vocabulary is {size}, not --vocab_size {options.vocab_size}"
+        )
+    return Vocabulary(
+        tokenizer_json=text,
+        tokenizer_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        size=size,
+        separator=find_separator(tokenizer, options.separator),
+    )
+
+
+def _train(
+    options: argparse.Namespace, plan: Plan, journal: Journal, say: Say
+) -> Tokenizer:
+    """Train on the documents that are not held out, and say how it went."""
+    started = time.monotonic()
+    limit = options.tokenizer_sample_megabytes * 1e6
+    taken = 0
+
+    def sample() -> Iterator[str]:
+        nonlocal taken
+        for number, unit in enumerate(plan.units):
+            copies = journal.array("duplicates", number)
+            for text in unit_documents(
+                unit, plan.selection, Skipped(), copies, lambda *_: None
+            ):
+                if not is_held_out(text, options.val_fraction):
+                    taken += len(text.encode("utf-8"))
+                    yield text
+                    if taken >= limit:
+                        return
+
+    tokenizer = train_tokenizer(sample(), options.vocab_size)
+    say(
+        f"tokenizer: {vocabulary_size(tokenizer)} tokens, trained on "
+        f"{taken / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
+    )
+    return tokenizer
