@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ten_dist.data import RowOrder, evaluation_batches, training_batches
 from ten_dist.errors import ConfigurationError, DataError
@@ -111,6 +113,57 @@ def test_global_batches_are_the_same_for_any_world_and_micro_batch(
         ]
         assert [part.step for part in parts] == [step] * len(parts)
         assert torch.equal(torch.cat([part.tokens for part in parts]), expected.tokens)
+
+
+@st.composite
+def layouts(draw, global_batch):
+    """World size, micro-batch size and workers that divide a global batch."""
+    worlds = [n for n in range(1, 9) if global_batch % n == 0]
+    world = draw(st.sampled_from(worlds))
+    share = global_batch // world
+    micro = draw(st.sampled_from([n for n in range(1, share + 1) if share % n == 0]))
+    return {
+        "world_size": world,
+        "micro_batch_size": micro,
+        "num_workers": draw(st.integers(0, 3)),
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_layout_reads_the_rows_of_the_order_from_any_step(token_set, data):
+    manifest, tokens = token_set
+    seq_len, seed = data.draw(st.integers(40, 3000)), data.draw(st.integers(0, 2**32))
+    global_batch = data.draw(st.sampled_from([4, 6, 12, 24]))
+    first = data.draw(st.integers(0, 6))
+    last = first + data.draw(st.integers(1, 4))
+    expected = zip(
+        *RowOrder(manifest, seq_len, seed).rows(
+            first * global_batch, last * global_batch
+        ),
+        strict=True,
+    )
+    common = {"seq_len": seq_len, "seed": seed, "global_batch_size": global_batch}
+    layout = data.draw(layouts(global_batch))
+    ranks = [
+        list(
+            training_batches(
+                manifest,
+                **options(
+                    **common, **layout, rank=rank, first_step=first, last_step=last
+                ),
+            )
+        )
+        for rank in range(layout["world_size"])
+    ]
+    found = []
+    for turn in zip(*ranks, strict=True):
+        for batch in turn:
+            found += zip(batch.epochs, batch.rows, strict=True)
+            for row, ids in zip(batch.rows, batch.tokens.numpy(), strict=True):
+                start = row * seq_len
+                np.testing.assert_array_equal(ids, tokens[start : start + seq_len + 1])
+    assert found == list(expected)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
