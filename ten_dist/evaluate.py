@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +60,25 @@ class Evaluation:
             "val_bits_per_byte": self.bits_per_byte,
             "val_tokens": self.tokens,
         }
+
+
+def combine(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
+    """What the evaluations of several sets say of their mixture.
+
+    Args:
+        results: one of each set.
+        weights: tokens of each in the mixture, relative to each other.
+    """
+    total = sum(weights)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / total
+
+    return Evaluation(
+        loss=mean(result.loss for result in results),
+        tokens=sum(result.tokens for result in results),
+        bytes_per_token=mean(result.bytes_per_token for result in results),
+    )
 
 
 @torch.no_grad()
@@ -163,8 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = evaluate(model.compute_losses, counted(), manifest, model.device)
     figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
     if arguments.unigram_baseline:
-        train_manifest = Manifest.load(config["data"]["train"])
-        figures["unigram_loss"] = unigram_loss(token_counts(train_manifest), counts)
+        figures["unigram_loss"] = unigram_loss(_training_counts(config["data"]), counts)
     if arguments.json:
         say(json.dumps(figures))
         return
@@ -187,6 +205,11 @@ def _held_out_data(option: str | None, config: dict) -> Manifest:
         raise ConfigurationError(
             "the run was trained without validation data: give a folder with --data"
         )
+    if isinstance(folder, dict):
+        places = ", ".join(f"{place} ({name})" for name, place in folder.items())
+        raise ConfigurationError(
+            f"the run was trained on a mixture: say with --data which to use, {places}"
+        )
     manifest = Manifest.load(folder)
     if manifest.tokenizer_sha256 != config["data"]["tokenizer_sha256"]:
         raise ConfigurationError(
@@ -194,3 +217,16 @@ def _held_out_data(option: str | None, config: dict) -> Manifest:
             "it with the tokenizer.json of the run folder"
         )
     return manifest
+
+
+def _training_counts(data: dict) -> np.ndarray:
+    """How often each token occurs in a run's training data, [vocab_size]; in a mixture,
+    in a hundred million tokens of it."""
+    places, shares = data["train"], data.get("shares")
+    if not isinstance(places, dict):
+        return token_counts(Manifest.load(places))
+    total: np.ndarray | float = 0.0
+    for name, place in places.items():
+        counts = token_counts(Manifest.load(place))
+        total = total + counts * (1e8 * shares[name] / counts.sum())
+    return np.asarray(total)

@@ -19,7 +19,7 @@ from typing import Any
 from ten_dist.config import parse_scales
 
 _PLACEHOLDERS = {
-    "data": "DIR|URL",
+    "data": "DATA",
     "val_data": "DIR|URL",
     "data_cache": "DIR",
     "data_cache_gigabytes": "N",

@@ -28,7 +28,8 @@ class TrainingConfig:
     """Preset of the model: pico, nano, micro, small, medium, large or xlarge."""
     data: str | None = None
     """Folder of token shards to train on, as data_prep.shard writes it; or its URL, such
-    as s3://BUCKET/FOLDER or https://HOST/FOLDER."""
+    as s3://BUCKET/FOLDER or https://HOST/FOLDER; or a mixture of several by weight,
+    NAME=DATA:WEIGHT,NAME=DATA:WEIGHT."""
     val_data: str | None = None
     """Folder of held-out token shards, or its URL; without it DATA/val is used where it
     exists."""

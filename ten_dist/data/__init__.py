@@ -2,6 +2,7 @@
 
 from ten_dist.data.cache import ShardCache
 from ten_dist.data.manifest import Manifest, ShardRecord
+from ten_dist.data.mixture import Mixture, parse_mixture
 from ten_dist.data.order import RowOrder, accumulation_steps, micro_batch_positions
 from ten_dist.data.remote import RemoteAccess
 from ten_dist.data.shards import TokenReader
@@ -13,6 +14,7 @@ from ten_dist.data.verify import verify_shards
 
 __all__ = [
     "Manifest",
+    "Mixture",
     "RemoteAccess",
     "RowOrder",
     "ShardCache",
@@ -26,6 +28,7 @@ __all__ = [
     "is_url",
     "load_tokenizer",
     "micro_batch_positions",
+    "parse_mixture",
     "read_tokenizer",
     "token_counts",
     "training_batches",

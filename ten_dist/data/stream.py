@@ -13,9 +13,9 @@ import torch
 
 from ten_dist.config import IGNORED_TARGET
 from ten_dist.data.manifest import Manifest
+from ten_dist.data.mixture import MixedOrder, Mixture
 from ten_dist.data.order import (
     SHARDS_PER_GROUP,
-    RowOrder,
     accumulation_steps,
     micro_batch_positions,
 )
@@ -28,13 +28,15 @@ from ten_dist.errors import ConfigurationError
 class TokenBatch:
     """One micro-batch of m rows of T inputs.
 
-    ``epochs`` and ``rows`` (int64 [m], numpy) say which rows these are; a padding row
-    has row -1. ``tokens`` is int64 [m, T + 1]; ``targets`` is int64 [m, T]: the token
+    ``sources``, ``epochs`` and ``rows`` (int64 [m], numpy) say which rows these are, and
+    of which set of a mixture (0 where there is one); a padding row has row -1. ``tokens``
+    is int64 [m, T + 1]; ``targets`` is int64 [m, T]: the token
     after each input, or -100 throughout in a padding row.
     """
 
     step: int
     micro_step: int
+    sources: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
     tokens: torch.Tensor
@@ -52,6 +54,7 @@ class _RawBatch:
 
     step: int
     micro_step: int
+    sources: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
     tokens: np.ndarray
@@ -63,7 +66,9 @@ def _token_batch(raw: _RawBatch) -> TokenBatch:
     padding = torch.from_numpy(raw.rows < 0)
     if padding.any():
         targets = targets.masked_fill(padding[:, None], IGNORED_TARGET)
-    return TokenBatch(raw.step, raw.micro_step, raw.epochs, raw.rows, tokens, targets)
+    return TokenBatch(
+        raw.step, raw.micro_step, raw.sources, raw.epochs, raw.rows, tokens, targets
+    )
 
 
 def _read_rows(reader: TokenReader, rows: np.ndarray, seq_len: int) -> np.ndarray:
@@ -76,7 +81,7 @@ def _read_rows(reader: TokenReader, rows: np.ndarray, seq_len: int) -> np.ndarra
 
 
 def _micro_batches(
-    manifest: Manifest,
+    mixture: Mixture,
     seq_len: int,
     seed: int,
     slices: dict[str, int],
@@ -89,10 +94,8 @@ def _micro_batches(
     ``slices`` are the sizes for :func:`micro_batch_positions`; ``numbers`` are the range
     of the rank's micro-batches, counted from the start of training, perhaps open-ended.
     """
-    order = RowOrder(manifest, seq_len, seed)
-    largest = max(shard.tokens for shard in manifest.shards)
-    # A whole group of shards must fit: its rows come in random order.
-    reader = TokenReader(manifest, (SHARDS_PER_GROUP + 1) * largest)
+    order = MixedOrder(mixture, seq_len, seed)
+    readers = [_training_reader(manifest) for manifest in mixture.manifests]
     accumulation = accumulation_steps(
         slices["global_batch_size"], slices["micro_batch_size"], slices["world_size"]
     )
@@ -102,13 +105,22 @@ def _micro_batches(
             return
         step, micro_step = divmod(number, accumulation)
         positions = micro_batch_positions(step, micro_step, **slices)
-        epochs, rows = order.rows(*positions)
-        tokens = _read_rows(reader, rows, seq_len)
-        yield _RawBatch(step, micro_step, epochs, rows, tokens)
+        sources, epochs, rows = order.rows(*positions)
+        tokens = np.empty((rows.size, seq_len + 1), mixture.tokenizer_set.numpy_dtype)
+        for source in np.unique(sources):
+            here = sources == source
+            tokens[here] = _read_rows(readers[source], rows[here], seq_len)
+        yield _RawBatch(step, micro_step, sources, epochs, rows, tokens)
+
+
+def _training_reader(manifest: Manifest) -> TokenReader:
+    largest = max(shard.tokens for shard in manifest.shards)
+    # A whole group of shards must fit: its rows come in random order.
+    return TokenReader(manifest, (SHARDS_PER_GROUP + 1) * largest)
 
 
 def training_batches(
-    manifest: Manifest,
+    data: Manifest | Mixture,
     *,
     seq_len: int,
     seed: int,
@@ -122,12 +134,13 @@ def training_batches(
 ) -> Iterator[TokenBatch]:
     """The micro-batches of one rank, from ``first_step`` on, in order.
 
-    Step s reads positions [s B, s B + B) of :class:`RowOrder`, B the global batch size,
-    so the rows of a step depend neither on the number of ranks nor on the micro-batch
-    size nor on the workers; and a run that resumes at step s reads what it would have
-    read. Each step yields global / (micro x world) batches of ``micro_batch_size`` rows.
+    Step s reads positions [s B, s B + B) of :class:`RowOrder`, or of the order of a
+    mixture, B the global batch size, so the rows of a step depend neither on the number
+    of ranks nor on the micro-batch size nor on the workers; and a run that resumes at
+    step s reads what it would have read. Each step yields global / (micro x world) batches of ``micro_batch_size`` rows.
 
     Args:
+        data: a token set, or several in proportion.
         first_step: first step, 0-based.
         last_step: stop *before* this step; None is endless.
         num_workers: processes that read ahead; 0 reads in this one.
@@ -141,7 +154,8 @@ def training_batches(
     _check_rank(rank, world_size)
     if first_step < 0 or num_workers < 0:
         raise ConfigurationError("first_step and num_workers must not be negative")
-    manifest.rows(seq_len)
+    data.rows(seq_len)
+    mixture = data if isinstance(data, Mixture) else Mixture(("",), (data,), (1.0,))
     slices = {
         "global_batch_size": global_batch_size,
         "micro_batch_size": micro_batch_size,
@@ -150,9 +164,7 @@ def training_batches(
     }
     end = None if last_step is None else last_step * accumulation
     numbers = (first_step * accumulation, end)
-    produce = functools.partial(
-        _micro_batches, manifest, seq_len, seed, slices, numbers
-    )
+    produce = functools.partial(_micro_batches, mixture, seq_len, seed, slices, numbers)
     items = read_ahead(produce, num_workers) if num_workers else produce(0, 1)
     return _token_batches(items)
 
@@ -214,8 +226,8 @@ def _evaluate(
         rows = np.arange(start, start + micro_batch_size, dtype=np.int64)
         rows[rows >= total] = -1
         tokens = _read_rows(reader, rows, seq_len)
-        epochs = np.zeros(micro_batch_size, dtype=np.int64)
-        yield _token_batch(_RawBatch(step, 0, epochs, rows, tokens))
+        zeros = np.zeros(micro_batch_size, dtype=np.int64)
+        yield _token_batch(_RawBatch(step, 0, zeros, zeros, rows, tokens))
 
 
 def _check_rank(rank: int, world_size: int) -> None:

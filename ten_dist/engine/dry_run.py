@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import Manifest, training_batches
+from ten_dist.data import Manifest, Mixture, training_batches
 from ten_dist.engine.assembly import build_engine, build_model
 from ten_dist.engine.deepspeed_config import derive_deepspeed_config, zero_stage
 from ten_dist.engine.distributed import Ranks
@@ -38,7 +38,7 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
     - forward: real weights, no gradients;
     - shapes: forward and backward on the meta device, without any values.
     """
-    training, config, manifest = run.training, run.model_config, run.manifest
+    training, config, data = run.training, run.model_config, run.data
     share = -(-training.dry_samples // ranks.world_size)
     training = dataclasses.replace(
         training,
@@ -49,10 +49,10 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
         epochs=None,
         warmup_steps=0,
     )
-    plan = make_plan(training, ranks.world_size, manifest)
+    plan = make_plan(training, ranks.world_size, data)
     need = estimate_memory(config, plan, ranks, zero_stage(deepspeed_file))
     free = -ranks.largest(-USABLE_FRACTION * _free_memory(ranks))
-    batches = _batches(ranks, training, plan, config, manifest)
+    batches = _batches(ranks, training, plan, config, data)
     started = time.perf_counter()
     if need["a training step"] <= free:
         depth, loss = (
@@ -120,12 +120,12 @@ def _batches(
     training: TrainingConfig,
     plan: Plan,
     config: TemporalEigenstateConfig,
-    manifest: Manifest | None,
+    data: Manifest | Mixture | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets, [1, T] each, of this rank's samples."""
-    if manifest is not None:
+    if data is not None:
         for batch in training_batches(
-            manifest,
+            data,
             seq_len=plan.seq_len,
             seed=training.seed,
             global_batch_size=plan.global_batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ten_dist.data import Manifest, accumulation_steps
+from ten_dist.data import Manifest, Mixture, accumulation_steps
 from ten_dist.errors import ConfigurationError
 from ten_dist.training_config import TrainingConfig
 
@@ -26,7 +26,8 @@ class Plan:
     peak_learning_rate: float
     min_learning_rate: float
     rows_per_epoch: int | None
-    """Rows in one pass over the data, or None without data (a dry run)."""
+    """Rows in one pass over the data, or None without data (a dry run) or with a mixture,
+    whose sources end at different times."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -73,25 +74,35 @@ class Plan:
 
 
 def make_plan(
-    training: TrainingConfig, world_size: int, manifest: Manifest | None
+    training: TrainingConfig, world_size: int, data: Manifest | Mixture | None
 ) -> Plan:
     """Derive the plan of a run.
 
     Args:
         training: options of the run.
         world_size: number of ranks.
-        manifest: the training data, or None in a dry run without data.
+        data: the training data, or None in a dry run without data.
 
     Raises:
         ConfigurationError: the batch does not divide over the ranks and micro-batches,
-            or the warm-up is longer than the run.
+            the warm-up is longer than the run, or the data is a mixture and the run's
+            length is to be counted in epochs of it.
         DataError: the data has no row of this length.
     """
     micro = training.micro_batch_size or _default_micro_batch(
         training.global_batch_size, world_size
     )
     accumulation = accumulation_steps(training.global_batch_size, micro, world_size)
-    rows = manifest.rows(training.seq_len) if manifest is not None else None
+    rows = None
+    if isinstance(data, Mixture):
+        data.rows(training.seq_len)
+        if not (training.steps or training.tokens):
+            raise ConfigurationError(
+                "--epochs says nothing of a mixture, whose sources end at different "
+                "times: give --steps or --tokens"
+            )
+    elif data is not None:
+        rows = data.rows(training.seq_len)
     steps = _steps(training, rows)
     warmup = training.warmup_steps
     if warmup is None:

@@ -8,13 +8,13 @@ import json
 import os
 import platform
 import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import Manifest, RemoteAccess, ShardCache, held_out_set, is_url
+from ten_dist.data import Manifest, Mixture
+from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.engine.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.errors import ConfigurationError
@@ -34,20 +34,22 @@ class ResolvedRun:
     model_config: TemporalEigenstateConfig
     plan: Plan
     deepspeed_config: dict[str, Any]
-    manifest: Manifest | None
+    data: Manifest | Mixture | None
     """The training data; None only in a dry run."""
-    val_manifest: Manifest | None
+    validation: dict[str, Manifest]
+    """Held-out sets by the source of a mixture that they belong to; of a single token
+    set, or where --val_data is given, one under the name ""."""
 
     def manifests(self) -> list[Manifest]:
         """The token sets of the run: training data, then validation data."""
-        return [m for m in (self.manifest, self.val_manifest) if m is not None]
+        return [*sets_of(self.data), *self.validation.values()]
 
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
-            "data": self.manifest.fingerprint if self.manifest else None,
+            "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,
             "seq_len": self.plan.seq_len,
             "global_batch_size": self.plan.global_batch_size,
@@ -71,7 +73,7 @@ class ResolvedRun:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json, but for the count of starts."""
-        data, val_data = self.manifest, self.val_manifest
+        data = self.data
         assert data is not None
         return {
             "format": "ten_dist.run",
@@ -81,8 +83,11 @@ class ResolvedRun:
             "plan": dataclasses.asdict(self.plan),
             "deepspeed": self.deepspeed_config,
             "data": {
-                "train": str(data.directory.resolve()),
-                "validation": str(val_data.directory.resolve()) if val_data else None,
+                "train": _places(dict(zip(names_of(data), sets_of(data)))),
+                "validation": _places(self.validation),
+                "shares": dict(zip(data.names, data.shares))
+                if isinstance(data, Mixture)
+                else None,
                 "fingerprint": data.fingerprint,
                 "tokenizer_sha256": data.tokenizer_sha256,
                 "separator_id": data.separator_id,
@@ -107,23 +112,46 @@ class ResolvedRun:
                 f"{config.energy_reg_weight}"
             )
         ]
-        if self.manifest is None:
-            lines.append("data: none given, random tokens (a dry run can do without)")
-        else:
-            lines.append(f"data: {self.training.data}, {self.manifest.tokens:,} tokens")
-            if self.training.data_cache is not None:
-                gigabytes = self.training.data_cache_gigabytes
-                limit = "no limit" if gigabytes is None else f"{gigabytes:g} GB at most"
-                lines.append(f"data cache: {self.training.data_cache}, {limit}")
-            lines.append(
-                "validation: none, no --val_data given and no val folder in --data"
-                if self.val_manifest is None
-                else f"validation: {self.val_manifest.directory}, "
-                f"{self.val_manifest.tokens:,} tokens"
-            )
+        lines += self._describe_data()
         lines += self.plan.describe()
         lines.append(f"deepspeed: {json.dumps(self.deepspeed_config)}")
         return lines
+
+    def _describe_data(self) -> list[str]:
+        training, plan = self.training, self.plan
+        if self.data is None:
+            return ["data: none given, random tokens (a dry run can do without)"]
+        lines = [f"data: {training.data}, {self.data.tokens:,} tokens"]
+        if isinstance(self.data, Mixture):
+            rows = self.data.rows(plan.seq_len)
+            read = self.data.rows_before(plan.steps * plan.global_batch_size)
+            lines += [
+                f"  {name}: {share:.2%} of the rows, {count / epoch:.2f} epochs of "
+                f"{epoch:,} rows"
+                for name, share, count, epoch in zip(
+                    self.data.names, self.data.shares, read, rows
+                )
+            ]
+        if training.data_cache is not None:
+            gigabytes = training.data_cache_gigabytes
+            limit = "no limit" if gigabytes is None else f"{gigabytes:g} GB at most"
+            lines.append(f"data cache: {training.data_cache}, {limit}")
+        if not self.validation:
+            lines.append(
+                "validation: none, no --val_data given and no val folder in --data"
+            )
+        for name, held_out in self.validation.items():
+            of_source = f" of {name}" if name else ""
+            lines.append(
+                f"validation{of_source}: {held_out.directory}, {held_out.tokens:,} tokens"
+            )
+        return lines
+
+
+def _places(sets: dict[str, Manifest]) -> str | dict[str, str] | None:
+    """Where token sets lie: by the names of sources, where they have some."""
+    places = {name: str(found.directory.resolve()) for name, found in sets.items()}
+    return places.get("", places or None)
 
 
 def resolve(
@@ -143,9 +171,9 @@ def resolve(
     Raises:
         ConfigurationError: the parts do not fit together, or the data cannot be used.
     """
-    manifest, val_manifest = _load_manifests(training)
-    plan = make_plan(training, world_size, manifest)
-    model_config = _resolve_model(training, model_options, manifest)
+    data, validation = load_data(training)
+    plan = make_plan(training, world_size, data)
+    model_config = _resolve_model(training, model_options, data)
     if training.compile:
         _check_compilable(model_config)
     return ResolvedRun(
@@ -153,62 +181,24 @@ def resolve(
         model_config=model_config,
         plan=plan,
         deepspeed_config=derive_deepspeed_config(deepspeed_file, training, plan),
-        manifest=manifest,
-        val_manifest=val_manifest,
+        data=data,
+        validation=validation,
     )
 
 
-def _load_manifests(
-    training: TrainingConfig,
-) -> tuple[Manifest | None, Manifest | None]:
-    if training.data is None:
-        return None, None
-    cache = _shard_cache(training)
-    # A dry run writes nothing, this folder included.
-    access = RemoteAccess(cache=None if training.dry_run else cache)
-    manifest = Manifest.load(training.data, access)
-    val_folder = training.val_data
-    if val_folder is None:
-        val_folder = held_out_set(manifest.directory)
-    val_manifest = None if val_folder is None else Manifest.load(val_folder, access)
-    if cache is not None:
-        remote = [m for m in (manifest, val_manifest) if m and is_url(m.directory)]
-        cache.check(max(shard.bytes for m in remote for shard in m.shards))
-    if val_manifest is None:
-        return manifest, None
-    if val_manifest.tokenizer_sha256 != manifest.tokenizer_sha256:
-        raise ConfigurationError(
-            f"--val_data {val_folder} was made with another tokenizer than --data "
-            f"{training.data}: prepare it with --tokenizer {manifest.tokenizer_path}"
-        )
-    val_manifest.rows(training.seq_len)
-    return manifest, val_manifest
-
-
-def _shard_cache(training: TrainingConfig) -> ShardCache | None:
-    """What `--data_cache` describes, unless there is nothing that it would keep."""
-    if training.data_cache is None:
-        return None
-    if not any(is_url(data) for data in (training.data, training.val_data) if data):
-        raise ConfigurationError(
-            "--data_cache has no effect with local --data: leave it out"
-        )
-    gigabytes = training.data_cache_gigabytes
-    limit = None if gigabytes is None else int(gigabytes * 1e9)
-    return ShardCache(Path(training.data_cache).absolute(), limit)
-
-
 def _resolve_model(
-    training: TrainingConfig, model_options: dict[str, Any], manifest: Manifest | None
+    training: TrainingConfig,
+    model_options: dict[str, Any],
+    data: Manifest | Mixture | None,
 ) -> TemporalEigenstateConfig:
     """The preset with its options, and the vocabulary of the data."""
     options = dict(model_options)
-    if manifest is not None:
-        options.setdefault("vocab_size", manifest.vocab_size)
-        if options["vocab_size"] < manifest.vocab_size:
+    if data is not None:
+        options.setdefault("vocab_size", data.vocab_size)
+        if options["vocab_size"] < data.vocab_size:
             raise ConfigurationError(
                 f"--vocab_size {options['vocab_size']} is smaller than the vocabulary "
-                f"of --data {training.data}, {manifest.vocab_size}: leave it out, or "
+                f"of --data {training.data}, {data.vocab_size}: leave it out, or "
                 "make it larger"
             )
     return TemporalEigenstateConfig.preset(training.config, **options)

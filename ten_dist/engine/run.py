@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import read_tokenizer, verify_shards
+from ten_dist.data import Mixture, read_tokenizer, verify_shards
 from ten_dist.engine.assembly import build_engine, build_model, seed_everything
 from ten_dist.engine.checkpoints import check_loadable, load_checkpoint
 from ten_dist.engine.deepspeed_config import load_deepspeed_file
@@ -151,7 +151,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         if ranks.is_first:
             folder.create()
             write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
-            write_bytes(folder.tokenizer_file, read_tokenizer(run.manifest))
+            write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
     with ranks.agreeing():
         if not folder.exists():
             raise ConfigurationError(
@@ -162,7 +162,8 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         if ranks.is_first:
             monitor = RunMonitor(folder, steps_done, plan.steps)
         if training.ledger:
-            ledger = Ledger(folder.ledger, ranks.rank, start.attempt)
+            sources = run.data.names if isinstance(run.data, Mixture) else ()
+            ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
     started = time.perf_counter()
     try:
         trainer = Trainer(engine, ranks, run, folder, monitor, ledger)

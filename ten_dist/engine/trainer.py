@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ten_dist.data import (
+    Manifest,
+    Mixture,
     TokenBatch,
     evaluation_batches,
     training_batches,
@@ -20,7 +22,7 @@ from ten_dist.engine.checkpoints import save_checkpoint
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import DataError, TrainingError
-from ten_dist.evaluate import evaluate
+from ten_dist.evaluate import Evaluation, combine, evaluate
 from ten_dist.model.precision import autocast
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor, peak_memory_bytes
@@ -48,12 +50,13 @@ class Trainer:
         self.run = run
         self.training = run.training
         self.plan = run.plan
-        self.manifest = run.manifest
-        self.val_manifest = run.val_manifest
+        self.data = run.data
+        self.validation = run.validation
         self.folder = folder
         self.monitor = monitor
         self.ledger = ledger
         self._energy_weight = run.model_config.energy_reg_weight
+        self._sources = run.data.names if isinstance(run.data, Mixture) else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
         if run.model_config.z_loss_weight:
             self._losses.append("z_loss")
@@ -75,7 +78,7 @@ class Trainer:
         plan, training = self.plan, self.training
         final = dict(metrics)
         batches = training_batches(
-            self.manifest,
+            self.data,
             seq_len=plan.seq_len,
             seed=training.seed,
             global_batch_size=plan.global_batch_size,
@@ -92,7 +95,7 @@ class Trainer:
             self.monitor.step(step_metrics)
             final.update(step_metrics)
             last = done == plan.steps
-            if self.val_manifest and (last or done % training.eval_interval == 0):
+            if self.validation and (last or done % training.eval_interval == 0):
                 evaluation = {"step": done, **self.validate()}
                 self.monitor.validation(evaluation)
                 final.update(evaluation)
@@ -111,19 +114,26 @@ class Trainer:
             group["lr"] = learning_rate
         data_seconds = 0.0
         totals = torch.zeros(len(self._losses), device=engine.device)
+        by_source = torch.zeros(2, max(1, len(self._sources)), device=engine.device)
         sharded = engine.zero_optimization()
         for micro_step in range(plan.accumulation_steps):
             waited = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - waited
             if self.ledger is not None:
-                self.ledger.write(number, batch.epochs, batch.rows)
+                self.ledger.write(number, batch.sources, batch.epochs, batch.rows)
             losses = self._losses_of(
                 batch.inputs.to(engine.device), batch.targets.to(engine.device)
             )
             # DeepSpeed divides by the number of accumulations.
             engine.backward(losses["loss"])
             totals += torch.stack([losses[name].detach() for name in self._losses])
+            if self._sources:
+                rows = losses["row_losses"]
+                sources = torch.from_numpy(batch.sources).to(engine.device)
+                by_source.index_add_(
+                    1, sources, torch.stack([rows, rows.new_ones(len(rows))])
+                )
             if micro_step + 1 == plan.accumulation_steps and not sharded:
                 gradient_norm = self._averaged_gradient_norm()
             engine.step()
@@ -147,6 +157,7 @@ class Trainer:
             "step": number,
             "tokens": number * plan.tokens_per_step,
             **losses,
+            **self._source_metrics(number, by_source),
             "weighted_energy_loss": self._energy_weight * energy_loss,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
@@ -155,6 +166,25 @@ class Trainer:
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
+
+    def _source_metrics(self, step: int, by_source: Tensor) -> dict[str, float]:
+        """Of a mixture, the loss of each source in a step, and the epochs read so far.
+
+        Args:
+            step: its number, from 1.
+            by_source: [2, sources], sum of this rank's row losses, and number of rows.
+        """
+        if not self._sources:
+            return {}
+        metrics = {}
+        sums, counts = self.ranks.sum(by_source).tolist()
+        read = self.data.rows_before(step * self.plan.global_batch_size)
+        epochs = self.data.rows(self.plan.seq_len)
+        for source, name in enumerate(self._sources):
+            if counts[source]:
+                metrics[f"ce_loss/{name}"] = sums[source] / counts[source]
+            metrics[f"epochs/{name}"] = read[source] / epochs[source]
+        return metrics
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.engine.device, self.training.precision):
@@ -170,26 +200,40 @@ class Trainer:
         return torch.nn.utils.get_total_norm(gradients).item()
 
     def validate(self) -> dict[str, float]:
-        """Held-out figures on the validation data; every rank must call this."""
-        assert self.val_manifest is not None
+        """Held-out figures on the validation data; every rank must call this.
+
+        Of a mixture, those of each source's held-out set, and of all in its proportions.
+        """
         self.engine.eval()
+        results = {
+            name: self._evaluate(held_out) for name, held_out in self.validation.items()
+        }
+        self.engine.train()
+        if "" in results:
+            return results[""].metrics()
+        shares = dict(zip(self.data.names, self.data.shares))
+        weights = [shares[name] for name in results]
+        return {
+            **combine(list(results.values()), weights).metrics(),
+            **{f"val_loss/{name}": result.loss for name, result in results.items()},
+        }
+
+    def _evaluate(self, held_out: Manifest) -> Evaluation:
         batches = evaluation_batches(
-            self.val_manifest,
+            held_out,
             seq_len=self.plan.seq_len,
             micro_batch_size=self.plan.micro_batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             max_rows=self.training.eval_rows or None,
         )
-        evaluation = evaluate(
+        return evaluate(
             self._losses_of,
             _readable(batches),
-            self.val_manifest,
+            held_out,
             self.engine.device,
             self.ranks.sum,
         )
-        self.engine.train()
-        return evaluation.metrics()
 
 
 def _readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:

@@ -20,7 +20,7 @@ LOGITS_AT_ONCE = 2**25
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float = 0.0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of logits hidden @ weight.T against targets.
 
     Products are taken in the dtype of autocast where it is on, everything else in
@@ -37,14 +37,17 @@ def linear_cross_entropy(
         loss: scalar, cross-entropy in nats, mean over the targets that count (0 where
             none does), and the weighted z-loss.
         z_loss: scalar, the part of `loss` that is z-loss; not differentiable.
+        position_losses: [...] cross-entropy of each position in nats, 0 where it does
+            not count; not differentiable.
     """
     device_type = hidden.device.type
     dtype = hidden.dtype
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-    return _LinearCrossEntropy.apply(
+    loss, z_loss, position_losses = _LinearCrossEntropy.apply(
         hidden.flatten(0, -2), weight, targets.flatten(), z_loss_weight, dtype
     )
+    return loss, z_loss, position_losses.view_as(targets)
 
 
 # Elements that are passed over in one go, where not all at once: few enough for the cache.
@@ -58,7 +61,7 @@ def _losses_then_gradient(
     z_loss_weight: float,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy and z-loss; `logits` is overwritten by its gradient.
+    """Cross-entropy of each row [N], and weighted z-loss; `logits` is overwritten by its gradient.
 
     Args:
         logits: [N, V]; left without meaning where no gradient is needed.
@@ -73,7 +76,6 @@ def _losses_then_gradient(
     exponentials = values.sub_(largest).exp_()
     total = exponentials.sum(dim=1)
     log_partition = largest.squeeze(1) + total.log()
-    ce_loss = ((log_partition - picked) * weights).sum()
     z_loss = z_loss_weight * (log_partition.square() * weights).sum()
     if need_gradient:
         # d ce / d logits = softmax - one-hot; d lse^2 / d logits = 2 lse softmax.
@@ -82,7 +84,7 @@ def _losses_then_gradient(
         gradient.scatter_add_(1, targets, -weights.unsqueeze(1))
         if gradient.dtype != logits.dtype:
             logits.copy_(gradient)
-    return ce_loss, z_loss
+    return log_partition - picked, z_loss
 
 
 def rows_at_once(positions: int, vocab_size: int) -> int:
@@ -118,13 +120,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         z_loss_weight: float,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         low_weight = weight.to(dtype)
         counts = targets != IGNORED_TARGET
         state = at_least_float32(hidden.new_zeros(()))
         scale = 1.0 / counts.sum().clamp(min=1).to(state.dtype)
-        ce_loss, z_loss = torch.zeros_like(state), torch.zeros_like(state)
+        z_loss = torch.zeros_like(state)
+        position_losses = []
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = (
             torch.zeros_like(weight, dtype=state.dtype) if need_weight else None
@@ -146,10 +149,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 targets[part].split(piece_rows),
                 weights[part].split(piece_rows),
             ):
-                ce_part, z_part = _losses_then_gradient(
+                losses, z_part = _losses_then_gradient(
                     *piece, z_loss_weight, need_hidden or need_weight
                 )
-                ce_loss += ce_part
+                position_losses.append(losses)
                 z_loss += z_part
             if grad_hidden is not None:
                 grad_hidden[part] = logits @ low_weight
@@ -159,11 +162,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += logits.T @ low_hidden
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(z_loss)
-        return ce_loss + z_loss, z_loss
+        position_losses = torch.cat(position_losses)
+        position_losses = torch.where(counts, position_losses, 0)
+        ctx.mark_non_differentiable(z_loss, position_losses)
+        loss = (position_losses * scale).sum() + z_loss
+        return loss, z_loss, position_losses
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, _):
+    def backward(ctx, grad_loss: Tensor, *_):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config import IGNORED_TARGET, TemporalEigenstateConfig
 from ten_dist.model.block import Block, BlockState
 from ten_dist.model.initialization import fill_normal
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
@@ -50,8 +50,8 @@ class TiedHead(nn.Module):
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, z_loss_weight: float = 0.0
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits [..., V], or with `targets` [...] the two losses of
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits [..., V], or with `targets` [...] the losses of
         :func:`linear_cross_entropy`, without ever holding all logits."""
         if targets is None:
             return F.linear(hidden, self.weight)
@@ -105,13 +105,17 @@ class TemporalEigenstateNetwork(nn.Module):
         hidden = self.final_norm(hidden)
         if targets is not None:
             config = self.config
-            token_loss, z_loss = self.head(hidden, targets, config.z_loss_weight)
-            return combine_losses(
+            token_loss, z_loss, position_losses = self.head(
+                hidden, targets, config.z_loss_weight
+            )
+            losses = combine_losses(
                 token_loss,
                 energy,
                 config.energy_reg_weight,
                 z_loss if config.z_loss_weight else None,
             )
+            counted = (targets != IGNORED_TARGET).sum(dim=1).clamp(min=1)
+            return {**losses, "row_losses": position_losses.sum(dim=1) / counted}
         logits = self.head(hidden)
         return (logits, state) if return_state else logits
 
@@ -160,7 +164,8 @@ class TemporalEigenstateNetwork(nn.Module):
         Returns:
             `loss` = `ce_loss` + energy_reg_weight * `energy_loss` (+ `z_loss` where
             z_loss_weight is not 0), `ce_loss` (mean, in nats), `energy_loss` (raw) and
-            `z_loss` (weighted), scalars float32; or `loss` alone.
+            `z_loss` (weighted), scalars float32, and `row_losses` [B], the mean
+            cross-entropy of each row, without gradient; or `loss` alone.
         """
         losses = self(inputs, targets=targets)
         return losses if return_dict else losses["loss"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,31 @@ class Ledger:
     """Appends to ledger/rankNNNN.jsonl (DESIGN 3.3).
 
     A line is {"attempt": a, "step": s, "epoch": e, "rows": [...]}; a step that crosses
-    the end of an epoch has a line for each. `attempt` counts the starts of the run, and
+    the end of an epoch has a line for each. Of a mixture there is a line for each source
+    of a step, with its name as "source". `attempt` counts the starts of the run, and
     of a step only the lines of its highest attempt count.
     """
 
-    def __init__(self, folder: Path, rank: int, attempt: int) -> None:
+    def __init__(
+        self, folder: Path, rank: int, attempt: int, sources: Sequence[str] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt = attempt
+        self._sources = sources
         path = folder / f"rank{rank:04d}.jsonl"
         _cut_off_unfinished_line(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, epochs: np.ndarray, rows: np.ndarray) -> None:
-        """Record rows [n] of epochs [n], consumed in optimizer step `step`."""
-        for epoch in np.unique(epochs):
-            line = {
-                "attempt": self._attempt,
-                "step": step,
-                "epoch": int(epoch),
-                "rows": rows[epochs == epoch].tolist(),
-            }
+    def write(
+        self, step: int, sources: np.ndarray, epochs: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Record rows [n] of sources [n] and epochs [n], consumed in optimizer step `step`."""
+        for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T:
+            line = {"attempt": self._attempt, "step": step}
+            if self._sources:
+                line["source"] = self._sources[source]
+            line["epoch"] = int(epoch)
+            line["rows"] = rows[(sources == source) & (epochs == epoch)].tolist()
             self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -30,6 +30,11 @@ _SCALARS = {
     "val_perplexity": "validation/perplexity",
     "val_bits_per_byte": "validation/bits_per_byte",
 }
+_OF_SOURCES = {
+    "ce_loss": "train/ce_loss",
+    "epochs": "data/epochs",
+    "val_loss": "validation/loss",
+}
 
 
 class RunMonitor:
@@ -80,9 +85,11 @@ class RunMonitor:
         )
 
     def _write_scalars(self, metrics: dict[str, Any]) -> None:
-        for name, tag in _SCALARS.items():
-            value = metrics.get(name)
-            if value is not None and math.isfinite(value):
+        for name, value in metrics.items():
+            # Of a mixture, `ce_loss/code` is the loss of its source `code`.
+            kind, _, source = name.partition("/")
+            tag = f"{_OF_SOURCES.get(kind)}/{source}" if source else _SCALARS.get(name)
+            if tag is not None and value is not None and math.isfinite(value):
                 self._events.add_scalar(tag, value, metrics["step"])
 
     def close(self) -> None:

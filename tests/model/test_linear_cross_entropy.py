@@ -29,10 +29,17 @@ def plain(hidden, weight, targets, z_loss_weight):
 def test_pieces_of_any_size_give_the_whole(monkeypatch, at_once, z_loss_weight):
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
     hidden, weight, targets = make_inputs()
-    loss, z_loss = linear_cross_entropy(hidden, weight, targets, z_loss_weight)
+    loss, z_loss, positions = linear_cross_entropy(
+        hidden, weight, targets, z_loss_weight
+    )
     expected = plain(hidden, weight, targets, z_loss_weight)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     assert (z_loss == 0) == (z_loss_weight == 0)
+    each = F.cross_entropy(
+        (hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    torch.testing.assert_close(positions, each.view_as(targets), rtol=1e-12, atol=1e-12)
+    assert not positions.requires_grad
     actual = torch.autograd.grad(3 * loss, (hidden, weight))
     wanted = torch.autograd.grad(3 * expected, (hidden, weight))
     torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
@@ -43,7 +50,7 @@ def test_bfloat16_products_stay_near_float32():
     exact = plain(hidden, weight, targets, 0.0)
     wanted = torch.autograd.grad(exact, (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = linear_cross_entropy(hidden, weight, targets)
+        loss, *_ = linear_cross_entropy(hidden, weight, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=2e-2, atol=2e-2)
     for gradient, value in zip(torch.autograd.grad(loss, (hidden, weight)), wanted):
@@ -72,6 +79,6 @@ def test_whole_logits_never_exist(monkeypatch):
 
 def test_nothing_counts():
     hidden, weight, targets = make_inputs()
-    loss, _ = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100))
+    loss, *_ = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100))
     assert loss == 0
     assert torch.autograd.grad(loss, hidden)[0].abs().max() == 0
