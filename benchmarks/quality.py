@@ -60,6 +60,10 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 
 
+# What is compared where the ablation has been made elsewhere.
+COMPARED = ("transformer", "paper", "+ memory by depth")
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Variants of a model, a task and a recipe."""
@@ -109,7 +113,9 @@ def _characters(corpus: Path, context: int) -> Experiment:
     base["max_timescale"] = float(context)
     variants = dict(ABLATION)
     wide = {**CONVOLVED, "num_eigenstates": 128, "ffn_multiplier": 2.4}
-    if context == 64:
+    if context == 256:
+        variants = {name: variants[name] for name in COMPARED}
+    else:
         variants |= {
             "static norm for dynamic": {**CONVOLVED, "input_norm": "static"},
             "state gate for output gate": {
@@ -125,12 +131,15 @@ def _characters(corpus: Path, context: int) -> Experiment:
         "ffn_multiplier": 0.984375,
     }
     return Experiment(
-        Characters(corpus, context), Recipe(steps=2000, rows=12), base, variants
+        Characters(corpus, context),
+        Recipe(steps=2000, rows=12 * 64 // context),
+        base,
+        variants,
     )
 
 
 def _tokens(data: Path) -> Experiment:
-    """`pico` and a transformer of its size on prepared tokens, 512 of context."""
+    """Models of the size of `pico` on prepared tokens, 512 of context."""
     base = {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2}
     base["max_timescale"] = 512.0
     wide = {**CONVOLVED, "num_eigenstates": 240, "num_heads": 8}

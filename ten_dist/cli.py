@@ -20,6 +20,7 @@ _SECONDS_FOR_FIRST_RANK = 5
 _COMMANDS = {
     "train": ("ten_dist.train", "train a model, or continue a run"),
     "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),
+    "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }
 
@@ -55,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         _complain(error)
         return EXIT_CONFIGURATION_ERROR
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, such as `head`. The interpreter
+        # would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except (TrainingError, OSError) as error:
         _complain(error)
         return EXIT_FAILED

@@ -249,7 +249,13 @@ class TemporalEigenstateConfig:
 # Sizes keep K divisible by 1 to 5 scales times H, so that --hten_scales can be given
 # with any preset. Parameter counts are those of vocabulary 50257 with the tied head.
 PRESETS: dict[str, dict[str, Any]] = {
-    "pico": {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2},
+    "pico": {
+        "dim": 160,
+        "n_layers": 4,
+        "num_eigenstates": 240,
+        "num_heads": 4,
+        "ffn_multiplier": 1.75,
+    },
     "nano": {"dim": 320, "n_layers": 12, "num_eigenstates": 240, "num_heads": 4},
     "micro": {"dim": 512, "n_layers": 17, "num_eigenstates": 360, "num_heads": 6},
     "small": {"dim": 768, "n_layers": 20, "num_eigenstates": 360, "num_heads": 6},

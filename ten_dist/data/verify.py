@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from ten_dist.data.manifest import Manifest
+import numpy as np
+
+from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.remote import RemotePath
 from ten_dist.data.shards import damaged, shard_blocks
 from ten_dist.data.storage import file_size
 from ten_dist.data.tokenizer import file_sha256, read_tokenizer
+from ten_dist.errors import DataError
 
 _CONCURRENT_REQUESTS = 16
 
@@ -42,32 +47,68 @@ def verify_shards(
         pool.shutdown(cancel_futures=True)
 
 
-def _verify_shard(manifest: Manifest, index: int, full: bool) -> None:
+def damages(
+    manifest: Manifest, tick: Callable[[int], None] = lambda tokens: None
+) -> Iterator[DataError]:
+    """Everything that is wrong with a set: all of its files are read.
+
+    Where every shard is whole, the separators in them are counted as well: there must
+    be one for each document.
+
+    Args:
+        manifest: the set.
+        tick: told of the tokens of each shard that has been looked at.
+    """
+    try:
+        read_tokenizer(manifest)
+    except DataError as error:
+        yield error
+    whole, separators = True, 0
+    for index, record in enumerate(manifest.shards):
+        try:
+            separators += _verify_shard(manifest, index, full=True)
+        except DataError as error:
+            whole = False
+            yield error
+        tick(record.tokens)
+    if whole and separators != manifest.documents:
+        yield DataError(
+            f"{manifest.directory} has {separators} separators, its manifest says "
+            f"{manifest.documents} documents: prepare the data again with "
+            f"`{PREPARE_COMMAND}`"
+        )
+
+
+def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
+    """Check a shard; returns how many separators it has, where it is read at all."""
     record = manifest.shards[index]
     path = manifest.shard_path(index)
     try:
         size = file_size(path)
-        if size is None:
-            return
-        if size < record.bytes:
+        if size is not None and size < record.bytes:
             raise damaged(
                 manifest, index, f"is truncated ({size} of {record.bytes} bytes)"
             )
-        if size > record.bytes:
+        if size is not None and size > record.bytes:
             raise damaged(
                 manifest, index, f"is altered ({size} bytes, not {record.bytes})"
             )
         if not full:
-            return
-        altered = file_sha256(path) != record.sha256
+            return 0
+        # What a server sends is hashed as it comes, in reading the blocks.
+        altered = isinstance(path, Path) and file_sha256(path) != record.sha256
     except FileNotFoundError:
         raise damaged(manifest, index, "is missing") from None
     except OSError as error:
         raise damaged(manifest, index, f"cannot be read ({error.strerror})") from None
     if altered:
         raise damaged(manifest, index, "is altered (its sha256 is not the manifest's)")
-    tokens = sum(block.size for block in shard_blocks(manifest, index))
+    tokens, separators = 0, 0
+    for block in shard_blocks(manifest, index):
+        tokens += block.size
+        separators += int(np.count_nonzero(block == manifest.separator_id))
     if tokens != record.tokens:
         raise damaged(
             manifest, index, f"has {tokens} tokens, the manifest says {record.tokens}"
         )
+    return separators
