@@ -96,7 +96,7 @@ class TrainingConfig:
     data_verification: str = "full"
     """full reads and hashes every shard before training, ranks sharing the work; size
     only checks names and sizes. Of a URL only sizes are checked before training, and
-    each shard is hashed whenever it is fetched."""
+    each shard is hashed whenever it is fetched; `ten-dist data verify URL` hashes all."""
     dry_run: bool = False
     """Validate everything, print the plan, run --dry_samples rows, write nothing."""
     dry_samples: int = 2

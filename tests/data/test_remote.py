@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from ten_dist.cli import main
 from ten_dist.data import (
     Manifest,
     RemoteAccess,
@@ -244,3 +245,17 @@ def test_without_the_extra_packages_only_urls_are_refused(token_set):
     lines = result.stdout.splitlines()
     assert len(lines) == 2
     assert all("pip install 'ten_dist[remote]'" in line for line in lines)
+
+
+def test_the_data_command_looks_at_a_url(token_data, server, capsys):
+    server.folder = token_data
+    described = []
+    for data in (server.url, str(token_data)):
+        assert main(["data", "verify", data]) == 0
+        assert main(["data", "inspect", data, "--json"]) == 0
+        output = capsys.readouterr().out
+        described.append(output[output.index("\n[") :].replace(data, "DATA"))
+    assert described[0] == described[1]
+    server.fail("shard-00001.tar", 404)
+    assert main(["data", "verify", server.url]) == 2
+    assert f"{server.url}/shard-00001.tar is missing" in capsys.readouterr().err
