@@ -99,9 +99,9 @@ class LargeDocument(Document):
                     digest.update(chunk)
                 yield decoder.decode(chunk)
                 advance(len(chunk))
-            yield decoder.decode(b"", final=True)
         if left:
             raise _changed(self._path)
+        yield decoder.decode(b"", final=True)
         self._digests = {size: digest.digest() for size, digest in hashes.items()}
 
 
