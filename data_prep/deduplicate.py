@@ -6,7 +6,6 @@ preparation; rank 0 joins them, in the corpus's order, and says which to leave o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,9 +88,8 @@ def _hashes(
     segments: Sequence[Segment], selection: Selection, tick: Tick
 ) -> np.ndarray:
     joined = bytearray()
-    for text in unit_documents(segments, selection, Skipped(), None, tick):
-        data = text.encode("utf-8")
-        joined += hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    for document in unit_documents(segments, selection, Skipped(), None, tick):
+        joined += document.digest(HASH_BYTES)
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
 
 

@@ -12,7 +12,7 @@ import importlib
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ten_dist.errors import ConfigurationError, DataError
@@ -55,17 +55,15 @@ def compressed_lines(segment: Segment) -> Iterator[bytes]:
         DataError: it is damaged or cut off, named as file:line, or has changed.
         OSError: the file cannot be read.
     """
+    zstandard = segment.format == "jsonl.zst"
     damages: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-    opener: Callable[[BinaryIO], Any] = gzip.GzipFile
-    if segment.format == "jsonl.zst":
+    if zstandard:
         damages = (EOFError, _library(segment.format).ZstdError)
-        opener = _open_zstandard
     number = 0
     with open(segment.path, "rb") as raw:
         if os.fstat(raw.fileno()).st_size != segment.stop:
             raise DataError(f"{segment.path} changed while it was being prepared")
-        source = opener(fileobj=raw) if opener is gzip.GzipFile else opener(raw)
-        with source as lines:
+        with _zstandard_file(raw) if zstandard else gzip.GzipFile(fileobj=raw) as lines:
             while True:
                 number += 1
                 try:
@@ -80,7 +78,7 @@ def compressed_lines(segment: Segment) -> Iterator[bytes]:
                 yield line
 
 
-def _open_zstandard(raw: BinaryIO) -> BinaryIO:
+def _zstandard_file(raw: BinaryIO) -> BinaryIO:
     return io.BufferedReader(_Chunks(_zstandard_chunks(raw)), 1 << 17)
 
 

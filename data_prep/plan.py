@@ -30,12 +30,13 @@ from data_prep.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from data_prep.writer import is_held_out
 from ten_dist.data.tokenizer import file_sha256, load_tokenizer
 from ten_dist.errors import ConfigurationError
 
 _LAYOUT = 1
 """Part of a set's source: raised when the same corpus would give other shards."""
+_SAMPLE_EXCESS = 1 << 28
+"""Bytes by which the tokenizer's sample may exceed its limit, to end with a document."""
 
 Say = Callable[[str], None]
 
@@ -204,18 +205,25 @@ def _train(
     limit = options.tokenizer_sample_megabytes * 1e6
     taken = 0
 
-    def sample() -> Iterator[str]:
-        nonlocal taken
+    def sample() -> Iterator[Iterator[str]]:
         for number, unit in enumerate(plan.units):
             copies = journal.array("duplicates", number)
-            for text in unit_documents(
+            for document in unit_documents(
                 unit, plan.selection, Skipped(), copies, lambda *_: None
             ):
-                if not is_held_out(text, options.val_fraction):
-                    taken += len(text.encode("utf-8"))
-                    yield text
+                if not document.is_held_out(options.val_fraction):
+                    yield within_limit(document.pieces())
                     if taken >= limit:
                         return
+
+    def within_limit(pieces: Iterator[str]) -> Iterator[str]:
+        nonlocal taken
+        for piece in pieces:
+            taken += len(piece.encode("utf-8"))
+            yield piece
+            # A document is taken to its end, unless that is very far off.
+            if taken >= limit + _SAMPLE_EXCESS:
+                return
 
     tokenizer = train_tokenizer(sample(), options.vocab_size)
     say(

@@ -13,8 +13,10 @@ from ten_dist.errors import ConfigurationError
 SEPARATOR = "<|endoftext|>"
 WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 BYTES_VOCAB_SIZE = 257
-_PIECE_CHARACTERS = 1 << 20
+_PART_CHARACTERS = 1 << 16
 _WORD_CHARACTERS = 512
+# Where a word ends and white space follows that both Python and the tokenizer call that.
+_WORD_END = re.compile(r"\S(?=[^\S\x1c-\x1f])")
 _LONG_RUN = re.compile(
     rf"(?<!\S)\S{{{_WORD_CHARACTERS + 1},}}|(?<!\s)\s{{{_WORD_CHARACTERS + 1},}}"
 )
@@ -33,8 +35,10 @@ def check_vocab_size(vocab_size: int) -> None:
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[Iterable[str]], vocab_size: int) -> Tokenizer:
     """A byte-level BPE with at most ``vocab_size`` tokens, fewer if the texts give out.
+
+    Each text comes in pieces; how it was cut makes no difference to the result.
 
     It holds all 256 bytes, so it encodes any text without loss, and :data:`SEPARATOR`.
 
@@ -49,22 +53,41 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = (part for text in texts for part in _cut_long_runs(text))
+    words = (part for text in texts for part in _training_parts(text))
     tokenizer.train_from_iterator(words, trainer)
     return tokenizer
 
 
-def _cut_long_runs(text: str) -> Iterator[str]:
-    """Cut a text within its long runs of one kind, such as base64 or a ruled line.
+def _training_parts(pieces: Iterable[str]) -> Iterator[str]:
+    """Cut a text where that changes no word, and within its long runs of one kind.
 
-    Training takes time quadratic in the length of a word: one file of encoded data
-    would keep it busy for hours.
+    Training takes time quadratic in the length of a word: one file of encoded data, such
+    as base64, or a ruled line would keep it busy for hours. And it collects many texts
+    before it counts their words, so that long ones would take up memory.
     """
+    rest = ""
+    for piece in pieces:
+        text = rest + piece
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            first = run.start() + _WORD_CHARACTERS
+            for cut in range(first, run.end(), _WORD_CHARACTERS):
+                yield from _cut_at_words(text[start:cut])
+                start = cut
+        *parts, rest = _cut_at_words(text[start:])
+        yield from parts
+    yield rest
+
+
+def _cut_at_words(text: str) -> Iterator[str]:
+    """Cut between a word and white space, where no token ever reaches across."""
     start = 0
-    for run in _LONG_RUN.finditer(text):
-        for cut in range(run.start() + _WORD_CHARACTERS, run.end(), _WORD_CHARACTERS):
-            yield text[start:cut]
-            start = cut
+    while len(text) - start > _PART_CHARACTERS:
+        end = _WORD_END.search(text, start + _PART_CHARACTERS)
+        if end is None:
+            break
+        yield text[start : end.end()]
+        start = end.end()
     yield text[start:]
 
 
@@ -113,7 +136,7 @@ def find_separator(tokenizer: Tokenizer, wanted: str | None = None) -> tuple[str
 
 
 class Encoder:
-    """Turns documents into token ids, each document closed by the separator."""
+    """Turns text into token ids; ``separator``, 1-D int64, is what ends a document."""
 
     def __init__(self, tokenizer_json: str, separator: str | None) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -121,29 +144,12 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._separator_id = find_separator(self._tokenizer, separator)[1]
+        separator_id = find_separator(self._tokenizer, separator)[1]
+        self.separator = np.array([separator_id], dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """The token ids of each document, separator included: 1-D int64."""
-        pieces = [list(_pieces(text)) for text in texts]
-        encodings = iter(
-            self._tokenizer.encode_batch_fast(
-                [piece for document in pieces for piece in document],
-                add_special_tokens=False,
-            )
-        )
-        for document in pieces:
-            ids = [token for _ in document for token in next(encodings).ids]
-            ids.append(self._separator_id)
-            yield np.array(ids, dtype=np.int64)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a very long document at line ends: an encoding takes far more than its text."""
-    start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        cut = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1
-        stop = cut if cut > start else start + _PIECE_CHARACTERS
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
+        """The token ids of each text: 1-D int64."""
+        for encoding in self._tokenizer.encode_batch_fast(
+            texts, add_special_tokens=False
+        ):
+            yield np.array(encoding.ids, dtype=np.int64)

@@ -24,22 +24,12 @@ from ten_dist.data.shards import BLOCK_MEMBER
 from ten_dist.files import removed_on_error
 
 TEMPORARY_SUFFIX = ".tmp"
-_BATCH_BYTES = 1 << 20
+_BATCH_CHARACTERS = 1 << 20
 
 
 def shard_name(unit: int) -> str:
     """File name of a unit's shard: the unit's number, so never that of a rank."""
     return f"shard-{unit:05d}.tar"
-
-
-def is_held_out(text: str, val_fraction: float) -> bool:
-    """Whether a document is held out for validation.
-
-    It depends on the document's text alone, so a document stays on its side when the
-    corpus grows, and copies of one document all fall on one side.
-    """
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < val_fraction
 
 
 class ShardWriter:
@@ -170,29 +160,36 @@ def write_unit(
         ShardWriter(output / name, dtype) as train,
         ShardWriter(val_output / name, dtype) as val,
     ):
-        batch: list[str] = []
-        batch_bytes = tokens_made = 0
+        # Pieces of documents, and None for the end of each, by where they go.
+        batch: list[tuple[ShardWriter, str | None]] = []
+        batch_characters = 0
 
         def flush() -> None:
-            nonlocal batch_bytes, tokens_made
-            for text, tokens in zip(batch, encoder.encode(batch), strict=True):
-                held_out = is_held_out(text, val_fraction)
-                split, writer = (result.val, val) if held_out else (result.train, train)
+            nonlocal batch_characters
+            texts = [text for _, text in batch if text is not None]
+            encoded = iter(encoder.encode(texts))
+            made = 0
+            for writer, text in batch:
+                tokens = encoder.separator if text is None else next(encoded)
                 writer.add(tokens)
-                split.documents += 1
-                split.text_bytes += len(text.encode("utf-8"))
-                tokens_made += tokens.size
+                made += tokens.size
             batch.clear()
-            tick(0, tokens_made)
-            batch_bytes = tokens_made = 0
+            batch_characters = 0
+            tick(0, made)
 
-        for text in unit_documents(
+        for document in unit_documents(
             segments, selection, result.skipped, duplicates, tick
         ):
-            batch.append(text)
-            batch_bytes += len(text)
-            if batch_bytes >= _BATCH_BYTES:
-                flush()
+            held_out = document.is_held_out(val_fraction)
+            split, writer = (result.val, val) if held_out else (result.train, train)
+            split.documents += 1
+            split.text_bytes += document.bytes
+            for piece in document.pieces():
+                batch.append((writer, piece))
+                batch_characters += len(piece)
+                if batch_characters >= _BATCH_CHARACTERS:
+                    flush()
+            batch.append((writer, None))
         flush()
         result.train.shard = train.finish()
         result.val.shard = val.finish()
