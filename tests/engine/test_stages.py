@@ -81,8 +81,9 @@ def plain_training(token_data, batches, precision="fp32"):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        for name, value in {**losses, "gradient_norm": norm}.items():
-            results[name].append(value.item())
+        measured = {**losses, "gradient_norm": norm}
+        for name, values in results.items():
+            values.append(measured[name].item())
     return results
 
 
