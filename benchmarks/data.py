@@ -26,7 +26,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.measure import Report, paired, seconds_of
-from data_prep.corpus import Skipped, list_python_stdlib, read_documents
+from data_prep.corpus import list_python_stdlib
+from data_prep.documents import Selection, read_documents
+from data_prep.journal import Skipped
 from data_prep.shard import main as prepare
 from data_prep.tokenizer import byte_tokenizer
 from data_prep.writer import ShardWriter
@@ -59,9 +61,11 @@ def measure_prepare(report: Report, folder: Path) -> None:
     )
     tokenizer_file = first / "tokenizer.json"
     texts = [
-        text
+        "".join(document.pieces())
         for segment in list_python_stdlib()
-        for text in read_documents(segment, "text", Skipped())
+        for document in read_documents(
+            segment, Selection("text"), Skipped(), lambda _: None
+        )
     ]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     outputs = (folder / f"again-{n}" for n in itertools.count())
