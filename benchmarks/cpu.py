@@ -11,7 +11,6 @@ table and written as JSON.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Report, paired
+from benchmarks.measure import Report, chosen_measurements, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.config import PAPER
 from ten_dist.engine.host_memory import keep_freed_memory
@@ -254,21 +253,15 @@ MEASUREMENTS = {
 
 def main() -> None:
     """Run the measurements named on the command line, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(MEASUREMENTS))
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE")
-    options = parser.parse_args()
-    unknown = set(options.names) - set(MEASUREMENTS)
-    if unknown:
-        parser.error(f"no measurement {', '.join(sorted(unknown))}")
+    names, output = chosen_measurements(__doc__, MEASUREMENTS)
     torch.manual_seed(0)
     # As the trainer does it, for both sides.
     keep_freed_memory()
     report = Report()
-    for name in options.names or MEASUREMENTS:
+    for name in names:
         MEASUREMENTS[name](report)
-    if options.output is not None:
-        report.write(options.output)
+    if output is not None:
+        report.write(output)
 
 
 if __name__ == "__main__":

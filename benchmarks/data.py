@@ -11,7 +11,6 @@ and written as JSON.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.measure import Report, paired, seconds_of
+from benchmarks.measure import Report, chosen_measurements, paired, seconds_of
 from data_prep.corpus import list_python_stdlib
 from data_prep.documents import Selection, read_documents
 from data_prep.journal import Skipped
@@ -257,19 +256,13 @@ MEASUREMENTS = {
 
 def main() -> None:
     """Run the measurements named on the command line, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(MEASUREMENTS))
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE")
-    options = parser.parse_args()
-    unknown = set(options.names) - set(MEASUREMENTS)
-    if unknown:
-        parser.error(f"no measurement {', '.join(sorted(unknown))}")
+    names, output = chosen_measurements(__doc__, MEASUREMENTS)
     report = Report()
-    for name in options.names or MEASUREMENTS:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             MEASUREMENTS[name](report, Path(folder))
-    if options.output is not None:
-        report.write(options.output)
+    if output is not None:
+        report.write(output)
 
 
 if __name__ == "__main__":

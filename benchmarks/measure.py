@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def paired(
             if repeat:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def chosen_measurements(
+    description: str, measurements: Iterable[str]
+) -> tuple[list[str], Path | None]:
+    """The measurements that the command line names, or all, and where to write them."""
+    known = list(measurements)
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(known))
+    parser.add_argument("--output", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(known)
+    if unknown:
+        parser.error(f"no measurement {', '.join(sorted(unknown))}")
+    return options.names or known, options.output
 
 
 def _module_name() -> str:

@@ -38,6 +38,15 @@ def write_corpus(folder, files=40, words=300, seed=0):
     return folder
 
 
+def contents(folder):
+    """Bytes of every file below a folder, by their path in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory):
     """A folder of byte-token shards with held-out shards in val/."""

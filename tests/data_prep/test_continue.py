@@ -15,16 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import contents
+
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--val_fraction", "0.3", "--vocab_size", "320", "--shard_megabytes", "0.02"]
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture

@@ -10,16 +10,9 @@ import pytest
 
 from data_prep.deduplicate import PEAK_BYTES, find_duplicates
 from ten_dist.data import Manifest
+from tests.conftest import contents
 
 BYTES = ("--tokenizer", "bytes")
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture

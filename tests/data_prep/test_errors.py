@@ -8,14 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from data_prep.tokenizer import byte_tokenizer
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.conftest import contents
 
 
 @pytest.fixture

@@ -13,16 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.tokenizer import SEPARATOR, train_tokenizer
 from ten_dist.data import Manifest
+from tests.conftest import contents
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
