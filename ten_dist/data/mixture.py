@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ten_dist.errors import ConfigurationError, DataError
 
 CYCLE = 1 << 16
 """Rows after which the pattern of sources repeats. Changing it changes every mixture."""
+_NAMED = re.compile(r"[A-Za-z0-9_-]+=")
 _SOURCE = re.compile(r"([A-Za-z0-9_-]+)=(.+):([^:/]+)")
 
 
@@ -43,7 +45,7 @@ def parse_mixture(option: str) -> list[SourceOption] | None:
         ConfigurationError: a part is not NAME=DATA:WEIGHT, a name comes twice, or a
             weight is not a positive number.
     """
-    if not _SOURCE.match(option):
+    if not _NAMED.match(option) or Path(option).is_dir():
         return None
     sources = []
     for part in option.split(","):

@@ -48,6 +48,7 @@ def test_parts_are_read_from_the_option():
     ("option", "message"),
     [
         ("code=A:0.5,prose=B", "'prose=B' is not NAME=DATA:WEIGHT"),
+        ("code=A", "'code=A' is not NAME=DATA:WEIGHT"),
         ("code=A:half", "weight 'half'"),
         ("code=A:0,prose=B:1", "weight '0'"),
         ("code=A:inf,prose=B:1", "weight 'inf'"),
