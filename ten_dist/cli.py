@@ -20,6 +20,10 @@ _SECONDS_FOR_FIRST_RANK = 5
 _COMMANDS = {
     "train": ("ten_dist.train", "train a model, or continue a run"),
     "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),
+    "checkpoint": (
+        "ten_dist.checkpoint_command",
+        "list, verify or convert the checkpoints of a run",
+    ),
     "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }

@@ -6,6 +6,7 @@ OUTPUT_DIR/
   tokenizer.json   the tokenizer of the data, so that the run can be used without it
   metrics.jsonl    tensorboard/    ledger/
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
+  model.safetensors  weights of the end, float32, in one file
   COMPLETED        final metrics, written last
 ```
 """
@@ -14,17 +15,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ten_dist.checkpoint import damage
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import unwritable
 
 RUN_FORMAT = "ten_dist.run"
-CHECKPOINT_RECORD = "checkpoint.json"
-WEIGHTS_NAME = "model.safetensors"
 
 
 class RunFolder:
@@ -38,6 +39,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.ledger = self.path / "ledger"
         self.checkpoints = self.path / "checkpoints"
+        self.weights_file = self.path / "model.safetensors"
         self.completed_file = self.path / "COMPLETED"
 
     def exists(self) -> bool:
@@ -123,18 +125,18 @@ class RunFolder:
             report: told what is wrong with each one that is passed over.
         """
         for path in self.all_checkpoints():
-            damage = checkpoint_damage(path)
-            if damage is None:
+            found = damage(path)
+            if found is None:
                 return path
-            report(damage)
+            report(found)
         return None
 
     def all_checkpoints(self) -> list[Path]:
         """Checkpoints by their names, newest first, complete or not."""
         return sorted(self.checkpoints.glob(f"step_{'[0-9]' * 8}"), reverse=True)
 
-    def newest_weights(self) -> Path:
-        """The weights file of the newest complete checkpoint.
+    def usable_checkpoint(self) -> Path:
+        """The newest complete checkpoint.
 
         Raises:
             ConfigurationError: the run has none.
@@ -145,27 +147,24 @@ class RunFolder:
                 f"{self.path} has no complete checkpoint yet: let the run reach its "
                 "first one (--checkpoint_interval)"
             )
-        return path / WEIGHTS_NAME
+        return path
+
+    def delete_old_checkpoints(self, keep: int | None, every: int | None) -> None:
+        """Delete all but the newest `keep` checkpoints, and those of every N-th step."""
+        for path in self.all_checkpoints()[keep:] if keep is not None else []:
+            if every and checkpoint_step(path) % every == 0:
+                continue
+            # First out of sight: a deletion that is cut off must not leave half of one.
+            doomed = path.with_name(path.name + ".partial")
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
+
+    def delete_partial_checkpoints(self) -> None:
+        """Delete what killed starts of the run left half written, or half deleted."""
+        for path in self.checkpoints.glob("step_*.partial"):
+            shutil.rmtree(path)
 
 
-def read_checkpoint_record(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
-
-    Step, rows consumed, metrics, what identifies its run, files and their sizes.
-    """
-    return json.loads((path / CHECKPOINT_RECORD).read_text())
-
-
-def checkpoint_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    try:
-        files = read_checkpoint_record(path)["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{path} has no readable {CHECKPOINT_RECORD}"
-    for name, size in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size} bytes instead of {size}"
-    return None
+def checkpoint_step(path: Path) -> int:
+    """Steps that a checkpoint has done, by its name."""
+    return int(path.name.removeprefix("step_"))

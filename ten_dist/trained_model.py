@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
+from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.model.weights import load_weights
@@ -28,18 +30,25 @@ class TrainedModel:
         """The newest complete checkpoint of a run, on the GPU if there is one.
 
         Raises:
-            ConfigurationError: the folder holds no run, or no complete checkpoint.
+            ConfigurationError: the folder holds no run, or no complete checkpoint, or
+                the weights of the newest one are damaged.
         """
-        weights = folder.newest_weights()
+        checkpoint = folder.usable_checkpoint()
+        found = checksum_damage(checkpoint, kind=WEIGHT)
+        if found is not None:
+            raise ConfigurationError(
+                f"{found}: remove {checkpoint}, and the one before is used"
+            )
         # Values come from the file; making initial ones would take longer than reading.
         with torch.device("meta"):
             network = TemporalEigenstateNetwork(folder.model_config())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = network.to_empty(device=device).eval()
         network.head.tie(network.embedding)
-        load_weights(network, weights)
+        with CheckpointReader(checkpoint) as reader:
+            load_weights(network, reader)
         precision = folder.read_config()["training"]["precision"]
-        return cls(network, weights.parent, device, precision)
+        return cls(network, checkpoint, device, precision)
 
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in the precision of its training."""

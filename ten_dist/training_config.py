@@ -87,6 +87,8 @@ class TrainingConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int | None = None
     """Delete all but the newest N checkpoints; by default all are kept."""
+    keep_checkpoint_every: int | None = None
+    """With --keep_checkpoints, keep those whose step is a multiple of N for good."""
     resume: str = "auto"
     """auto continues the run in the output folder if there is one; never refuses to;
     PATH starts a new run from that checkpoint folder, and once the new run has a
@@ -138,8 +140,14 @@ class TrainingConfig:
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         _require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
-        if self.keep_checkpoints is not None:
-            _require(self, "keep_checkpoints", self.keep_checkpoints >= 1, "1 or more")
+        for name in ("keep_checkpoints", "keep_checkpoint_every"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "1 or more")
+        if self.keep_checkpoint_every and self.keep_checkpoints is None:
+            raise ConfigurationError(
+                "--keep_checkpoint_every has no effect without --keep_checkpoints: all "
+                "are kept"
+            )
         if self.warmup_steps is not None:
             _require(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2"):

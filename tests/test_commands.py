@@ -130,11 +130,13 @@ def test_data_of_another_tokenizer_is_refused(capsys, run_folder, tmp_path):
 def test_damaged_weights_are_refused(capsys, run_folder, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy)
-    weights = RunFolder(copy).newest_weights()
+    checkpoint = RunFolder(copy).usable_checkpoint()
+    weights = checkpoint / "weights-00000-of-00001.safetensors"
     content = bytearray(weights.read_bytes())
-    content[:8] = b"\xff" * 8
+    content[-1000] ^= 1
     weights.write_bytes(content)
-    assert "model.safetensors" in command_error(capsys, "generate", copy)
+    error = command_error(capsys, "generate", copy)
+    assert f"{weights} does not have the checksum" in error
 
 
 def test_every_option_has_help(capsys):
@@ -231,7 +233,7 @@ def test_paper_is_one_option(token_data, tmp_path):
         **PAPER,
         "selection_range": [0.1, 0.1],
     }
-    weights = load_file(RunFolder(tmp_path / "run").newest_weights())
+    weights = load_file(tmp_path / "run" / "model.safetensors")
     assert not any(name.endswith("selection") for name in weights)
     alpha = weights["blocks.0.mixer.alpha_base"]
     assert -3 <= alpha.min() and alpha.max() <= 0

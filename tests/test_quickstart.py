@@ -39,7 +39,7 @@ def test_quickstart_trains_and_then_is_complete(tmp_path):
     assert (tmp_path / "sample.txt").read_text().startswith("def ")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["deepspeed"]["zero_optimization"]["stage"] == 2
-    weights = tmp_path / "run" / "checkpoints" / "step_00000012" / "model.safetensors"
+    weights = tmp_path / "run" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     again = quickstart(tmp_path)
     assert "is already prepared" in again and "is complete: 12 steps" in again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import socket
@@ -85,6 +86,39 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+class ObjectChannel:
+    """Small Python objects between ranks, over the host's network.
+
+    Each is a process group of its own, whatever tensors go over: calls on one may come
+    from another thread than those on the next.
+    """
+
+    def __init__(self, timeout: datetime.timedelta | None = None) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values that all ranks give, by rank, on every rank."""
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The value that rank 0 gives, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def largest(self, value: float) -> float:
+        """Largest of a number over the ranks."""
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return tensor.item()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self._group)
+
+
 class Ranks:
     """All ranks of a run, connected.
 
@@ -92,6 +126,7 @@ class Ranks:
         rank, world_size: of this process and in all.
         local_world_size: ranks on this machine.
         device: where this rank computes.
+        background: for the thread that writes checkpoints, and for no other.
     """
 
     def __init__(self) -> None:
@@ -109,8 +144,9 @@ class Ranks:
         get_accelerator().set_device(local_rank)
         with _without_variable("LOCAL_SIZE"):
             deepspeed.init_distributed(verbose=False)
-        # Words between ranks go over the host's network, whatever tensors go over.
-        self._words = dist.new_group(backend="gloo")
+        self._words = ObjectChannel()
+        # A rank that has written its part waits for the one with the slowest disk.
+        self.background = ObjectChannel(datetime.timedelta(hours=2))
 
     @property
     def is_first(self) -> bool:
@@ -124,16 +160,14 @@ class Ranks:
             ConfigurationError: the first error by rank, the same on all ranks, was one.
             TrainingError: it was another.
         """
-        failures: list[tuple[type, str] | None] = [None] * self.world_size
-        mine = None
+        mine: tuple[type, str] | None = None
         if error is not None:
             refused = isinstance(error, ConfigurationError)
             kind = ConfigurationError if refused else TrainingError
             expected = isinstance(error, (ConfigurationError, TrainingError, OSError))
             text = str(error) if expected else f"{type(error).__name__}: {error}"
             mine = (kind, text)
-        dist.all_gather_object(failures, mine, group=self._words)
-        for rank, failure in enumerate(failures):
+        for rank, failure in enumerate(self.gather(mine)):
             if failure is not None:
                 kind, text = failure
                 agreed = kind(text if rank == 0 else f"rank {rank}: {text}")
@@ -157,11 +191,13 @@ class Ranks:
             failure = error
         self.agree(failure)
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values that all ranks give, by rank, on every rank."""
+        return self._words.gather(value)
+
     def from_first(self, value: Any) -> Any:
         """The value that rank 0 gives, on every rank."""
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._words)
-        return values[0]
+        return self._words.from_first(value)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks."""
@@ -175,13 +211,11 @@ class Ranks:
 
     def largest(self, value: float) -> float:
         """Largest of a number over the ranks."""
-        tensor = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._words)
-        return tensor.item()
+        return self._words.largest(value)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(group=self._words)
+        self._words.barrier()
 
     def close(self) -> None:
         """Wait until all ranks have done their work; only where all ranks do.

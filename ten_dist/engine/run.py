@@ -7,10 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ten_dist.checkpoint import CheckpointReader
+from ten_dist.checkpoint.export import export_weights
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.data import Mixture, read_tokenizer, verify_shards
-from ten_dist.engine.assembly import build_engine, build_model, seed_everything
-from ten_dist.engine.checkpoints import check_loadable, load_checkpoint
+from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.checkpoint_writer import CheckpointWriter
+from ten_dist.engine.checkpoints import (
+    check_loadable,
+    check_whole,
+    load_checkpoint,
+    newest_whole,
+)
 from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
@@ -26,6 +34,8 @@ from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.run_folder import RunFolder
 from ten_dist.training_config import TrainingConfig
+
+_SECONDS_FOR_LAST_CHECKPOINT = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +116,22 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
         ConfigurationError: the output folder or a checkpoint cannot be used.
     """
     folder, resume = RunFolder(run.training.output_dir), run.training.resume
-    start = None
+    attempt, completed, checkpoints = 1, None, []
     with ranks.agreeing():
         if ranks.is_first:
             folder.check_writable()
             attempt = check_same_run(folder, run.identity(), resume)
-            checkpoint = folder.newest_checkpoint(
-                lambda damage: say(f"passing over a checkpoint: {damage}")
-            )
-            if checkpoint is None and resume not in ("auto", "never"):
-                checkpoint = Path(resume)
-            if checkpoint is not None:
-                check_loadable(checkpoint, run)
-            start = Start(attempt, checkpoint, folder.completed())
-    return ranks.from_first(start)
+            completed = folder.completed()
+            if completed is None:
+                checkpoints = folder.all_checkpoints()
+    checkpoint = newest_whole(ranks, checkpoints)
+    if checkpoint is None and completed is None and resume not in ("auto", "never"):
+        checkpoint = Path(resume)
+        check_whole(ranks, checkpoint)
+    with ranks.agreeing():
+        if ranks.is_first and checkpoint is not None:
+            check_loadable(checkpoint, run)
+    return ranks.from_first(Start(attempt, checkpoint, completed))
 
 
 def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
@@ -138,11 +150,9 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         run.deepspeed_config,
         ranks,
     )
-    # Each rank draws its own dropout masks.
-    seed_everything(training.seed + 1 + ranks.rank)
     steps_done, metrics = 0, {}
     if start.checkpoint is not None:
-        record = load_checkpoint(engine, ranks, start.checkpoint)
+        record = load_checkpoint(engine, ranks, run, start.checkpoint)
         steps_done, metrics = record["step"], record["metrics"]
         say(f"continuing from {start.checkpoint}, {steps_done:,} steps done")
     else:
@@ -150,6 +160,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
     with ranks.agreeing():
         if ranks.is_first:
             folder.create()
+            folder.delete_partial_checkpoints()
             write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
     with ranks.agreeing():
@@ -165,15 +176,20 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             sources = run.data.names if isinstance(run.data, Mixture) else ()
             ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
     started = time.perf_counter()
+    writer = CheckpointWriter(engine, ranks, run, folder)
     try:
-        trainer = Trainer(engine, ranks, run, folder, monitor, ledger)
+        trainer = Trainer(engine, ranks, run, folder, writer, monitor, ledger)
         final = trainer.fit(steps_done, metrics)
     finally:
+        # Where training failed, the checkpoint that was begun last may still complete.
+        writer.abandon(_SECONDS_FOR_LAST_CHECKPOINT)
         monitor.close()
         if ledger is not None:
             ledger.close()
     with ranks.agreeing():
         if ranks.is_first:
+            with CheckpointReader(folder.usable_checkpoint()) as reader:
+                export_weights(reader, folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
             write_json(folder.completed_file, final)
     say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}")

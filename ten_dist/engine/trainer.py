@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from ten_dist.data import (
     evaluation_batches,
     training_batches,
 )
-from ten_dist.engine.checkpoints import save_checkpoint
+from ten_dist.engine.checkpoint_writer import CheckpointWriter
 from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.probe import probe_loss
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import DataError, TrainingError
 from ten_dist.evaluate import Evaluation, combine, evaluate
@@ -42,6 +44,7 @@ class Trainer:
         ranks: Ranks,
         run: ResolvedRun,
         folder: RunFolder,
+        writer: CheckpointWriter,
         monitor: RunMonitor | SilentMonitor,
         ledger: Ledger | None,
     ) -> None:
@@ -53,6 +56,7 @@ class Trainer:
         self.data = run.data
         self.validation = run.validation
         self.folder = folder
+        self.writer = writer
         self.monitor = monitor
         self.ledger = ledger
         self._energy_weight = run.model_config.energy_reg_weight
@@ -93,6 +97,7 @@ class Trainer:
         for done in range(steps_done + 1, plan.steps + 1):
             step_metrics = self._step(done, batches)
             self.monitor.step(step_metrics)
+            self._report_saved()
             final.update(step_metrics)
             last = done == plan.steps
             if self.validation and (last or done % training.eval_interval == 0):
@@ -100,10 +105,18 @@ class Trainer:
                 self.monitor.validation(evaluation)
                 final.update(evaluation)
             if last or done % training.checkpoint_interval == 0:
-                save_checkpoint(
-                    self.engine, self.ranks, self.run, self.folder, done, final
-                )
+                self._save(done, final)
+        self.writer.wait()
+        self._report_saved()
         return final
+
+    def _save(self, step: int, metrics: dict[str, Any]) -> None:
+        self.writer.save(step, metrics, probe_loss(self.engine, self.ranks, self.run))
+
+    def _report_saved(self) -> None:
+        saved = self.writer.take_saved()
+        if saved is not None:
+            self.monitor.checkpoint(saved.metrics())
 
     def _step(self, number: int, batches: Iterator[TokenBatch]) -> dict[str, Any]:
         """One optimizer step; what it returns is the same on all ranks but memory."""
@@ -122,6 +135,7 @@ class Trainer:
             data_seconds += time.perf_counter() - waited
             if self.ledger is not None:
                 self.ledger.write(number, batch.sources, batch.epochs, batch.rows)
+            self._seed(number, micro_step)
             losses = self._losses_of(
                 batch.inputs.to(engine.device), batch.targets.to(engine.device)
             )
@@ -166,6 +180,17 @@ class Trainer:
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
+
+    def _seed(self, step: int, micro_step: int) -> None:
+        """Make the random numbers of a micro-batch, dropout's, a function of its place.
+
+        The place in the whole run, so that they depend neither on where the run was
+        interrupted nor on the number of ranks.
+        """
+        share = self.plan.global_batch_size // self.plan.micro_batch_size
+        number = micro_step * self.ranks.world_size + self.ranks.rank
+        seed = np.random.SeedSequence((self.training.seed, step * share + number))
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
     def _source_metrics(self, step: int, by_source: Tensor) -> dict[str, float]:
         """Of a mixture, the loss of each source in a step, and the epochs read so far.

@@ -26,6 +26,9 @@ _SCALARS = {
     "step_seconds": "speed/step_seconds",
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
+    "checkpoint_held_seconds": "checkpoint/held_seconds",
+    "checkpoint_write_seconds": "checkpoint/write_seconds",
+    "checkpoint_bytes": "checkpoint/bytes",
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_bits_per_byte": "validation/bits_per_byte",
@@ -84,6 +87,17 @@ class RunMonitor:
             file=sys.stdout,
         )
 
+    def checkpoint(self, metrics: dict[str, Any]) -> None:
+        """Report a complete checkpoint; `metrics` has step, seconds and bytes."""
+        self._log.write(metrics)
+        self._write_scalars(metrics)
+        tqdm.write(
+            f"step {metrics['step']:,}: saved {metrics['checkpoint_bytes'] / 1e9:.3g} GB "
+            f"in {metrics['checkpoint_write_seconds']:.2f} s, of which training waited "
+            f"{metrics['checkpoint_held_seconds']:.2f} s",
+            file=sys.stdout,
+        )
+
     def _write_scalars(self, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
@@ -106,6 +120,9 @@ class SilentMonitor:
         """Do nothing."""
 
     def validation(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def checkpoint(self, metrics: dict[str, Any]) -> None:
         """Do nothing."""
 
     def close(self) -> None:

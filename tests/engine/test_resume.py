@@ -71,11 +71,17 @@ def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     (folder / "COMPLETED").unlink()
-    weights = folder / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    checkpoints = folder / "checkpoints"
+    cut = checkpoints / f"step_{STEPS:08d}" / "weights-00001-of-00002.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    flipped = checkpoints / "step_00000012" / "moments-00001-of-00002.safetensors"
+    content = bytearray(flipped.read_bytes())
+    content[-1000] ^= 4
+    flipped.write_bytes(content)
     output = train([*options, "--output_dir", folder])
-    assert f"passing over a checkpoint: {weights}" in output
-    assert "step_00000012, 12 steps done" in output
+    assert f"passing over a checkpoint: {cut} has" in output
+    assert f"passing over a checkpoint: {flipped} does not have the checksum" in output
+    assert "step_00000008, 8 steps done" in output
     assert step_metrics(folder) == step_metrics(whole)
 
 
@@ -96,7 +102,7 @@ def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision"),
-    [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "fp32"), ("offload", "fp32")],
+    [("zero1", "bf16"), ("zero3", "fp32")],
 )
 def test_resume_is_exact_at_every_stage(stage, precision, token_data, tmp_path):
     folder = tmp_path / "run"
@@ -113,13 +119,3 @@ def test_resume_is_exact_at_every_stage(stage, precision, token_data, tmp_path):
     (folder / "COMPLETED").unlink()
     assert "3 steps done" in train(options)
     assert step_metrics(folder) == expected
-
-
-@pytest.mark.slow
-def test_another_number_of_ranks_is_refused_for_now(whole_run, tmp_path):
-    options, whole = whole_run
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    (folder / "COMPLETED").unlink()
-    output = train([*options, "--output_dir", folder], ranks=0, expect=2)
-    assert "was written by 2 ranks, not 1" in output

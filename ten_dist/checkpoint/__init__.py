@@ -1,0 +1,32 @@
+"""Portable checkpoints: files that any number of ranks writes, and any number reads.
+
+Nothing here needs DeepSpeed: a model is loaded from a checkpoint with torch alone.
+"""
+
+from ten_dist.checkpoint.layout import (
+    EXP_AVG,
+    EXP_AVG_SQ,
+    MOMENTS,
+    WEIGHT,
+    FileRecord,
+    TensorSlice,
+    checksum_damage,
+    damage,
+    read_record,
+)
+from ten_dist.checkpoint.reading import CheckpointReader
+from ten_dist.checkpoint.tensor_file import write_tensors
+
+__all__ = [
+    "EXP_AVG",
+    "EXP_AVG_SQ",
+    "MOMENTS",
+    "WEIGHT",
+    "CheckpointReader",
+    "FileRecord",
+    "TensorSlice",
+    "checksum_damage",
+    "damage",
+    "read_record",
+    "write_tensors",
+]

@@ -1,0 +1,297 @@
+"""Writing checkpoints while training goes on.
+
+A save copies what each rank holds to buffers in host memory, which is all that training
+waits for; a thread of each rank then writes its own files into a folder with a temporary
+name. When all have, rank 0 checks them, adds index and record, renames the folder, and
+replaces the pointer `latest`. A run killed at any moment leaves the checkpoint before it
+as the newest.
+
+The buffers stay: 12 bytes for each float32 weight that the rank holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from ten_dist.checkpoint import (
+    MOMENTS,
+    WEIGHT,
+    FileRecord,
+    TensorSlice,
+    write_tensors,
+)
+from ten_dist.checkpoint.layout import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_VERSION,
+    INDEX_NAME,
+    RECORD_NAME,
+    tensor_file_name,
+)
+from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.held_state import held_state
+from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.errors import TrainingError
+from ten_dist.files import sync_folder, write_json, write_text
+from ten_dist.run_folder import RunFolder
+
+# Of what a checkpoint takes, for index, record and the file system's own needs.
+_SPACE_MARGIN = 1.02
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedCheckpoint:
+    """How a checkpoint was written."""
+
+    step: int
+    held_seconds: float
+    """That training waited."""
+    write_seconds: float
+    """From the copy until the checkpoint was complete."""
+    bytes: int
+    """Of all files."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under the names that metrics.jsonl uses."""
+        return {
+            "step": self.step,
+            "checkpoint_held_seconds": self.held_seconds,
+            "checkpoint_write_seconds": self.write_seconds,
+            "checkpoint_bytes": self.bytes,
+        }
+
+
+class CheckpointWriter:
+    """Saves one run. Every rank has one, and calls the same methods in the same order."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        ranks: Ranks,
+        run: ResolvedRun,
+        folder: RunFolder,
+    ) -> None:
+        self._ranks = ranks
+        self._run = run
+        self._folder = folder
+        self._zero_stage = engine.zero_optimization_stage()
+        self._held = held_state(engine, ranks)
+        self._slices = list(self._held.slices)
+        if ranks.is_first:
+            self._slices += [
+                TensorSlice(name, 0, buffer.numel())
+                for name, buffer in self._held.buffers.items()
+            ]
+        self._host: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._saved: SavedCheckpoint | None = None
+
+    def save(self, step: int, metrics: dict[str, Any], probe_loss: float) -> None:
+        """Begin the checkpoint of a run after `step` steps.
+
+        Args:
+            step: optimizer steps done.
+            metrics: of the last step and the last validation.
+            probe_loss: see :func:`ten_dist.engine.probe.probe_loss`.
+
+        Raises:
+            TrainingError: on all ranks where the file system refuses on any, now or for
+                the checkpoint before this; checkpoints before stay as they are.
+        """
+        started = time.perf_counter()
+        self.wait()
+        name = f"step_{step:08d}"
+        partial = self._folder.checkpoints / f"{name}.partial"
+        with self._ranks.agreeing():
+            if self._ranks.is_first:
+                self._check_space()
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        self._snapshot()
+        held_seconds = time.perf_counter() - started
+        record = {
+            "format": CHECKPOINT_FORMAT,
+            "version": CHECKPOINT_VERSION,
+            "step": step,
+            "consumed_rows": step * self._run.plan.global_batch_size,
+            "optimizer_steps": self._held.optimizer_steps(),
+            "metrics": dict(metrics),
+            "probe_loss": probe_loss,
+            "state_identity": self._run.state_identity(),
+            "precision": self._run.training.precision,
+            "world_size": self._ranks.world_size,
+            "zero_stage": self._zero_stage,
+            "held_seconds": held_seconds,
+        }
+        self._thread = threading.Thread(
+            target=self._write, args=(partial, record), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was begun last is complete.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            raise TrainingError(self._failure)
+
+    def abandon(self, seconds: float) -> None:
+        """Give a checkpoint that was begun some seconds to complete; raises nothing."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def take_saved(self) -> SavedCheckpoint | None:
+        """How the last checkpoint was written, told once, when it is complete."""
+        saved, self._saved = self._saved, None
+        return saved
+
+    def _check_space(self) -> None:
+        needed = int(checkpoint_bytes(self._held.shapes) * _SPACE_MARGIN)
+        existing = self._folder.checkpoints
+        free = shutil.disk_usage(
+            existing if existing.exists() else existing.parent
+        ).free
+        if free < needed:
+            raise TrainingError(
+                f"a checkpoint takes {needed / 1e9:.3g} GB, and {self._folder.path} has "
+                f"{free / 1e9:.3g} GB free: make room, perhaps with --keep_checkpoints, "
+                "then start again to continue"
+            )
+
+    @torch.no_grad()
+    def _snapshot(self) -> None:
+        self._held.prepare()
+        for kind in _KINDS:
+            for piece in self._slices:
+                buffer = self._held.buffers.get(piece.name)
+                if buffer is None:
+                    values = self._held.read(kind, piece)
+                elif kind == WEIGHT:
+                    values = buffer.view(-1)
+                else:
+                    continue
+                key = piece.key(kind)
+                if key not in self._host[kind]:
+                    self._host[kind][key] = torch.empty(
+                        values.shape,
+                        dtype=torch.float32,
+                        pin_memory=values.device.type == "cuda",
+                    )
+                self._host[kind][key].copy_(values, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _write(self, partial: Path, record: dict[str, Any]) -> None:
+        """What the thread does. Ends with all ranks of one mind, whatever happened."""
+        started = time.perf_counter()
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        error, files = None, {}
+        try:
+            weights, moments = self._host[WEIGHT], {}
+            for kind in MOMENTS:
+                moments |= self._host[kind]
+            for kind, tensors in ((WEIGHT, weights), (MOMENTS[0], moments)):
+                name = tensor_file_name(kind, rank, world_size)
+                shapes = {key: values.shape for key, values in tensors.items()}
+                files[name] = write_tensors(
+                    partial / name, shapes, torch.float32, tensors.__getitem__
+                )
+        except OSError as failure:
+            error = f"{partial} cannot be written: {failure.strerror or failure}"
+        try:
+            written = self._ranks.background.gather((error, files, self._slices))
+            if self._ranks.is_first:
+                error = self._complete(partial, record, written, started)
+            self._failure = self._ranks.background.from_first(error)
+        except RuntimeError as failure:
+            self._failure = f"a rank was lost while a checkpoint was written: {failure}"
+
+    def _complete(
+        self,
+        partial: Path,
+        record: dict[str, Any],
+        written: list[tuple[str | None, dict[str, FileRecord], list[TensorSlice]]],
+        started: float,
+    ) -> str | None:
+        """Make a checkpoint of what the ranks have written; what went wrong, or None."""
+        errors = [error for error, _, _ in written if error is not None]
+        try:
+            if errors:
+                raise OSError(errors[0])
+            files = {
+                name: file for _, part, _ in written for name, file in part.items()
+            }
+            for name, file in files.items():
+                if (size := (partial / name).stat().st_size) != file.bytes:
+                    raise OSError(
+                        f"{partial / name} has {size} bytes, not the {file.bytes} that "
+                        "were written: is it one folder on every node?"
+                    )
+            index = {
+                "writers": len(written),
+                "tensors": {
+                    name: {"shape": list(shape), "slices": []}
+                    for name, shape in self._held.shapes.items()
+                },
+            }
+            for writer, (_, _, slices) in enumerate(written):
+                for piece in slices:
+                    entry = [piece.start, piece.stop, writer]
+                    index["tensors"][piece.name]["slices"].append(entry)
+            write_json(partial / INDEX_NAME, index)
+            files[INDEX_NAME] = FileRecord.of(partial / INDEX_NAME)
+            write_seconds = time.perf_counter() - started
+            record = {
+                **record,
+                "write_seconds": write_seconds,
+                "files": {n: dataclasses.asdict(files[n]) for n in sorted(files)},
+            }
+            write_json(partial / RECORD_NAME, record)
+            self._publish(partial)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            return str(error)
+        self._saved = SavedCheckpoint(
+            step=record["step"],
+            held_seconds=record["held_seconds"],
+            write_seconds=write_seconds,
+            bytes=sum(file.bytes for file in files.values()),
+        )
+        return None
+
+    def _publish(self, partial: Path) -> None:
+        final = partial.with_suffix("")
+        sync_folder(partial)
+        # A folder of this name is a damaged checkpoint that was passed over.
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        sync_folder(final.parent)
+        write_text(final.parent / "latest", final.name + "\n")
+        training = self._run.training
+        self._folder.delete_old_checkpoints(
+            training.keep_checkpoints, training.keep_checkpoint_every
+        )
+
+
+_KINDS = (WEIGHT, *MOMENTS)
+
+
+def checkpoint_bytes(shapes: Mapping[str, torch.Size]) -> int:
+    """Size of a checkpoint of tensors of these shapes, but for its index and record."""
+    return 4 * len(_KINDS) * sum(shape.numel() for shape in shapes.values())

@@ -1,0 +1,113 @@
+"""A run goes on with other numbers of ranks, ZeRO stages and micro-batches."""
+
+import json
+import shutil
+
+import pytest
+
+from ten_dist.cli import main
+from tests.launching import (
+    SMALL_MODEL,
+    read_ledger,
+    step_metrics,
+    train,
+    train_until_killed,
+)
+
+pytestmark = pytest.mark.slow
+
+STEPS = 12
+OPTIONS = [
+    *SMALL_MODEL,
+    *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1, "--ledger"),
+    *("--steps", STEPS, "--global_batch_size", 8, "--seq_len", 64),
+    *("--warmup_steps", 3, "--checkpoint_interval", 4, "--num_workers", 0),
+]
+
+
+def whole(folder, token_data, stage, *more):
+    """Options of a run of two ranks, which ran to its end in `folder`."""
+    options = [*OPTIONS, *more, "--data", token_data]
+    train([*options, "--output_dir", folder, "--deepspeed_config", stage])
+    return options
+
+
+@pytest.fixture(scope="module")
+def run(token_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic") / "run"
+    more = ("--precision", "fp32", "--micro_batch_size", 2)
+    return whole(folder, token_data, "zero2", *more), folder
+
+
+def from_step_four(source, folder):
+    """A copy of a run as it was after its first checkpoint."""
+    shutil.copytree(source, folder)
+    (folder / "COMPLETED").unlink()
+    for step in (8, 12):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+    return folder
+
+
+def rows(folder):
+    """{step: sorted rows} over all ranks."""
+    ledger = read_ledger(folder)
+    return {
+        step: sorted(row for of_rank in ranks.values() for row in of_rank)
+        for step, ranks in ledger.items()
+    }
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(0, "offload"), (4, "zero3")])
+def test_same_losses_on_other_ranks_and_stages(run, ranks, stage, tmp_path):
+    options, source = run
+    folder = from_step_four(source, tmp_path / "run")
+    options = [*options, "--output_dir", folder, "--deepspeed_config", stage]
+    assert "4 steps done" in train(options, ranks=ranks)
+    expected = step_metrics(source)
+    assert step_metrics(folder) == pytest.approx(expected, rel=1e-5)
+    assert rows(folder) == rows(source)
+
+
+def test_same_losses_with_other_micro_batches(token_data, tmp_path):
+    """Dropout masks are drawn a micro-batch at a time, so this is without any."""
+    more = ("--precision", "fp32", "--dropout", 0)
+    options = whole(tmp_path / "a", token_data, "zero1", *more)
+    folder = from_step_four(tmp_path / "a", tmp_path / "b")
+    train([*options, "--output_dir", folder, "--micro_batch_size", 1], ranks=0)
+    expected = step_metrics(tmp_path / "a")
+    assert step_metrics(folder) == pytest.approx(expected, rel=1e-5)
+
+
+def test_bfloat16_parameters_keep_their_float32_copies(token_data, tmp_path):
+    more = ("--precision", "bf16_params", "--micro_batch_size", 2)
+    options = whole(tmp_path / "a", token_data, "zero3", *more)
+    folder = from_step_four(tmp_path / "a", tmp_path / "b")
+    options = [*options, "--output_dir", folder, "--deepspeed_config", "zero1"]
+    train(options, ranks=0)
+    assert step_metrics(folder) == pytest.approx(step_metrics(tmp_path / "a"), rel=2e-3)
+
+
+def test_killed_again_and_again_each_time_going_on_elsewhere(run, tmp_path):
+    options, source = run
+    folder = tmp_path / "run"
+    options = [*options, "--output_dir", folder]
+    for step, ranks, stage in ((2, 4, "zero2"), (6, 2, "zero3"), (9, 4, "zero1")):
+        given = [*options, "--deepspeed_config", stage]
+        train_until_killed(given, folder, step, ranks=ranks)
+    output = train([*options, "--deepspeed_config", "zero0"], ranks=0)
+    assert "continuing from" in output
+    assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
+    assert rows(folder) == rows(source)
+
+
+def test_weights_that_compute_something_else_are_refused(run, tmp_path, capsys):
+    """Checksums are right, as after a loader that forgot a tensor."""
+    options, source = run
+    folder = from_step_four(source, tmp_path / "run")
+    record_file = folder / "checkpoints" / "step_00000004" / "checkpoint.json"
+    record = json.loads(record_file.read_text())
+    record["probe_loss"] *= 1.001
+    record_file.write_text(json.dumps(record))
+    arguments = [*options, "--output_dir", folder]
+    assert main(["train", *map(str, arguments)]) == 1
+    assert "the loaded weights are not those that were saved" in capsys.readouterr().err
