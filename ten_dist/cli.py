@@ -10,10 +10,16 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, TrainingError
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    ConfigurationError,
+    RunStoppedError,
+    TrainingError,
+)
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _SECONDS_FOR_FIRST_RANK = 5
 
 # Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.
@@ -32,7 +38,8 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0 success; 1 the work failed; 2 the command was refused before anything was written.
+    0 success; 1 the work failed; 2 the command was refused before anything was written; 3
+    a signal stopped a training, and the same command continues it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((a for a in arguments if not a.startswith("-")), None)
@@ -60,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         _complain(error)
         return EXIT_CONFIGURATION_ERROR
+    except RunStoppedError as stopped:
+        _complain(stopped)
+        return EXIT_STOPPED
     except BrokenPipeError:
         # Whoever read the output has seen enough, such as `head`. The interpreter
         # would complain when it flushes at the end.

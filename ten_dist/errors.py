@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+EXIT_FAILED = 1
+"""Exit status of a command whose work failed."""
+
 EXIT_CONFIGURATION_ERROR = 2
 """Exit status of a command that was refused before it wrote anything."""
+
+EXIT_STOPPED = 3
+"""Exit status of a training that a signal stopped: the same command continues it."""
+
+EXIT_INTERRUPTED = 130
+"""Exit status of a command that was interrupted from the keyboard."""
 
 
 class Reported:
@@ -27,3 +36,7 @@ class DataError(ConfigurationError):
 
 class TrainingError(Reported, RuntimeError):
     """Training cannot go on; the message says why and what to do."""
+
+
+class RunStoppedError(Reported, RuntimeError):
+    """A signal stopped the run; what it has done is saved."""

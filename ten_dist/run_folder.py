@@ -5,6 +5,7 @@ OUTPUT_DIR/
   config.json      everything that was resolved
   tokenizer.json   the tokenizer of the data, so that the run can be used without it
   metrics.jsonl    tensorboard/    ledger/
+  anomalies.jsonl  steps whose loss or gradient was wrong, and their rows, if there were any
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
   model.safetensors  weights of the end, float32, in one file
   COMPLETED        final metrics, written last
@@ -36,6 +37,7 @@ class RunFolder:
         self.config_file = self.path / "config.json"
         self.tokenizer_file = self.path / "tokenizer.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.anomalies_file = self.path / "anomalies.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.ledger = self.path / "ledger"
         self.checkpoints = self.path / "checkpoints"

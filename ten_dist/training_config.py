@@ -14,6 +14,7 @@ from ten_dist.errors import ConfigurationError
 
 PRECISIONS = ("fp32", "bf16", "bf16_params")
 VERIFICATIONS = ("full", "size")
+ANOMALY_POLICIES = ("skip", "rollback", "stop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,15 @@ class TrainingConfig:
     sharded optimizer (ZeRO stages 1 to 3)."""
     compile: bool = False
     """Compile each block with torch.compile, a minute or more at the start."""
+    on_anomaly: str = "skip"
+    """What to do about a step whose loss or gradient is not finite, or whose loss or
+    gradient norm is a spike: skip leaves the weights as they are and goes on, up to 10
+    steps in a row; rollback goes back to the newest checkpoint and leaves the batch out;
+    stop ends the run. All are logged with the rows of the batch. After a spike of the
+    gradient norm, skip keeps the clipped update."""
+    spike_threshold: float = 8.0
+    """A spike is more than this many standard deviations above the mean of the last 128
+    steps; 0 looks for none."""
     eval_interval: int = 250
     """Steps between validations; the last step is always validated."""
     eval_rows: int = 512
@@ -89,6 +99,10 @@ class TrainingConfig:
     """Delete all but the newest N checkpoints; by default all are kept."""
     keep_checkpoint_every: int | None = None
     """With --keep_checkpoints, keep those whose step is a multiple of N for good."""
+    grace_seconds: float = 25.0
+    """After SIGTERM or SIGINT, which have all ranks save at the end of the step and stop:
+    seconds until a process ends even if it could not. The deepspeed launcher kills after
+    30. SIGUSR1 does the same and sets no limit."""
     resume: str = "auto"
     """auto continues the run in the output folder if there is one; never refuses to;
     PATH starts a new run from that checkpoint folder, and once the new run has a
@@ -137,8 +151,12 @@ class TrainingConfig:
             "gradient_clipping",
             "eval_rows",
             "num_workers",
+            "spike_threshold",
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        _require(
+            self, "grace_seconds", 0 < self.grace_seconds < math.inf, "more than 0"
+        )
         _require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
         for name in ("keep_checkpoints", "keep_checkpoint_every"):
             value = getattr(self, name)
@@ -164,6 +182,12 @@ class TrainingConfig:
             )
         _require(
             self, "precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)
+        )
+        _require(
+            self,
+            "on_anomaly",
+            self.on_anomaly in ANOMALY_POLICIES,
+            " or ".join(ANOMALY_POLICIES),
         )
         _require(
             self,

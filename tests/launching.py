@@ -30,9 +30,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_command(arguments, ranks):
+def train_command(arguments, ranks, script=ROOT / "launch" / "train.py"):
     """Command that trains on `ranks` processes; 0 stands for no launcher at all."""
-    script = [str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+    script = [str(script), *map(str, arguments)]
     if ranks == 0:
         return [sys.executable, *script]
     launcher = Path(sys.executable).with_name("deepspeed")
@@ -46,12 +46,24 @@ def launch_environment():
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
-def train(arguments, ranks=2, expect=0, timeout=240):
-    """Train to the end; returns what was printed."""
+def train(arguments, ranks=2, expect=0, timeout=240, fault=None):
+    """Train to the end; returns what was printed.
+
+    `fault` is one of tests/faulty_training.py.
+    """
+    command, environment = train_command(arguments, ranks), launch_environment()
+    if fault is not None:
+        script = ROOT / "tests" / "faulty_training.py"
+        command = train_command(arguments, ranks, script)
+        paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+        environment |= {
+            "FAULT": json.dumps(fault),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
     result = subprocess.run(
-        train_command(arguments, ranks),
+        command,
         cwd=ROOT,
-        env=launch_environment(),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=timeout,

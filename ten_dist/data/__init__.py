@@ -3,7 +3,12 @@
 from ten_dist.data.cache import ShardCache
 from ten_dist.data.manifest import Manifest, ShardRecord
 from ten_dist.data.mixture import Mixture, parse_mixture
-from ten_dist.data.order import RowOrder, accumulation_steps, micro_batch_positions
+from ten_dist.data.order import (
+    RowOrder,
+    accumulation_steps,
+    batch_of_step,
+    micro_batch_positions,
+)
 from ten_dist.data.remote import RemoteAccess
 from ten_dist.data.shards import TokenReader
 from ten_dist.data.storage import held_out_set, is_url
@@ -22,6 +27,7 @@ __all__ = [
     "TokenBatch",
     "TokenReader",
     "accumulation_steps",
+    "batch_of_step",
     "evaluation_batches",
     "file_sha256",
     "held_out_set",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -161,3 +162,10 @@ def micro_batch_positions(
     start = step * global_batch_size
     start += (micro_step * world_size + rank) * micro_batch_size
     return start, start + micro_batch_size
+
+
+def batch_of_step(step: int, excluded: Iterable[int]) -> int:
+    """Which global batch a step reads, both 0-based, where some are left out."""
+    for left_out in sorted(excluded):
+        step += left_out <= step
+    return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from ten_dist.data.mixture import MixedOrder, Mixture
 from ten_dist.data.order import (
     SHARDS_PER_GROUP,
     accumulation_steps,
+    batch_of_step,
     micro_batch_positions,
 )
 from ten_dist.data.shards import TokenReader
@@ -86,6 +87,7 @@ def _micro_batches(
     seed: int,
     slices: dict[str, int],
     numbers: tuple[int, int | None],
+    excluded: tuple[int, ...],
     first: int,
     stride: int,
 ) -> Iterator[_RawBatch]:
@@ -93,6 +95,7 @@ def _micro_batches(
 
     ``slices`` are the sizes for :func:`micro_batch_positions`; ``numbers`` are the range
     of the rank's micro-batches, counted from the start of training, perhaps open-ended.
+    ``excluded`` are global batches that no step reads.
     """
     order = MixedOrder(mixture, seq_len, seed)
     readers = [_training_reader(manifest) for manifest in mixture.manifests]
@@ -104,7 +107,8 @@ def _micro_batches(
         if end is not None and number >= end:
             return
         step, micro_step = divmod(number, accumulation)
-        positions = micro_batch_positions(step, micro_step, **slices)
+        batch = batch_of_step(step, excluded)
+        positions = micro_batch_positions(batch, micro_step, **slices)
         sources, epochs, rows = order.rows(*positions)
         tokens = np.empty((rows.size, seq_len + 1), mixture.tokenizer_set.numpy_dtype)
         for source in np.unique(sources):
@@ -131,6 +135,7 @@ def training_batches(
     first_step: int = 0,
     last_step: int | None = None,
     num_workers: int = 1,
+    excluded: Iterable[int] = (),
 ) -> Iterator[TokenBatch]:
     """The micro-batches of one rank, from ``first_step`` on, in order.
 
@@ -144,6 +149,8 @@ def training_batches(
         first_step: first step, 0-based.
         last_step: stop *before* this step; None is endless.
         num_workers: processes that read ahead; 0 reads in this one.
+        excluded: global batches, 0-based, that no step reads: step s reads the one with
+            s others before it that are not among them.
 
     Raises:
         ConfigurationError: at the call: sizes that do not divide, or out of range.
@@ -164,7 +171,9 @@ def training_batches(
     }
     end = None if last_step is None else last_step * accumulation
     numbers = (first_step * accumulation, end)
-    produce = functools.partial(_micro_batches, mixture, seq_len, seed, slices, numbers)
+    produce = functools.partial(
+        _micro_batches, mixture, seq_len, seed, slices, numbers, tuple(excluded)
+    )
     items = read_ahead(produce, num_workers) if num_workers else produce(0, 1)
     return _token_batches(items)
 

@@ -88,9 +88,11 @@ def _work(
     parent: int,
 ) -> None:
     receiver.close()
-    # An interrupt from the keyboard reaches every process; the parent's to deal with.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Asked to stop, by the keyboard or a launcher that asks every process, the parent
+    # first finishes what it does, for which it needs this worker; that ends with it.
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def end_with_parent(_signal: int, _frame: object) -> None:
         if os.getppid() != parent:

@@ -97,13 +97,13 @@ class CheckpointWriter:
         self._failure: str | None = None
         self._saved: SavedCheckpoint | None = None
 
-    def save(self, step: int, metrics: dict[str, Any], probe_loss: float) -> None:
+    def save(self, step: int, progress: dict[str, Any]) -> None:
         """Begin the checkpoint of a run after `step` steps.
 
         Args:
             step: optimizer steps done.
-            metrics: of the last step and the last validation.
-            probe_loss: see :func:`ten_dist.engine.probe.probe_loss`.
+            progress: what else a run needs to go on, ready for JSON: metrics of the last
+                step and validation, loss of the probe, batches left out, health.
 
         Raises:
             TrainingError: on all ranks where the file system refuses on any, now or for
@@ -124,10 +124,8 @@ class CheckpointWriter:
             "format": CHECKPOINT_FORMAT,
             "version": CHECKPOINT_VERSION,
             "step": step,
-            "consumed_rows": step * self._run.plan.global_batch_size,
             "optimizer_steps": self._held.optimizer_steps(),
-            "metrics": dict(metrics),
-            "probe_loss": probe_loss,
+            **progress,
             "state_identity": self._run.state_identity(),
             "precision": self._run.training.precision,
             "world_size": self._ranks.world_size,

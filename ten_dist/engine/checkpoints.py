@@ -90,7 +90,7 @@ def load_checkpoint(
     to 2 all weights, one tensor at a time.
 
     Returns:
-        The record of the checkpoint: step, consumed_rows, metrics.
+        The record of the checkpoint: step and what else the trainer gave to save.
 
     Raises:
         ConfigurationError: it is of another model, or damaged.

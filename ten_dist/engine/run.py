@@ -26,8 +26,9 @@ from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
+from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.trainer import Trainer
-from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
@@ -61,6 +62,7 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
         ConfigurationError: on every rank where any rank finds something wrong, before
             anything is written.
         TrainingError: training cannot go on.
+        RunStoppedError: a signal stopped it; the same command continues.
     """
     _, world_size = describe_ranks()
     # What every rank reads alike from the command line is checked before the ranks
@@ -83,7 +85,8 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     if start is None:
         dry_run(ranks, run, deepspeed_file)
     elif start.completed is None:
-        _run(ranks, run, start)
+        with StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop:
+            _run(ranks, run, start, stop)
     else:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -141,7 +144,7 @@ def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
             verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
 
 
-def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
+def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> None:
     training, plan = run.training, run.plan
     folder = RunFolder(training.output_dir)
     engine = build_engine(
@@ -150,11 +153,10 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         run.deepspeed_config,
         ranks,
     )
-    steps_done, metrics = 0, {}
+    record: dict[str, Any] = {}
     if start.checkpoint is not None:
         record = load_checkpoint(engine, ranks, run, start.checkpoint)
-        steps_done, metrics = record["step"], record["metrics"]
-        say(f"continuing from {start.checkpoint}, {steps_done:,} steps done")
+        say(f"continuing from {start.checkpoint}, {record['step']:,} steps done")
     else:
         say("starting from initial weights: no checkpoint to continue from")
     with ranks.agreeing():
@@ -171,15 +173,20 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             )
         monitor, ledger = SilentMonitor(), None
         if ranks.is_first:
-            monitor = RunMonitor(folder, steps_done, plan.steps)
+            monitor = RunMonitor(folder, record.get("step", 0), plan.steps)
         if training.ledger:
             sources = run.data.names if isinstance(run.data, Mixture) else ()
             ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
     started = time.perf_counter()
     writer = CheckpointWriter(engine, ranks, run, folder)
     try:
-        trainer = Trainer(engine, ranks, run, folder, writer, monitor, ledger)
-        final = trainer.fit(steps_done, metrics)
+        trainer = Trainer(engine, ranks, run, folder, writer, stop, monitor, ledger)
+        final = trainer.fit(record)
+    except RunStoppedError as stopped:
+        say(str(stopped))
+        stopped.reported = True
+        ranks.close()
+        raise
     finally:
         # Where training failed, the checkpoint that was begun last may still complete.
         writer.abandon(_SECONDS_FOR_LAST_CHECKPOINT)

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
-import numpy as np
-import torch
-from torch import Tensor
 
 from ten_dist.data import (
     Manifest,
-    Mixture,
     TokenBatch,
+    batch_of_step,
     evaluation_batches,
     training_batches,
 )
 from ten_dist.engine.checkpoint_writer import CheckpointWriter
+from ten_dist.engine.checkpoints import load_checkpoint, newest_whole
 from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.probe import probe_loss
 from ten_dist.engine.resolution import ResolvedRun
-from ten_dist.errors import DataError, TrainingError
+from ten_dist.engine.step import Stepper, StepResult
+from ten_dist.engine.stop_signals import StopSignals
+from ten_dist.errors import DataError, RunStoppedError, TrainingError
 from ten_dist.evaluate import Evaluation, combine, evaluate
-from ten_dist.model.precision import autocast
+from ten_dist.files import write_json
+from ten_dist.monitor.anomaly_log import log_anomaly
+from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
-from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor, peak_memory_bytes
+from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.run_folder import RunFolder
+
+_MOST_SKIPPED_IN_A_ROW = 10
+_MOST_EXCLUDED_BATCHES = 100
 
 
 class Trainer:
@@ -45,6 +50,7 @@ class Trainer:
         run: ResolvedRun,
         folder: RunFolder,
         writer: CheckpointWriter,
+        stop: StopSignals,
         monitor: RunMonitor | SilentMonitor,
         ledger: Ledger | None,
     ) -> None:
@@ -53,176 +59,228 @@ class Trainer:
         self.run = run
         self.training = run.training
         self.plan = run.plan
-        self.data = run.data
         self.validation = run.validation
         self.folder = folder
         self.writer = writer
+        self.stop = stop
         self.monitor = monitor
         self.ledger = ledger
-        self._energy_weight = run.model_config.energy_reg_weight
-        self._sources = run.data.names if isinstance(run.data, Mixture) else ()
-        self._losses = ["loss", "ce_loss", "energy_loss"]
-        if run.model_config.z_loss_weight:
-            self._losses.append("z_loss")
+        self._stepper = Stepper(engine, ranks, run, stop, ledger)
 
-    def fit(self, steps_done: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Train from `steps_done` to the end of the plan.
+    def fit(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Train to the end of the plan.
 
         Args:
-            steps_done: where a checkpoint has brought the run, or 0.
-            metrics: what it says of its last step and last validation.
+            record: of the checkpoint that was loaded, or an empty one at the start.
 
         Returns:
             Metrics of the last step and of the last validation.
 
         Raises:
-            TrainingError: loss or gradient is not finite, or a file cannot be read or
-                written.
+            TrainingError: loss or gradient was wrong and `--on_anomaly` or the number of
+                such steps ends the run, or a file cannot be read or written.
+            RunStoppedError: a signal asked for it; all that was done is saved.
         """
-        plan, training = self.plan, self.training
-        final = dict(metrics)
-        batches = training_batches(
-            self.data,
-            seq_len=plan.seq_len,
-            seed=training.seed,
-            global_batch_size=plan.global_batch_size,
-            micro_batch_size=plan.micro_batch_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            first_step=steps_done,
-            last_step=plan.steps,
-            num_workers=training.num_workers,
+        while True:
+            try:
+                return self._train_from(record)
+            except _RollbackRequest as rollback:
+                record = self._roll_back(rollback.batch)
+
+    def _train_from(self, record: dict[str, Any]) -> dict[str, Any]:
+        plan = self.plan
+        done = record.get("step", 0)
+        # The checkpoint may be another run's: this one then gets its own.
+        own = self.ranks.from_first(bool(self.folder.all_checkpoints()))
+        saved = done if own else 0
+        self._final = dict(record.get("metrics", {}))
+        self._excluded: list[int] = list(record.get("excluded_batches", []))
+        self._health = Health(
+            self.engine.device, self.training.spike_threshold, record.get("health", {})
         )
-        batches = _readable(batches)
-        for done in range(steps_done + 1, plan.steps + 1):
-            step_metrics = self._step(done, batches)
-            self.monitor.step(step_metrics)
-            self._report_saved()
-            final.update(step_metrics)
-            last = done == plan.steps
-            if self.validation and (last or done % training.eval_interval == 0):
-                evaluation = {"step": done, **self.validate()}
-                self.monitor.validation(evaluation)
-                final.update(evaluation)
-            if last or done % training.checkpoint_interval == 0:
-                self._save(done, final)
+        batches = self._batches(done)
+        stopping = self._stop_requested()
+        try:
+            # Stopped in the middle of a validation, the run makes up for it first.
+            if self._validation_due(done) and self._final.get("validated_step") != done:
+                self._validate(done)
+            while done < plan.steps and not stopping:
+                result = self._stepper(done + 1, batches, self._health, self._excluded)
+                done += 1
+                self.monitor.step(result.metrics)
+                self._report_saved()
+                self._final.update(result.metrics)
+                stopping = result.stop_requested
+                if result.anomaly is not None:
+                    self._respond(done, result.anomaly, result)
+                if self._validation_due(done):
+                    self._validate(done)
+                last = done == plan.steps
+                if last or done % self.training.checkpoint_interval == 0:
+                    self._save(done)
+                    saved = done
+        except _ValidationStopped:
+            stopping = True
+        if saved < done:
+            self._save(done)
         self.writer.wait()
         self._report_saved()
-        return final
+        if stopping:
+            raise RunStoppedError(
+                f"stopped after step {done:,} of {plan.steps:,}, saved: the same command "
+                "continues"
+            )
+        return self._final
 
-    def _save(self, step: int, metrics: dict[str, Any]) -> None:
-        self.writer.save(step, metrics, probe_loss(self.engine, self.ranks, self.run))
+    def _batches(self, done: int) -> Iterator[TokenBatch]:
+        plan, training = self.plan, self.training
+        return _readable(
+            training_batches(
+                self.run.data,
+                seq_len=plan.seq_len,
+                seed=training.seed,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                first_step=done,
+                last_step=plan.steps,
+                num_workers=training.num_workers,
+                excluded=self._excluded,
+            )
+        )
+
+    def _stop_requested(self) -> bool:
+        """Whether any rank was asked to stop; all ranks must ask."""
+        return self.ranks.largest(float(self.stop.requested)) > 0
+
+    def _save(self, step: int) -> None:
+        loss = probe_loss(self.engine, self.ranks, self.run)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"after step {step} the weights give a loss that is not finite: they "
+                f"were not saved. {self._way_on()}"
+            )
+        read = batch_of_step(step, self._excluded)
+        progress = {
+            "consumed_rows": read * self.plan.global_batch_size,
+            "metrics": dict(self._final),
+            "probe_loss": loss,
+            "excluded_batches": self._excluded,
+            "health": self._health.state(),
+        }
+        self.writer.save(step, progress)
 
     def _report_saved(self) -> None:
         saved = self.writer.take_saved()
         if saved is not None:
             self.monitor.checkpoint(saved.metrics())
 
-    def _step(self, number: int, batches: Iterator[TokenBatch]) -> dict[str, Any]:
-        """One optimizer step; what it returns is the same on all ranks but memory."""
-        started = time.perf_counter()
-        engine, plan = self.engine, self.plan
-        learning_rate = plan.learning_rate(number - 1)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        data_seconds = 0.0
-        totals = torch.zeros(len(self._losses), device=engine.device)
-        by_source = torch.zeros(2, max(1, len(self._sources)), device=engine.device)
-        sharded = engine.zero_optimization()
-        for micro_step in range(plan.accumulation_steps):
-            waited = time.perf_counter()
-            batch = next(batches)
-            data_seconds += time.perf_counter() - waited
-            if self.ledger is not None:
-                self.ledger.write(number, batch.sources, batch.epochs, batch.rows)
-            self._seed(number, micro_step)
-            losses = self._losses_of(
-                batch.inputs.to(engine.device), batch.targets.to(engine.device)
-            )
-            # DeepSpeed divides by the number of accumulations.
-            engine.backward(losses["loss"])
-            totals += torch.stack([losses[name].detach() for name in self._losses])
-            if self._sources:
-                rows = losses["row_losses"]
-                sources = torch.from_numpy(batch.sources).to(engine.device)
-                by_source.index_add_(
-                    1, sources, torch.stack([rows, rows.new_ones(len(rows))])
-                )
-            if micro_step + 1 == plan.accumulation_steps and not sharded:
-                gradient_norm = self._averaged_gradient_norm()
-            engine.step()
-        means = (self.ranks.mean(totals) / plan.accumulation_steps).tolist()
-        losses = dict(zip(self._losses, means, strict=True))
-        loss, energy_loss = losses["loss"], losses["energy_loss"]
-        if sharded:
-            norm = engine.get_global_grad_norm()
-            # None where DeepSpeed has skipped the update.
-            gradient_norm = math.nan if norm is None else float(norm)
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            newest = self.folder.newest_checkpoint()
-            raise TrainingError(
-                f"step {number} is not finite: {losses}, gradient norm {gradient_norm}. "
-                "Nothing of it was saved; go on in another --output_dir with a lower "
-                "--learning_rate"
-                + (f" and --resume {newest}" if newest is not None else "")
-            )
-        seconds = time.perf_counter() - started
-        return {
-            "step": number,
-            "tokens": number * plan.tokens_per_step,
-            **losses,
-            **self._source_metrics(number, by_source),
-            "weighted_energy_loss": self._energy_weight * energy_loss,
-            "learning_rate": learning_rate,
-            "gradient_norm": gradient_norm,
-            "tokens_per_second": plan.tokens_per_step / seconds,
-            "step_seconds": seconds,
-            "data_seconds": data_seconds,
-            "memory_bytes": peak_memory_bytes(),
+    def _respond(self, step: int, anomaly: Anomaly, result: StepResult) -> None:
+        """Do what `--on_anomaly` says about a step.
+
+        Raises:
+            TrainingError: the run must end.
+            _RollbackRequest: it must go back.
+        """
+        policy = self.training.on_anomaly
+        batch = batch_of_step(step - 1, self._excluded)
+        action = policy
+        if policy == "skip" and anomaly.applied:
+            action = "kept, clipped"
+        facts = {
+            "step": step,
+            "batch": batch,
+            "kind": anomaly.kind,
+            "value": anomaly.value if math.isfinite(anomaly.value) else None,
+            "z_score": anomaly.z_score,
+            "action": action,
         }
+        rows = [
+            {
+                "sources": taken.sources.tolist(),
+                "epochs": taken.epochs.tolist(),
+                "rows": taken.rows.tolist(),
+            }
+            for taken in result.rows
+        ]
+        by_rank = self.ranks.gather(rows)
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                log_anomaly(self.folder.anomalies_file, facts, by_rank)
+        words = f"step {step}: {anomaly.describe()}"
+        if policy == "stop":
+            raise TrainingError(f"{words}. {self._way_on()}")
+        if self._health.consecutive >= _MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{words}, as in {self._health.consecutive} steps in a row: the weights "
+                f"must be at fault. {self._way_on()}"
+            )
+        say(f"{words}; {action}. Its rows are in {self.folder.anomalies_file}")
+        if policy == "rollback":
+            raise _RollbackRequest(batch)
 
-    def _seed(self, step: int, micro_step: int) -> None:
-        """Make the random numbers of a micro-batch, dropout's, a function of its place.
+    def _way_on(self) -> str:
+        """What to do about weights that have gone wrong."""
+        newest = self.folder.newest_checkpoint()
+        return "Go on in another --output_dir with a lower --learning_rate" + (
+            f" and --resume {newest}" if newest is not None else ""
+        )
 
-        The place in the whole run, so that they depend neither on where the run was
-        interrupted nor on the number of ranks.
+    def _roll_back(self, batch: int) -> dict[str, Any]:
+        """Go back to the newest checkpoint, to continue without a batch.
+
+        Returns:
+            The record of the checkpoint, with the batch among those left out.
+
+        Raises:
+            TrainingError: there is no checkpoint yet, or too many batches are left out.
         """
-        share = self.plan.global_batch_size // self.plan.micro_batch_size
-        number = micro_step * self.ranks.world_size + self.ranks.rank
-        seed = np.random.SeedSequence((self.training.seed, step * share + number))
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        self.writer.wait()
+        self._report_saved()
+        excluded = [*self._excluded, batch]
+        newest = newest_whole(self.ranks, self.folder.all_checkpoints())
+        if newest is None:
+            raise TrainingError(
+                "there is no checkpoint yet to go back to: start in another --output_dir "
+                "with a lower --learning_rate, or with --on_anomaly skip"
+            )
+        if len(excluded) > _MOST_EXCLUDED_BATCHES:
+            raise TrainingError(
+                f"{len(excluded)} batches had to be left out: the data or the learning "
+                f"rate is at fault. {self._way_on()}"
+            )
+        record = load_checkpoint(self.engine, self.ranks, self.run, newest)
+        say(f"back at {newest}, {record['step']:,} steps done, without batch {batch}")
+        self.monitor.rewind(record["step"])
+        attempt = self._begin_attempt()
+        if self.ledger is not None:
+            self.ledger.begin_attempt(attempt)
+        health = {
+            **record["health"],
+            "skipped_steps": self._health.skipped_steps,
+        }
+        return {**record, "excluded_batches": excluded, "health": health}
 
-    def _source_metrics(self, step: int, by_source: Tensor) -> dict[str, float]:
-        """Of a mixture, the loss of each source in a step, and the epochs read so far.
+    def _begin_attempt(self) -> int:
+        """Count one more start of the run: steps will be done again."""
+        attempt = None
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                config = self.folder.read_config()
+                config["attempts"] += 1
+                write_json(self.folder.config_file, config)
+                attempt = config["attempts"]
+        return self.ranks.from_first(attempt)
 
-        Args:
-            step: its number, from 1.
-            by_source: [2, sources], sum of this rank's row losses, and number of rows.
-        """
-        if not self._sources:
-            return {}
-        metrics = {}
-        sums, counts = self.ranks.sum(by_source).tolist()
-        read = self.data.rows_before(step * self.plan.global_batch_size)
-        epochs = self.data.rows(self.plan.seq_len)
-        for source, name in enumerate(self._sources):
-            if counts[source]:
-                metrics[f"ce_loss/{name}"] = sums[source] / counts[source]
-            metrics[f"epochs/{name}"] = read[source] / epochs[source]
-        return metrics
+    def _validation_due(self, done: int) -> bool:
+        due = done == self.plan.steps or done % self.training.eval_interval == 0
+        return bool(self.validation) and done > 0 and due
 
-    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        with autocast(self.engine.device, self.training.precision):
-            return self.engine(inputs, targets=targets)
-
-    def _averaged_gradient_norm(self) -> float:
-        """Norm of the gradient at stage 0, after its last accumulation.
-
-        DeepSpeed tells the norm of sharded gradients only. Here every rank holds the
-        whole averaged gradient, before clipping.
-        """
-        gradients = [p.grad for p in self.engine.module.parameters()]
-        return torch.nn.utils.get_total_norm(gradients).item()
+    def _validate(self, done: int) -> None:
+        evaluation = {"step": done, **self.validate()}
+        self.monitor.validation(evaluation)
+        self._final.update({**evaluation, "validated_step": done})
 
     def validate(self) -> dict[str, float]:
         """Held-out figures on the validation data; every rank must call this.
@@ -236,7 +294,7 @@ class Trainer:
         self.engine.train()
         if "" in results:
             return results[""].metrics()
-        shares = dict(zip(self.data.names, self.data.shares))
+        shares = dict(zip(self.run.data.names, self.run.data.shares))
         weights = [shares[name] for name in results]
         return {
             **combine(list(results.values()), weights).metrics(),
@@ -253,12 +311,31 @@ class Trainer:
             max_rows=self.training.eval_rows or None,
         )
         return evaluate(
-            self._losses_of,
-            _readable(batches),
+            self._stepper.losses_of,
+            self._until_stopped(_readable(batches)),
             held_out,
             self.engine.device,
             self.ranks.sum,
         )
+
+    def _until_stopped(self, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+        """`batches`, of which every rank has as many, unless a rank was asked to stop."""
+        for batch in batches:
+            if self._stop_requested():
+                raise _ValidationStopped
+            yield batch
+
+
+class _ValidationStopped(Exception):
+    """A signal came in the middle of a validation."""
+
+
+class _RollbackRequest(Exception):
+    """The run must go back to its newest checkpoint, and leave out a batch."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
 
 
 def _readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:

@@ -42,6 +42,10 @@ class Ledger:
             self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def begin_attempt(self, attempt: int) -> None:
+        """Go on as another start of the run, which goes back to an earlier step."""
+        self._attempt = attempt
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

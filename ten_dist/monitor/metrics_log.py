@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,14 @@ class MetricsLog:
     def write(self, metrics: dict[str, Any]) -> None:
         """Append one object, which must have `step`; it is on its way to the disk when
         this returns."""
-        self._file.write(json.dumps(metrics) + "\n")
+        # JSON has no word for what is not a number.
+        values = {
+            name: None
+            if isinstance(value, float) and not math.isfinite(value)
+            else value
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ _SCALARS = {
     "step_seconds": "speed/step_seconds",
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
+    "skipped_steps": "health/skipped_steps",
     "checkpoint_held_seconds": "checkpoint/held_seconds",
     "checkpoint_write_seconds": "checkpoint/write_seconds",
     "checkpoint_bytes": "checkpoint/bytes",
@@ -50,11 +51,8 @@ class RunMonitor:
     """
 
     def __init__(self, folder: RunFolder, first_step: int, last_step: int) -> None:
-        self._log = MetricsLog(folder.metrics_file, first_step)
-        # Events of steps that a killed start did after its last checkpoint are purged.
-        self._events = SummaryWriter(
-            str(folder.tensorboard), purge_step=first_step + 1, flush_secs=15
-        )
+        self._folder = folder
+        self._open(first_step)
         self._bar = tqdm(
             total=last_step,
             initial=first_step,
@@ -62,6 +60,21 @@ class RunMonitor:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
+
+    def _open(self, first_step: int) -> None:
+        self._log = MetricsLog(self._folder.metrics_file, first_step)
+        # Events of steps that a killed start did after its last checkpoint are purged.
+        self._events = SummaryWriter(
+            str(self._folder.tensorboard), purge_step=first_step + 1, flush_secs=15
+        )
+
+    def rewind(self, step: int) -> None:
+        """Go back to where `step` steps were done: later ones will be done again."""
+        self._events.close()
+        self._log.close()
+        self._open(step)
+        self._bar.n = step
+        self._bar.refresh()
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Report an optimizer step; `metrics` has step and the names of metrics.jsonl."""
@@ -115,6 +128,9 @@ class RunMonitor:
 
 class SilentMonitor:
     """What the other ranks have in place of a :class:`RunMonitor`."""
+
+    def rewind(self, step: int) -> None:
+        """Do nothing."""
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Do nothing."""

@@ -193,16 +193,21 @@ def test_folder_of_another_run(capsys, tmp_path, options):
 
 
 def test_a_run_that_stops_being_finite_is_stopped(capsys, tmp_path, options):
-    arguments = {**options, "steps": "5", "learning_rate": "1e30"}
-    arguments |= {"checkpoint_interval": "1", "warmup_steps": "0"}
+    arguments = {**options, "steps": "1", "checkpoint_interval": "1"}
+    arguments |= {"warmup_steps": "0"}
+    given = [f"--{name}={value}" for name, value in arguments.items()]
+    assert main(["train", *SMALL_MODEL, *given]) == 0
+    newest = str(tmp_path / "run" / "checkpoints" / "step_00000001")
+    arguments |= {"output_dir": str(tmp_path / "wild"), "resume": newest}
+    arguments |= {"learning_rate": "1e30", "steps": "5"}
     given = [f"--{name}={value}" for name, value in arguments.items()]
     assert main(["train", *SMALL_MODEL, *given]) == 1
     error = capsys.readouterr().err
-    assert "is not finite" in error and "--learning_rate and --resume" in error
-    assert not (tmp_path / "run" / "COMPLETED").exists()
+    assert "not saved" in error and "--learning_rate" in error
+    assert not (tmp_path / "wild" / "COMPLETED").exists()
+    assert not list((tmp_path / "wild" / "checkpoints").iterdir())
     # What the message recommends works: another folder, from the checkpoint before.
-    newest = str(tmp_path / "run" / "checkpoints" / "step_00000001")
-    arguments |= {"output_dir": str(tmp_path / "again"), "resume": newest}
+    arguments |= {"output_dir": str(tmp_path / "again")}
     arguments |= {"learning_rate": "1e-9", "steps": "1"}
     given = [f"--{name}={value}" for name, value in arguments.items()]
     assert main(["train", *SMALL_MODEL, *given]) == 0

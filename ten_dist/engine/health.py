@@ -1,0 +1,151 @@
+"""Whether a step may update the weights: losses that are not finite, and spikes.
+
+The loss of a step is judged on the device before its last backward pass. That of a bad
+step is made not-a-number there, so that its gradients are none that could be applied, on
+any rank: no host waits for the verdict, and a spike of the loss is caught before its
+update instead of after it. Spikes of the gradient's norm are seen after the update, which
+clipping has bounded.
+
+A spike lies more than `threshold` standard deviations above the mean of the last steps'
+(z-score). The window is part of checkpoints, so that a run that goes on judges as one
+that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = 128
+# Before that many steps the spread of values says little.
+_FEWEST = 32
+# Of the mean, so that a loss that has converged can still move.
+_SMALLEST_DEVIATION = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Anomaly:
+    """What was wrong with a step."""
+
+    kind: str
+    """not_finite, loss_spike or gradient_spike."""
+    value: float
+    """Loss or gradient norm."""
+    z_score: float | None
+    """Of a spike."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights were updated all the same."""
+        return self.kind == "gradient_spike"
+
+    def describe(self) -> str:
+        """The finding in words."""
+        if self.kind == "not_finite":
+            return "loss or gradient is not finite"
+        what = "loss" if self.kind == "loss_spike" else "gradient norm"
+        return (
+            f"the {what} is {self.value:.4g}, {self.z_score:.1f} standard deviations "
+            "above those of the steps before"
+        )
+
+
+class Window:
+    """Mean and deviation of the last values, on a device.
+
+    Args:
+        device: where the values are.
+        values: the first ones, oldest first.
+    """
+
+    def __init__(self, device: torch.device, values: list[float]) -> None:
+        self._values = torch.tensor(values, dtype=torch.float64, device=device)
+
+    def z_score(self, value: Tensor) -> Tensor:
+        """Deviations of a value above the mean; 0 while there are too few values."""
+        if self._values.numel() < _FEWEST:
+            return torch.zeros_like(value)
+        mean, deviation = self._values.mean(), self._values.std()
+        return (value - mean) / torch.maximum(
+            deviation, _SMALLEST_DEVIATION * mean.abs()
+        )
+
+    def add(self, value: float) -> None:
+        """Take in a value, and let go of the oldest."""
+        added = self._values.new_tensor([value])
+        self._values = torch.cat([self._values, added])[-WINDOW:]
+
+    def tolist(self) -> list[float]:
+        """The values, oldest first."""
+        return self._values.tolist()
+
+
+class Health:
+    """Judges the steps of a run.
+
+    Args:
+        device: where losses are.
+        threshold: z-score from which a value is a spike; 0 looks for none.
+        state: as :meth:`state` gave it, or an empty one.
+    """
+
+    def __init__(
+        self, device: torch.device, threshold: float, state: dict[str, Any]
+    ) -> None:
+        self._threshold = threshold or math.inf
+        self._losses = Window(device, state.get("losses", []))
+        self._norms = Window(torch.device("cpu"), state.get("gradient_norms", []))
+        self.skipped_steps: int = state.get("skipped_steps", 0)
+        """Steps of the run without an update."""
+        self.consecutive: int = state.get("consecutive", 0)
+        """Of those, the last in a row."""
+        self._z_score = torch.zeros(())
+
+    def factor(self, loss: Tensor) -> Tensor:
+        """What the loss of this rank must be multiplied with: 1, or not a number.
+
+        Args:
+            loss: of the step, the mean over all ranks, a scalar on the device.
+        """
+        self._z_score = self._losses.z_score(loss.double())
+        bad = ~loss.isfinite() | (self._z_score > self._threshold)
+        return torch.where(bad, torch.nan, 1.0).to(loss.dtype)
+
+    def judge(self, loss: float, gradient_norm: float) -> Anomaly | None:
+        """What was wrong with the step whose loss :meth:`factor` was asked about.
+
+        Args:
+            loss: the same loss.
+            gradient_norm: before clipping; not finite where the step was not applied.
+        """
+        z_score = float(self._z_score)
+        norm = torch.tensor(gradient_norm, dtype=torch.float64)
+        anomaly = None
+        if z_score > self._threshold:
+            anomaly = Anomaly("loss_spike", loss, z_score)
+        elif not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            anomaly = Anomaly("not_finite", loss, None)
+        elif (norm_z := float(self._norms.z_score(norm))) > self._threshold:
+            anomaly = Anomaly("gradient_spike", gradient_norm, norm_z)
+        if anomaly is not None and not anomaly.applied:
+            self.skipped_steps += 1
+            self.consecutive += 1
+            return anomaly
+        self.consecutive = 0
+        if anomaly is None:
+            self._losses.add(loss)
+            self._norms.add(gradient_norm)
+        return anomaly
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, ready for JSON."""
+        return {
+            "losses": self._losses.tolist(),
+            "gradient_norms": self._norms.tolist(),
+            "skipped_steps": self.skipped_steps,
+            "consecutive": self.consecutive,
+        }

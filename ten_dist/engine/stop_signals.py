@@ -1,0 +1,105 @@
+"""Signals that ask a run to stop, and how they are obeyed.
+
+The first SIGTERM, SIGINT or SIGUSR1 on any rank lets the step that is under way end;
+then all ranks save and end, resumable. SIGTERM and SIGINT say that somebody waits: a
+process that has not ended after the grace period ends as it is. SIGUSR1, which
+schedulers send well ahead, gives all the time it takes. A second signal ends the process
+at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from ten_dist.errors import EXIT_STOPPED
+from ten_dist.monitor.console import complain
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
+_SAME_REQUEST_SECONDS = 1.0
+_SIGNALLED = 128
+
+
+class StopSignals:
+    """Watches for signals while a block runs; only in the main thread.
+
+    A thread handles them, since Python's own handlers would wait for the main thread,
+    which may be inside of a collective that never ends.
+
+    Args:
+        grace_seconds: from SIGTERM or SIGINT until the process ends in any case.
+        speaks: whether this process announces what it does.
+    """
+
+    def __init__(self, grace_seconds: float, speaks: bool) -> None:
+        self._grace_seconds = grace_seconds
+        self._speaks = speaks
+        self._first: float | None = None
+        self._handlers: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._first is not None
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+        for number in _SIGNALS:
+            # The handler has nothing to do: the number itself goes to the socket.
+            self._handlers[number] = signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        # Ends the thread, and with it the period of grace.
+        self._writer.close()
+
+    def _watch(self) -> None:
+        remaining: float | None = None
+        with self._reader as reader:
+            while True:
+                reader.settimeout(remaining)
+                try:
+                    numbers = reader.recv(1)
+                except TimeoutError:
+                    complain(
+                        f"not at the end of a step after {self._grace_seconds:g} s of "
+                        "grace: stopping without saving, the newest checkpoint stays"
+                    )
+                    os._exit(EXIT_STOPPED)
+                if not numbers:
+                    return
+                if numbers[0] not in _SIGNALS:
+                    continue
+                now = time.monotonic()
+                if self._first is None:
+                    self._first = now
+                    self._announce(signal.Signals(numbers[0]))
+                elif now - self._first > _SAME_REQUEST_SECONDS:
+                    os._exit(_SIGNALLED + numbers[0])
+                if numbers[0] != signal.SIGUSR1:
+                    end = self._first + self._grace_seconds
+                    remaining = max(0.001, end - now)
+
+    def _announce(self, number: signal.Signals) -> None:
+        if self._speaks:
+            complain(
+                f"{number.name}: this step is finished and saved, then the run stops; "
+                "a second signal stops it at once"
+            )
