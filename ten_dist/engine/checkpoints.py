@@ -13,7 +13,7 @@ from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage, damag
 from ten_dist.checkpoint.layout import read_record
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.held_state import held_state
-from ten_dist.engine.probe import check_probe, probe_loss
+from ten_dist.engine.probe import check_probe, run_probe
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.resume import describe_changes
 from ten_dist.errors import ConfigurationError
@@ -104,7 +104,7 @@ def load_checkpoint(
             buffer.copy_(reader.tensor(WEIGHT, name))
         record = reader.record
     held.settle()
-    found = probe_loss(engine, ranks, run)
+    found = run_probe(engine, ranks, run).loss
     with ranks.agreeing():
         precisions = {run.training.precision, record["precision"]}
         check_probe(found, record["probe_loss"], precisions)

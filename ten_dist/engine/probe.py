@@ -1,6 +1,10 @@
-"""The loss of a batch that is always the same: do loaded weights compute what they did?"""
+"""A batch that is always the same: do weights compute what they did, and a recurrence?"""
 
 from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
 
 import deepspeed
 import torch
@@ -9,20 +13,59 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
 from ten_dist.model.precision import autocast
+from ten_dist.recurrence.bound import observed_energy
 
 # Weights are float32 and equal to the bit. What may differ is the order in which another
 # device, or another version of a kernel, adds up.
 _TOLERANCE = {"fp32": 1e-4}
 _LOW_PRECISION_TOLERANCE = 1e-2
-# One row would be a case of its own for torch.compile.
+# What rounding of states to bfloat16 may add to the bound of their energy.
+_BOUND_TOLERANCE = 1e-2
 _ROWS = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a model makes of the batch."""
+
+    loss: float
+    """Cross-entropy, nats a token."""
+    energy_bound_ratio: float
+    """Largest sqrt(E(t)) of all layers beside the bound of theorem 4 (DESIGN 2.3)."""
+    eigenvalue_distance: float
+    """Least 1 - |lambda| of all layers."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of the recurrence under the names that metrics.jsonl uses."""
+        return {
+            "energy_bound_ratio": self.energy_bound_ratio,
+            "eigenvalue_distance": self.eigenvalue_distance,
+        }
+
+    def check(self) -> None:
+        """See that a recurrence has been computed.
+
+        Raises:
+            TrainingError: the loss is not finite, or an eigenstate is larger than its
+                inputs can have made it.
+        """
+        if not math.isfinite(self.loss):
+            raise TrainingError("the weights give a loss that is not finite")
+        if not self.energy_bound_ratio <= 1 + _BOUND_TOLERANCE:
+            raise TrainingError(
+                "an eigenstate is larger than its inputs can have made it, "
+                f"{self.energy_bound_ratio:.4f} times the bound of theorem 4: the scan "
+                "does not compute the recurrence; try another --scan_backend"
+            )
+        if not self.eigenvalue_distance >= 0:
+            raise TrainingError("an eigenvalue lies outside of the unit circle")
+
+
 @torch.no_grad()
-def probe_loss(
+def run_probe(
     engine: deepspeed.DeepSpeedEngine, ranks: Ranks, run: ResolvedRun
-) -> float:
-    """Cross-entropy, nats, of random tokens; every rank must call this.
+) -> Probe:
+    """Run the model on random tokens; every rank must call this.
 
     The tokens depend on the model's vocabulary and the run's sequence length only.
     """
@@ -31,17 +74,30 @@ def probe_loss(
         run.model_config.vocab_size, (_ROWS, run.plan.seq_len + 1), generator=generator
     ).to(engine.device)
     engine.eval()
-    with autocast(engine.device, run.training.precision):
+    with (
+        # A graph has no place from where its scans could be watched.
+        _uncompiled() if run.training.compile else contextlib.nullcontext(),
+        autocast(engine.device, run.training.precision),
+        observed_energy() as bound,
+    ):
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])
     engine.train()
-    return ranks.mean(losses["ce_loss"].double()).item()
+    return Probe(
+        loss=ranks.mean(losses["ce_loss"].double()).item(),
+        energy_bound_ratio=bound.largest_ratio,
+        eigenvalue_distance=bound.eigenvalue_distance,
+    )
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    return torch.compiler.set_stance("force_eager")
 
 
 def check_probe(found: float, recorded: float, precisions: set[str]) -> None:
     """Compare the loss after loading with that at saving.
 
     Args:
-        found, recorded: nats.
+        found, recorded: nats a token.
         precisions: of the run that loads, and of that which saved.
 
     Raises:

@@ -19,7 +19,7 @@ from ten_dist.engine.checkpoint_writer import CheckpointWriter
 from ten_dist.engine.checkpoints import load_checkpoint, newest_whole
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
-from ten_dist.engine.probe import probe_loss
+from ten_dist.engine.probe import run_probe
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
@@ -155,17 +155,19 @@ class Trainer:
         return self.ranks.largest(float(self.stop.requested)) > 0
 
     def _save(self, step: int) -> None:
-        loss = probe_loss(self.engine, self.ranks, self.run)
-        if not math.isfinite(loss):
+        probe = run_probe(self.engine, self.ranks, self.run)
+        try:
+            probe.check()
+        except TrainingError as error:
             raise TrainingError(
-                f"after step {step} the weights give a loss that is not finite: they "
-                f"were not saved. {self._way_on()}"
-            )
+                f"after step {step}, not saved: {error}. {self._way_on()}"
+            ) from None
+        self.monitor.health({"step": step, **probe.metrics()})
         read = batch_of_step(step, self._excluded)
         progress = {
             "consumed_rows": read * self.plan.global_batch_size,
             "metrics": dict(self._final),
-            "probe_loss": loss,
+            "probe_loss": probe.loss,
             "excluded_batches": self._excluded,
             "health": self._health.state(),
         }

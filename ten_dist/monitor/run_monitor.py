@@ -27,6 +27,8 @@ _SCALARS = {
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
     "skipped_steps": "health/skipped_steps",
+    "energy_bound_ratio": "health/energy_bound_ratio",
+    "eigenvalue_distance": "health/eigenvalue_distance",
     "checkpoint_held_seconds": "checkpoint/held_seconds",
     "checkpoint_write_seconds": "checkpoint/write_seconds",
     "checkpoint_bytes": "checkpoint/bytes",
@@ -111,6 +113,11 @@ class RunMonitor:
             file=sys.stdout,
         )
 
+    def health(self, metrics: dict[str, Any]) -> None:
+        """Report the recurrence at a checkpoint; `metrics` has step and its figures."""
+        self._log.write(metrics)
+        self._write_scalars(metrics)
+
     def _write_scalars(self, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
@@ -139,6 +146,9 @@ class SilentMonitor:
         """Do nothing."""
 
     def checkpoint(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def health(self, metrics: dict[str, Any]) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ten_dist.recurrence import cpu, triton_scan
 from ten_dist.recurrence.blocked import blocked_scan
+from ten_dist.recurrence.bound import current_observer
 from ten_dist.recurrence.reference import reference_scan
 
 Number = float | Tensor
@@ -116,9 +117,11 @@ def eigenstate_scan_with_energy(
     if name in ("cpu", "triton"):
         _check_takes(name, beta)
     ranges = torch.stack([_as_range(s, alpha) for s in selection_range])
-    return _BACKENDS[name](
-        beta, alpha, omega, modulation, ranges, input_norm, initial_state
-    )
+    arguments = (beta, alpha, omega, modulation, ranges, input_norm, initial_state)
+    results = _BACKENDS[name](*arguments)
+    if (observer := current_observer()) is not None:
+        observer.see(*arguments, results[0])
+    return results
 
 
 def _as_range(number: Number, alpha: Tensor) -> Tensor:

@@ -175,6 +175,9 @@ def test_a_checkpoint_keeps_what_is_usual(undisturbed, tmp_path):
     assert main(["train", *map(str, arguments)]) == 0
     record = tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}" / "checkpoint.json"
     health = json.loads(record.read_text())["health"]
+    bounds = step_metrics(tmp_path / "run", "energy_bound_ratio")
+    assert sorted(bounds) == [3, 6, 9, STEPS]
+    assert all(0 < ratio <= 1 + 1e-6 for ratio in bounds.values())
     assert health["losses"] == pytest.approx(
         list(step_metrics(tmp_path / "run").values())
     )

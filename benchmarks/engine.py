@@ -1,0 +1,167 @@
+"""Measurements of the training engine on the CPU.
+
+    python -m benchmarks.engine [checkpoint] [overhead] [memory] [--output FILE]
+
+`checkpoint` saves a model of 180 M parameters with its moments, beside DeepSpeed's own
+save_checkpoint of the same engine in the same folder: how long training waits, how long
+until all is on the disk, and the memory it takes. `overhead` times steps of two ranks
+beside a bare torch loop with DistributedDataParallel, the same model and batches.
+`memory` compares what two ranks take at ZeRO stages 1, 2 and 3 with what the sharding
+should save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from benchmarks.measure import Report, chosen_measurements, paired
+
+WORKER = "benchmarks.engine_worker"
+
+
+@contextlib.contextmanager
+def growth_of_memory() -> Iterator[list[int]]:
+    """Largest growth of this process's resident memory in a block, bytes."""
+    process, ended, grown = psutil.Process(), threading.Event(), [0]
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            grown[0] = max(grown[0], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield grown
+    finally:
+        ended.set()
+        thread.join()
+
+
+def measure_checkpoint(report: Report, folder: Path) -> None:
+    """Portable, asynchronous saves beside DeepSpeed's."""
+    from benchmarks.engine_worker import prepared_engine
+    from ten_dist.engine.checkpoint_writer import CheckpointWriter
+    from ten_dist.run_folder import RunFolder
+
+    engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=16)
+    parameters = sum(p.numel() for p in engine.module.parameters())
+    report.add("checkpoint: parameters, millions", parameters / 1e6)
+    writer = CheckpointWriter(engine, ranks, run, RunFolder(folder / "run"))
+    step = 0
+
+    def ours() -> None:
+        nonlocal step
+        step += 1
+        writer.save(step, {"metrics": {}})
+        writer.wait()
+        saved.append(writer.take_saved())
+
+    def deepspeeds() -> None:
+        shutil.rmtree(folder / "deepspeed", ignore_errors=True)
+        engine.save_checkpoint(str(folder / "deepspeed"), tag="one")
+
+    def deepspeeds_on_disk() -> None:
+        deepspeeds()
+        for file in (folder / "deepspeed").rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+
+    saved: list = []
+    for name, save in (("ours", ours), ("DeepSpeed's", deepspeeds)):
+        with growth_of_memory() as grown:
+            save()
+        report.add(
+            f"checkpoint: memory of {name}, bytes a parameter", grown[0] / parameters
+        )
+        os.sync()
+    sides = {
+        "ours": ours,
+        "deepspeed": deepspeeds,
+        "deepspeed on disk": deepspeeds_on_disk,
+    }
+    saved.clear()
+    seconds = paired(sides, 3)
+    held = statistics.median(one.held_seconds for one in saved)
+    written = statistics.median(one.write_seconds for one in saved)
+    report.add("checkpoint: GB", saved[-1].bytes / 1e9)
+    report.add("checkpoint: training waits, s", held)
+    report.add("checkpoint: until it is complete, s", held + written)
+    report.add("checkpoint: waiting / writing", held / written)
+    report.add("checkpoint: DeepSpeed's save_checkpoint, s", seconds["deepspeed"])
+    report.add(
+        "checkpoint: ours complete / DeepSpeed's, not synced",
+        seconds["ours"] / seconds["deepspeed"],
+    )
+    report.add(
+        "checkpoint: ours complete / DeepSpeed's, synced",
+        seconds["ours"] / seconds["deepspeed on disk"],
+    )
+    report.add(
+        "checkpoint: training waits / DeepSpeed's save", held / seconds["deepspeed"]
+    )
+
+
+def _launch(folder: Path, *arguments: object) -> dict:
+    """Run the worker on two ranks; returns what rank 0 wrote."""
+    result = folder / "result.json"
+    result.unlink(missing_ok=True)
+    launcher = Path(sys.executable).with_name("deepspeed")
+    command = [sys.executable, str(launcher), "--num_accelerators", "2"]
+    command += ["--module", WORKER, str(folder), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    return json.loads(result.read_text())
+
+
+def measure_overhead(report: Report, folder: Path) -> None:
+    """Steps of two ranks beside a bare loop, in turn."""
+    for stage in ("zero0", "zero2"):
+        found = _launch(folder, "overhead", stage)
+        report.add(f"overhead {stage}: step, s", found["ours"])
+        report.add(f"overhead {stage}: bare DDP step, s", found["bare"])
+        report.add(f"overhead {stage}: ratio", found["ours"] / found["bare"])
+
+
+def measure_memory(report: Report, folder: Path) -> None:
+    """Resident memory of a rank after two steps, by stage."""
+    for stage in ("zero0", "zero1", "zero2", "zero3"):
+        found = _launch(folder, "memory", stage)
+        held = found["held"] / found["parameters"]
+        report.add(f"memory {stage}: held by a rank, bytes a parameter", held)
+        report.add(f"memory {stage}: formula, bytes a parameter", found["formula"])
+
+
+MEASUREMENTS: dict[str, Callable[[Report, Path], None]] = {
+    "checkpoint": measure_checkpoint,
+    "overhead": measure_overhead,
+    "memory": measure_memory,
+}
+
+
+def main() -> None:
+    """Run the measurements named on the command line, or all."""
+    names, output = chosen_measurements(__doc__, MEASUREMENTS)
+    report = Report()
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            MEASUREMENTS[name](report, Path(folder))
+    if output is not None:
+        report.write(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What benchmarks.engine runs on each rank.
+
+python -m benchmarks.engine_worker FOLDER overhead|memory STAGE
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.measure import paired
+from ten_dist.data import TokenBatch
+from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.deepspeed_config import load_deepspeed_file
+from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.health import Health
+from ten_dist.engine.resolution import ResolvedRun, resolve
+from ten_dist.engine.step import Stepper
+from ten_dist.training_config import TrainingConfig
+
+PRESET = "pico"
+ROWS, SEQ_LEN = 8, 512
+STEPS = 20
+
+
+class NeverStopped:
+    """In place of the signals of a run."""
+
+    requested = False
+
+
+def random_batches(run: ResolvedRun, seed: int) -> Iterator[TokenBatch]:
+    """Micro-batches of random tokens, without end."""
+    generator = torch.Generator().manual_seed(seed)
+    size = run.plan.micro_batch_size
+    zeros = np.zeros(size, dtype=np.int64)
+    for step in itertools.count():
+        tokens = torch.randint(
+            run.model_config.vocab_size,
+            (size, run.plan.seq_len + 1),
+            generator=generator,
+        )
+        yield TokenBatch(step, 0, zeros, zeros, zeros, tokens, tokens[:, 1:])
+
+
+def prepared_engine(
+    preset: str, folder: Path, *, rows: int, seq_len: int, stage: str = "zero2"
+) -> tuple[deepspeed.DeepSpeedEngine, Ranks, ResolvedRun]:
+    """A float32 engine on random tokens, one step done."""
+    training = TrainingConfig(
+        config=preset,
+        output_dir=str(folder / "run"),
+        steps=100,
+        seq_len=seq_len,
+        global_batch_size=rows,
+        deepspeed_config=stage,
+        precision="fp32",
+        dry_run=True,
+    )
+    _, world_size = describe_ranks()
+    ranks = Ranks()
+    file_config = load_deepspeed_file(stage)
+    run = resolve(training, {}, file_config, world_size)
+    model = build_model(run.model_config, 0, run.deepspeed_config)
+    engine = build_engine(model, training, run.deepspeed_config, ranks)
+    stepper = Stepper(engine, ranks, run, NeverStopped(), None)
+    health = Health(engine.device, training.spike_threshold, {})
+    stepper(1, random_batches(run, ranks.rank), health, [])
+    return engine, ranks, run
+
+
+def overhead(folder: Path, stage: str) -> dict[str, float]:
+    """Median seconds of a step of ours, and of a bare loop."""
+    engine, ranks, run = prepared_engine(
+        PRESET, folder, rows=ROWS, seq_len=SEQ_LEN, stage=stage
+    )
+    stepper = Stepper(engine, ranks, run, NeverStopped(), None)
+    health = Health(engine.device, run.training.spike_threshold, {})
+    batches = random_batches(run, ranks.rank)
+    numbers = itertools.count(2)
+
+    model = build_model(run.model_config, 0, {})
+    bare = DistributedDataParallel(model)
+    groups = model.parameter_groups(run.training.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+
+    def ours() -> None:
+        stepper(next(numbers) % 99 + 1, batches, health, [])
+
+    def bare_step() -> None:
+        batch = next(batches)
+        loss = bare(batch.inputs, targets=batch.targets)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        # What any loop that reports its loss must do.
+        ranks.mean(loss.detach()).item()
+
+    return paired({"ours": ours, "bare": bare_step}, STEPS)
+
+
+def live_bytes() -> int:
+    """Memory of all tensors of this process."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def memory(folder: Path, stage: str) -> dict[str, float]:
+    """Bytes of a rank's tensors between backward and update, and those of the formula.
+
+    The formula counts float32 weights, gradients and two moments, 4 bytes each, and the
+    copy of its share of the weights that a rank of stages 1 and 2 updates.
+    """
+    before = live_bytes()
+    engine, ranks, run = prepared_engine(
+        "nano", folder, rows=2, seq_len=16, stage=stage
+    )
+    batch = next(random_batches(run, ranks.rank))
+    engine.backward(engine(batch.inputs, targets=batch.targets)["loss"])
+    number, share = int(stage[-1]), 1 / ranks.world_size
+    formula = (
+        4 * (share if number == 3 else 1)
+        + 4 * (share if number in (1, 2) else 0)
+        + 4 * (share if number >= 2 else 1)
+        + 8 * (share if number else 1)
+    )
+    parameters = sum(
+        getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()
+    )
+    return {
+        "held": live_bytes() - before,
+        "formula": formula,
+        "parameters": parameters,
+    }
+
+
+def main() -> None:
+    """Measure on this rank; rank 0 writes result.json."""
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    folder, name, stage = Path(arguments[0]), arguments[1], arguments[2]
+    result = {"overhead": overhead, "memory": memory}[name](folder, stage)
+    if describe_ranks()[0] == 0:
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

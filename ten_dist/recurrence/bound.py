@@ -1,0 +1,86 @@
+"""The bound on the energy of a scan: a check on running code, not a quantity of training.
+
+Theorem 4 (DESIGN 2.3): with |lambda| <= 1 and ||g beta|| <= B at every step,
+sqrt(E(t)) <= sqrt(E(0)) + t B, where E(t) = sum_k |c_k(t)|^2. A scan that breaks it has
+not computed the recurrence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ten_dist.recurrence.eigenvalues import eigenvalue_terms, state_dtype
+
+
+@dataclasses.dataclass
+class EnergyBound:
+    """What was seen of the scans in a block, those of all layers and scales."""
+
+    largest_ratio: float = 0.0
+    """Of sqrt(E(t)) to its bound; at most 1 but for rounding."""
+    eigenvalue_distance: float = 1.0
+    """Least of 1 - |lambda|: 1 over the longest memory, in tokens."""
+
+    @torch.no_grad()
+    def see(
+        self,
+        beta: Tensor,
+        alpha: Tensor,
+        omega: Tensor,
+        modulation: Tensor | None,
+        ranges: Tensor,
+        input_norm: str,
+        initial_state: Tensor | None,
+        states: Tensor,
+    ) -> None:
+        """Take in a scan: its arguments, and the states [B, T, 2K] that it gave."""
+        dtype = state_dtype(beta)
+        beta, states = beta.to(dtype), states.to(dtype)
+        terms = eigenvalue_terms(
+            alpha.to(dtype),
+            omega.to(dtype),
+            None if modulation is None else modulation.to(dtype),
+            ranges.to(dtype),
+            input_norm,
+        )
+        inputs = beta.unflatten(-1, (2, -1))
+        if terms.gain is not None:
+            inputs = inputs * terms.gain.unsqueeze(-2)
+        largest_input = inputs.flatten(-2).norm(dim=-1).amax(dim=1, keepdim=True)
+        steps = torch.arange(1, beta.shape[1] + 1, device=beta.device, dtype=dtype)
+        bound = steps * largest_input
+        if initial_state is not None:
+            bound = bound + initial_state.to(dtype).norm(dim=-1, keepdim=True)
+        norms = states.norm(dim=-1)
+        # Where nothing came in, nothing may come out.
+        ratio = torch.where(norms == 0, 0.0, norms / bound).max().item()
+        # A value that is no number must not be lost in a comparison.
+        if not ratio <= self.largest_ratio:
+            self.largest_ratio = ratio
+        distance = torch.sigmoid(-terms.logit).min().item()
+        if not distance >= self.eigenvalue_distance:
+            self.eigenvalue_distance = distance
+
+
+_observer: EnergyBound | None = None
+
+
+def current_observer() -> EnergyBound | None:
+    """Who watches the scans of this block, if anybody does."""
+    return _observer
+
+
+@contextlib.contextmanager
+def observed_energy() -> Iterator[EnergyBound]:
+    """Watch all scans of a block, which must not be compiled."""
+    global _observer
+    _observer = EnergyBound()
+    try:
+        yield _observer
+    finally:
+        _observer = None
