@@ -123,24 +123,26 @@ def live_bytes() -> int:
 def memory(folder: Path, stage: str) -> dict[str, float]:
     """Bytes of a rank's tensors between backward and update, and those of the formula.
 
-    The formula counts float32 weights, gradients and two moments, 4 bytes each, and the
-    copy of its share of the weights that a rank of stages 1 and 2 updates.
+    The formula counts float32 weights, gradients and two moments, 4 bytes each, over the
+    ranks as the stage shards them, and the bucket that stages 2 and 3 reduce gradients
+    from. In float32 the optimizer updates the weights themselves, not a copy.
     """
     before = live_bytes()
     engine, ranks, run = prepared_engine(
-        "nano", folder, rows=2, seq_len=16, stage=stage
+        "small", folder, rows=2, seq_len=16, stage=stage
     )
     batch = next(random_batches(run, ranks.rank))
     engine.backward(engine(batch.inputs, targets=batch.targets)["loss"])
-    number, share = int(stage[-1]), 1 / ranks.world_size
-    formula = (
-        4 * (share if number == 3 else 1)
-        + 4 * (share if number in (1, 2) else 0)
-        + 4 * (share if number >= 2 else 1)
-        + 8 * (share if number else 1)
-    )
     parameters = sum(
         getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()
+    )
+    number, share = int(stage[-1]), 1 / ranks.world_size
+    bucket = run.deepspeed_config["zero_optimization"].get("reduce_bucket_size", 0)
+    formula = (
+        4 * (share if number == 3 else 1)
+        + 4 * (share if number >= 2 else 1)
+        + 8 * (share if number else 1)
+        + (4 * bucket / parameters if number >= 2 else 0)
     )
     return {
         "held": live_bytes() - before,
