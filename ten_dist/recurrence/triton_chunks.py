@@ -16,6 +16,8 @@ Tensors between the kernels are float32 and contiguous: product, local and enter
 [B, chunks, 2K]. K is the constant WIDTH; batch, lengths and strides are ordinary
 arguments, so that a new length or batch compiles nothing.
 
+A reset drops what is carried: the product of a chunk that holds one is zero.
+
 Importing this module imports Triton.
 """
 
@@ -56,6 +58,26 @@ def load_rows(pointer, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     for i in tl.static_range(COUNT):
         rows = rows + (load_pair(pointer + i * step, mask, WIDTH),)
     return rows
+
+
+@triton.jit
+def load_flags(pointer, step, FLAGGED: tl.constexpr, COUNT: tl.constexpr):
+    """Whether there is a reset at COUNT steps; never where FLAGGED is not set."""
+    flags = ()
+    for i in tl.static_range(COUNT):
+        if FLAGGED:
+            flags = flags + (tl.load(pointer + i * step) != 0,)
+        else:
+            flags = flags + (False,)
+    return flags
+
+
+@triton.jit
+def dropped(pair, flag, FLAGGED: tl.constexpr):
+    """Zero where the flag is set, else the pair."""
+    if FLAGGED:
+        pair = (tl.where(flag, 0.0, pair[0]), tl.where(flag, 0.0, pair[1]))
+    return pair
 
 
 @triton.jit
