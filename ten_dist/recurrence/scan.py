@@ -58,10 +58,10 @@ def eigenstate_scan(
     columns [K, 2K) imaginary parts. The state is carried in float32 (float64 where
     `beta` is float64) whatever the dtype of `beta`.
 
-    Where `resets` is set the state starts anew, c_k(t) = g_k(t) beta_k(t): nothing that
-    came before t, the initial state included, has any effect from there on. The input
-    gain stays that of the eigenvalue, so that what follows is what the same steps give
-    by themselves from a state of zeros.
+    Where `resets` is set the state starts anew, c_k(t) = g_k(t) beta_k(t): no finite
+    number that came before t, the initial state included, has any effect from there on.
+    The input gain stays that of the eigenvalue, so that what follows is what the same
+    steps give by themselves from a state of zeros.
 
     Args:
         beta: [B, T, 2K] input; float64, float32 or bfloat16, any strides, T >= 1.

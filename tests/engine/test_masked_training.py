@@ -143,6 +143,16 @@ def test_the_option_is_a_part_of_what_a_run_is(
     assert "document_masking was True, now None" in error
 
 
+def test_a_run_from_before_the_option_continues(capsys, short_documents, tmp_path):
+    run = tmp_path / "run"
+    arguments = options(short_documents, run, steps=1)
+    assert main(["train", *arguments]) == 0
+    config = json.loads((run / "config.json").read_text())
+    del config["identity"]["document_masking"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert "is complete" in output_of(capsys, "train", *arguments)
+
+
 def test_without_data_there_is_no_separator(capsys):
     arguments = ["--config", "pico", "--dry_run", "--document_masking"]
     error = error_of(capsys, "train", *arguments)

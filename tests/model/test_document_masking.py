@@ -134,6 +134,26 @@ def test_streaming_equals_the_whole(name, pieces):
 
 
 @pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("seed", range(4))
+@torch.no_grad()
+def test_random_documents_stream_in_random_pieces(name, seed):
+    model = masked_model(name)
+    generator = torch.Generator().manual_seed(seed)
+    ids = random_ids(batch=4, steps=STEPS, seed=10 + seed)
+    # From a separator in two tokens to one in sixteen.
+    shares = 2.0 ** -torch.arange(1, 5).unsqueeze(1)
+    ids[torch.rand(4, STEPS, generator=generator) < shares] = SEPARATOR
+    cuts = torch.rand(STEPS - 1, generator=generator) < 0.05 * 3**seed
+    stops = [*(cuts.nonzero().flatten() + 1).tolist(), STEPS]
+    state, outputs, start = None, [], 0
+    for stop in stops:
+        logits, state = model(ids[:, start:stop], state=state, return_state=True)
+        outputs.append(logits)
+        start = stop
+    torch.testing.assert_close(torch.cat(outputs, 1), model(ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
 @torch.no_grad()
 def test_nothing_is_masked_where_no_document_ends(name):
     model, plain = masked_model(name), make_model(**MODELS[name])
