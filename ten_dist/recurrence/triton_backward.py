@@ -36,6 +36,7 @@ from ten_dist.recurrence.triton_chunks import (
     load_flags,
     load_pair,
     load_rows,
+    load_states_before,
     place_of_program,
     store_pair,
 )
@@ -181,30 +182,6 @@ def reduce_backward(
 
 
 @triton.jit
-def _states_before(
-    states,
-    initial,
-    step,
-    mask,
-    WIDTH: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    COUNT: tl.constexpr,
-):
-    """c_{t-1} for t = step, step - 1, ...; `states` points to row step - 1."""
-    rows = ()
-    for i in tl.static_range(COUNT):
-        pair = load_pair(states - i * 2 * WIDTH, mask & (step > i), WIDTH)
-        if HAS_INITIAL:
-            first = load_pair(initial, mask & (step == i), WIDTH)
-            pair = (
-                pair[0].to(tl.float32) + first[0],
-                pair[1].to(tl.float32) + first[1],
-            )
-        rows = rows + (pair,)
-    return rows
-
-
-@triton.jit
 def _scan_steps(
     carried,
     gradient,
@@ -234,7 +211,7 @@ def _scan_steps(
     sum_logit, sum_rotation, sum_decay_range, sum_rotation_range = sums
     gradients = load_rows(gradient, -gradient_step, mask, WIDTH, COUNT)
     flags = load_flags(resets, -1, RESET, COUNT)
-    before = _states_before(states, initial, step, mask, WIDTH, HAS_INITIAL, COUNT)
+    before = load_states_before(states, initial, step, mask, WIDTH, HAS_INITIAL, COUNT)
     logits = gradients
     inputs = gradients
     if MODULATED:

@@ -61,6 +61,30 @@ def load_rows(pointer, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
+def load_states_before(
+    states,
+    initial,
+    step,
+    mask,
+    WIDTH: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """c_{t-1} for t = step, step - 1, ...; `states` points to row step - 1."""
+    rows = ()
+    for i in tl.static_range(COUNT):
+        pair = load_pair(states - i * 2 * WIDTH, mask & (step > i), WIDTH)
+        if HAS_INITIAL:
+            first = load_pair(initial, mask & (step == i), WIDTH)
+            pair = (
+                pair[0].to(tl.float32) + first[0],
+                pair[1].to(tl.float32) + first[1],
+            )
+        rows = rows + (pair,)
+    return rows
+
+
+@triton.jit
 def load_flags(pointer, step, FLAGGED: tl.constexpr, COUNT: tl.constexpr):
     """Whether there is a reset at COUNT steps; never where FLAGGED is not set."""
     flags = ()
