@@ -88,6 +88,9 @@ class TemporalEigenstateConfig:
     """Input gain g: `dynamic` sqrt(1-rho(t)^2), `static` sqrt(1-rho^2), `none` 1."""
     short_convolution: int = 0
     """Tokens that a causal convolution before each mixer sees; 0 for none."""
+    document_separator_id: int | None = None
+    """Id of the token that ends a document, behind which a model starts anew: no document
+    has any effect on another. None lets them run on."""
     gate: str = "output"
     """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
     gradient_checkpointing: str = "none"
@@ -138,6 +141,14 @@ class TemporalEigenstateConfig:
             raise ConfigurationError(
                 "short_convolution must be 0, or a width from 2 to 64, "
                 f"not {self.short_convolution}"
+            )
+        separator = self.document_separator_id
+        if separator is not None and (
+            type(separator) is not int or not 0 <= separator < self.vocab_size
+        ):
+            raise ConfigurationError(
+                f"document_separator_id must be a token id below {self.vocab_size}, "
+                f"or None, not {separator!r}"
             )
         if len(self.selection_range) != 2 or not all(
             0 <= s < math.inf for s in self.selection_range

@@ -216,6 +216,13 @@ def _held_out_data(option: str | None, config: dict) -> Manifest:
             f"--data {folder} was made with another tokenizer than the run's: prepare "
             "it with the tokenizer.json of the run folder"
         )
+    masked = config["model"].get("document_separator_id")
+    if masked not in (None, manifest.separator_id):
+        raise ConfigurationError(
+            f"--data {folder} ends documents with token {manifest.separator_id}, and the "
+            f"run keeps documents apart by token {masked}: prepare it with the run's "
+            "--separator"
+        )
     return manifest
 
 

@@ -39,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the recurrence of the paper, exactly, instead of what measured best: "
         + ", ".join(f"{name} {value}" for name, value in PAPER.items()),
     )
-    add_options(model, TemporalEigenstateConfig, default_help="the preset's")
+    add_options(
+        model,
+        TemporalEigenstateConfig,
+        default_help="the preset's",
+        # That of the data, with --document_masking.
+        leave_out=["document_separator_id"],
+    )
     # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 

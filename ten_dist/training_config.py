@@ -57,6 +57,9 @@ class TrainingConfig:
     micro_batch_size: int | None = None
     """Rows a rank processes at once; by default the largest divisor of its share up to
     8."""
+    document_masking: bool = False
+    """Start anew behind every separator of the data, so that no document has any effect
+    on another: in training, validation, evaluation and generation."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     min_learning_rate: float | None = None

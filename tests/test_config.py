@@ -32,6 +32,9 @@ from ten_dist.training_config import TrainingConfig
         ({"max_timescale": 1.0}, "max_timescale"),
         ({"short_convolution": 1}, "short_convolution must be 0, or a width"),
         ({"gate": "input"}, "gate must be one of output, state"),
+        ({"document_separator_id": -1}, "document_separator_id must be a token id"),
+        ({"document_separator_id": 50257}, "document_separator_id .* below 50257"),
+        ({"document_separator_id": True}, "document_separator_id .* not True"),
         ({"width": 3}, "unknown model option width"),
     ],
 )

@@ -79,6 +79,12 @@ def load_data(
                 f"--data {training.data}: prepare it with --tokenizer "
                 f"{first.tokenizer_path}"
             )
+        if training.document_masking and held_out.separator_id != first.separator_id:
+            raise ConfigurationError(
+                f"--val_data {held_out.directory} ends documents with another token than "
+                f"--data {training.data}, which --document_masking cannot have: prepare it "
+                f"with --separator '{first.separator_token}'"
+            )
         held_out.rows(training.seq_len)
     return data, validation
 

@@ -47,8 +47,11 @@ class ResolvedRun:
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
+        # The separator is that of the data; None as in runs from before the option.
+        masking = model.pop("document_separator_id") is not None or None
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
+            "document_masking": masking,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,
             "seq_len": self.plan.seq_len,
@@ -122,6 +125,11 @@ class ResolvedRun:
         if self.data is None:
             return ["data: none given, random tokens (a dry run can do without)"]
         lines = [f"data: {training.data}, {self.data.tokens:,} tokens"]
+        if training.document_masking:
+            lines.append(
+                "documents: kept apart, the model starts anew behind each separator, id "
+                f"{self.data.separator_id}"
+            )
         if isinstance(self.data, Mixture):
             rows = self.data.rows(plan.seq_len)
             read = self.data.rows_before(plan.steps * plan.global_batch_size)
@@ -191,8 +199,15 @@ def _resolve_model(
     model_options: dict[str, Any],
     data: Manifest | Mixture | None,
 ) -> TemporalEigenstateConfig:
-    """The preset with its options, and the vocabulary of the data."""
+    """The preset with its options, and the vocabulary and separator of the data."""
     options = dict(model_options)
+    if training.document_masking:
+        if data is None:
+            raise ConfigurationError(
+                "--document_masking needs the separator of the data: give --data, or "
+                "leave it out"
+            )
+        options["document_separator_id"] = data.separator_id
     if data is not None:
         options.setdefault("vocab_size", data.vocab_size)
         if options["vocab_size"] < data.vocab_size:

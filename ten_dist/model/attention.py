@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.documents import document_numbers
 from ten_dist.model.initialization import fill_normal
 from ten_dist.model.precision import at_least_float32
 
@@ -28,10 +29,16 @@ class AttentionState(NamedTuple):
     """[B, H, T, d/H], rotated."""
     values: Tensor
     """[B, H, T, d/H]."""
+    documents: Tensor | None = None
+    """[B, T] int64, the number of each token's document, where documents are masked."""
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention over the positions up to each one.
+
+    With document masking, over those of its document: the mask is then block-diagonal,
+    and held as [B, 1, T, T]. Rotary positions stay those of the row; products depend on
+    their differences alone.
 
     Args:
         config: dim, num_heads and n_layers are used.
@@ -46,13 +53,17 @@ class CausalSelfAttention(nn.Module):
         fill_normal(self.output_weight, 0.02 / (2 * config.n_layers) ** 0.5)
 
     def forward(
-        self, inputs: Tensor, state: AttentionState | None = None
+        self,
+        inputs: Tensor,
+        state: AttentionState | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, AttentionState]:
         """Mix a sequence, or a piece of one.
 
         Args:
             inputs: [B, T, d], layer-normed.
             state: what the pieces before it left, or None at the start.
+            resets: [B, T] bool, where documents start, to keep them apart.
 
         Returns:
             outputs: [B, T, d]; energy: a float32 zero, attention has no eigenstates;
@@ -64,7 +75,14 @@ class CausalSelfAttention(nn.Module):
         )
         position = 0 if state is None else state.keys.shape[2]
         query, keys = rotate(query, position), rotate(keys, position)
-        if state is None:
+        documents = None
+        if resets is not None:
+            if state is not None:
+                keys = torch.cat([state.keys, keys], dim=2)
+                values = torch.cat([state.values, values], dim=2)
+            documents, mask = _document_mask(resets, state)
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        elif state is None:
             mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
         else:
             # Imported here: with it comes torch's compiler, which takes seconds.
@@ -76,7 +94,23 @@ class CausalSelfAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
         outputs = F.linear(mixed.transpose(1, 2).flatten(-2), self.output_weight)
         energy = at_least_float32(inputs.new_zeros(()))
-        return outputs, energy, AttentionState(keys, values)
+        return outputs, energy, AttentionState(keys, values, documents)
+
+
+def _document_mask(
+    resets: Tensor, state: AttentionState | None
+) -> tuple[Tensor, Tensor]:
+    """Document numbers [B, S] of all S tokens so far, and what each of the last T sees,
+    [B, 1, T, S] bool: the tokens of its document up to itself."""
+    numbers = own = document_numbers(resets)
+    if state is not None:
+        own = own + state.documents[:, -1:]
+        numbers = torch.cat([state.documents, own], dim=1)
+    same = own.unsqueeze(2) == numbers.unsqueeze(1)
+    causal = torch.ones(same.shape[1:], dtype=torch.bool, device=resets.device).tril(
+        same.shape[2] - same.shape[1]
+    )
+    return numbers, (same & causal).unsqueeze(1)
 
 
 def rotate(heads: Tensor, position: int) -> Tensor:

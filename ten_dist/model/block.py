@@ -74,13 +74,18 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: Tensor, state: BlockState | None = None
+        self,
+        hidden: Tensor,
+        state: BlockState | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, BlockState]:
         """Transform the residual stream.
 
         Args:
             hidden: [B, T, d].
             state: state of the block before the first position, or None.
+            resets: [B, T] bool, positions where a document starts that sees nothing of
+                what was before it, or None.
 
         Returns:
             hidden: [B, T, d]; energy: scalar float32 of the mixer; state: of the block
@@ -89,8 +94,8 @@ class Block(nn.Module):
         mixer_state, past = state if state is not None else (None, None)
         inputs = self.mixer_norm(hidden)
         if self.convolution is not None:
-            inputs, past = self.convolution(inputs, past)
-        mixed, energy, mixer_state = self.mixer(inputs, mixer_state)
+            inputs, past = self.convolution(inputs, past, resets)
+        mixed, energy, mixer_state = self.mixer(inputs, mixer_state, resets)
         hidden = hidden + self.dropout(mixed)
         hidden = hidden + self.dropout(
             self.feed_forward(self.feed_forward_norm(hidden))

@@ -10,6 +10,16 @@ that start at js, so nothing ever looks ahead:
     Up_s(z)[js+r] = (1-w) z[j-1] + w z[j],  w = (r+1)/s
 
 W_s and the gates act at the coarse rate, where they cost 1/s.
+
+With document masking, n(t) the number of the document of t (see `documents`), a sum has
+zeros for what is of another document, as it has before the start of the row:
+
+    Down_s(u)[j]  = (1/s) sum_i [n(i) = n(js)] u[i]        js-s+1 <= i <= js
+    z             starts anew at step j where n(js) > n(js-s)
+    Up_s(z)[js+r] = (1-w) [n(js-s) = n(t)] z[j-1] + w [n(js) = n(t)] z[j],  t = js+r
+
+Steps stay at multiples of s of the row, so that what a document's outputs are depends on
+where it starts, modulo the largest scale; on other documents they do not depend.
 """
 
 from __future__ import annotations
@@ -17,15 +27,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.documents import document_numbers
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.precision import at_least_float32
 
 
 class ScaleState(NamedTuple):
-    """What one scale carries from piece to piece of a sequence; O(1) in its length."""
+    """What one scale carries from piece to piece of a sequence; O(1) in its length.
+
+    With document masking, whatever is not of the document open at the end is zero.
+    """
 
     eigenstates: Tensor | None
     """[B, 2K/|S|] float32, or None before the first coarse step."""
@@ -59,9 +74,15 @@ class MixedScale(nn.Module):
         self.mixing = MixingMatrix(identity)
 
     def forward(
-        self, inputs: Tensor, position: int, state: ScaleState
+        self,
+        inputs: Tensor,
+        position: int,
+        state: ScaleState,
+        numbers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, ScaleState]:
         """Mix the piece `inputs` [B, T, d] that starts at `position` of the sequence.
+
+        `numbers` [B, T] are those of the documents, where they are kept apart.
 
         Returns:
             outputs: [B, T, d]; energy: scalar of the mixer, None where the piece holds
@@ -70,21 +91,45 @@ class MixedScale(nn.Module):
         scale, steps = self.scale, inputs.shape[1]
         first = -position % scale
         ticks = max(0, -(-(steps - first) // scale))
-        pooled, pending = self._pool(inputs, first, ticks, state.pending)
+        pending, resets, coarse_numbers = state.pending, None, None
+        if numbers is not None:
+            # Of the two outputs that are carried, then of the steps in this piece.
+            coarse_numbers = F.pad(numbers[:, first::scale], (2, 0))
+            resets = coarse_numbers[:, 2:] != coarse_numbers[:, 1:-1]
+            inputs, pending = self._of_one_document(inputs, first, pending, numbers)
+        pooled, pending = self._pool(inputs, first, ticks, pending)
         energy, eigenstates = None, state.eigenstates
         coarse = [state.previous.unsqueeze(1), state.current.unsqueeze(1)]
         if ticks:
-            mixed, energy, eigenstates = self.ten(pooled, state.eigenstates)
+            mixed, energy, eigenstates = self.ten(pooled, eigenstates, resets)
             coarse.append(self.mixing(mixed))
         coarse = torch.cat([part.to(coarse[-1].dtype) for part in coarse], dim=1)
-        outputs = _fade(coarse, scale)[:, scale - first : scale - first + steps]
+        weights = _fading(scale, coarse)
+        if numbers is not None:
+            weights = _fading_within(weights, scale - first, numbers, coarse_numbers)
+        outputs = _fade(coarse, weights)[:, scale - first : scale - first + steps]
+        # Copies: views would keep the whole of `coarse` alive.
+        state = ScaleState(
+            eigenstates, pending, coarse[:, -2].clone(), coarse[:, -1].clone()
+        )
+        if numbers is not None:
+            state = _emptied(state, coarse_numbers[:, -2:] != numbers[:, -1:])
+        return outputs, energy, state
+
+    def _of_one_document(
+        self, inputs: Tensor, first: int, pending: Tensor, numbers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`inputs` and `pending`, zero where they are of another document than the end of
+        their window, or of the piece where that comes first."""
+        scale, steps = self.scale, inputs.shape[1]
+        if scale == 1:
+            return inputs, pending
+        index = torch.arange(steps, device=inputs.device)
+        end = first + (index - first + scale - 1) // scale * scale
+        of_end = numbers[:, end.clamp(max=steps - 1)]
         return (
-            outputs,
-            energy,
-            # Copies: views would keep the whole of `coarse` alive.
-            ScaleState(
-                eigenstates, pending, coarse[:, -2].clone(), coarse[:, -1].clone()
-            ),
+            inputs.masked_fill((numbers != of_end).unsqueeze(-1), 0.0),
+            pending.masked_fill(of_end[:, :1] != 0, 0.0),
         )
 
     def _pool(
@@ -125,13 +170,17 @@ class HierarchicalMixer(nn.Module):
         )
 
     def forward(
-        self, inputs: Tensor, state: HierarchyState | None = None
+        self,
+        inputs: Tensor,
+        state: HierarchyState | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, HierarchyState]:
         """Mix a sequence, or a piece of one.
 
         Args:
             inputs: [B, T, d], layer-normed.
             state: what the pieces before it left, or None at the start.
+            resets: [B, T] bool, where documents start, to keep them apart.
 
         Returns:
             outputs: [B, T, d].
@@ -141,11 +190,12 @@ class HierarchicalMixer(nn.Module):
         """
         if state is None:
             state = self._initial_state(inputs)
+        numbers = None if resets is None else document_numbers(resets)
         outputs, scale_states = None, []
         energy = at_least_float32(inputs.new_zeros(()))
         for scale, scale_state in zip(self.scales, state.scales):
             mixed, scale_energy, scale_state = scale(
-                inputs, state.position, scale_state
+                inputs, state.position, scale_state, numbers
             )
             outputs = mixed if outputs is None else outputs + mixed
             if scale_energy is not None:
@@ -161,9 +211,51 @@ class HierarchicalMixer(nn.Module):
         )
 
 
-def _fade(coarse: Tensor, scale: int) -> Tensor:
-    """[B, J+1, d] to [B, J s, d]: from each coarse value to the next, in s steps."""
+def _fading(scale: int, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - w and w, [s, 1], of the coarse value before a position and the one after."""
     weight = torch.arange(1, scale + 1, device=coarse.device, dtype=coarse.dtype)
     weight = (weight / scale).unsqueeze(-1)
+    return 1 - weight, weight
+
+
+def _fading_within(
+    weights: tuple[Tensor, Tensor], before: int, numbers: Tensor, coarse_numbers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weights [s, 1] as [B, J, s, 1], zero where a coarse value is of another document
+    than the position.
+
+    Args:
+        before: positions of the J s that come before those of `numbers` [B, T].
+        coarse_numbers: [B, J+1], those of the coarse values.
+    """
+    scale = len(weights[0])
+    after = (coarse_numbers.shape[1] - 1) * scale - before - numbers.shape[1]
+    around = F.pad(numbers, (before, after)).unflatten(1, (-1, scale))
+    sides = (coarse_numbers[:, :-1], coarse_numbers[:, 1:])
+    first, second = (
+        weight * (around == of.unsqueeze(2)).unsqueeze(3)
+        for weight, of in zip(weights, sides)
+    )
+    return first, second
+
+
+def _emptied(state: ScaleState, foreign: Tensor) -> ScaleState:
+    """`state` without the outputs that `foreign` [B, 2] calls another document's, and
+    without the eigenstates where that is so of the last."""
+    of_previous, of_current = foreign[:, :1], foreign[:, 1:]
+    eigenstates = state.eigenstates
+    if eigenstates is not None:
+        eigenstates = eigenstates.masked_fill(of_current, 0.0)
+    return ScaleState(
+        eigenstates,
+        state.pending,
+        state.previous.masked_fill(of_previous, 0.0),
+        state.current.masked_fill(of_current, 0.0),
+    )
+
+
+def _fade(coarse: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """[B, J+1, d] to [B, J s, d]: from each coarse value to the next, in s steps, with
+    weights [s, 1] or [B, J, s, 1]."""
     before, after = coarse[:, :-1].unsqueeze(2), coarse[:, 1:].unsqueeze(2)
-    return torch.flatten((1 - weight) * before + weight * after, 1, 2)
+    return torch.flatten(weights[0] * before + weights[1] * after, 1, 2)

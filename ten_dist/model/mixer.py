@@ -121,13 +121,17 @@ class EigenstateMixer(nn.Module):
         return self.omega_base + at_least_float32(self.omega_offset)
 
     def forward(
-        self, inputs: Tensor, state: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mix a sequence.
 
         Args:
             inputs: [B, T, d], layer-normed.
             state: [B, 2K] float32 eigenstates before the first step, or None.
+            resets: [B, T] bool, steps before which the eigenstates are dropped.
 
         Returns:
             outputs: [B, T, d].
@@ -151,6 +155,7 @@ class EigenstateMixer(nn.Module):
             self.input_norm,
             state,
             self.scan_backend,
+            resets,
         )
         gate = gate + self.gate_bias.to(gate.dtype)
         weight = self._coupled_output_weight()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ten_dist.config import IGNORED_TARGET, TemporalEigenstateConfig
 from ten_dist.model.block import Block, BlockState
+from ten_dist.model.documents import document_starts
 from ten_dist.model.initialization import fill_normal
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.loss import combine_losses
@@ -24,6 +25,8 @@ class NetworkState(NamedTuple):
     """State of every block after some tokens; its size does not depend on how many."""
 
     blocks: tuple[BlockState, ...]
+    after_separator: Tensor | None = None
+    """[B] bool, whether the last token ended a document, where documents are masked."""
 
 
 class TokenEmbedding(nn.Embedding):
@@ -62,6 +65,13 @@ class TemporalEigenstateNetwork(nn.Module):
     """TEN or, where the configuration has scales, causal HTEN language model.
 
     With `mixer` "attention" it is the transformer to compare them with.
+
+    Where the configuration has a `document_separator_id`, no token has any effect behind
+    the next such token, in training, evaluation and streaming alike (see
+    :mod:`ten_dist.model.documents`). A TEN then computes of a document what it would of
+    that document alone; an HTEN, whose pooling keeps the phase of the row, does where the
+    document starts at a multiple of its largest scale, and elsewhere pools other windows
+    of the same document.
 
     There is no positional embedding: the recurrence carries position, and a model runs
     at any length. Initial weights depend on torch's global seed alone.
@@ -129,6 +139,13 @@ class TemporalEigenstateNetwork(nn.Module):
         """
         config = self.config
         hidden = self.dropout(self.embedding(input_ids))
+        resets = after_separator = None
+        if config.document_separator_id is not None:
+            resets, after_separator = document_starts(
+                input_ids,
+                config.document_separator_id,
+                None if state is None else state.after_separator,
+            )
         recompute = (
             config.gradient_checkpointing == "block"
             and self.training
@@ -139,17 +156,19 @@ class TemporalEigenstateNetwork(nn.Module):
         for block, block_state in zip(self.blocks, states):
             if recompute:
                 hidden, energy, block_state = checkpoint(
-                    block, hidden, block_state, use_reentrant=False
+                    block, hidden, block_state, resets, use_reentrant=False
                 )
             else:
-                hidden, energy, block_state = block(hidden, block_state)
+                hidden, energy, block_state = block(hidden, block_state, resets)
             energies.append(energy)
             if return_state:
                 new_states.append(block_state)
         energy = torch.stack(energies).mean()
         if config.energy_kind == "state":
             energy = energy / config.num_eigenstates
-        state = NetworkState(tuple(new_states)) if return_state else None
+        state = None
+        if return_state:
+            state = NetworkState(tuple(new_states), after_separator)
         return hidden, energy, state
 
     def compute_loss(

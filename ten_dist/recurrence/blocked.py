@@ -34,6 +34,7 @@ def blocked_scan(
     ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` on any device that runs torch.
 
@@ -41,7 +42,7 @@ def blocked_scan(
     anyway. Eigenvalues are computed again in backward.
     """
     states, final_state = _BlockedScan.apply(
-        beta, alpha, omega, modulation, ranges, initial_state, input_norm
+        beta, alpha, omega, modulation, ranges, initial_state, resets, input_norm
     )
     return states, final_state, state_energy(states)
 
@@ -56,6 +57,7 @@ class _BlockedScan(torch.autograd.Function):
         modulation: Tensor | None,
         ranges: Tensor,
         initial_state: Tensor | None,
+        resets: Tensor | None,
         input_norm: str,
     ) -> tuple[Tensor, Tensor]:
         dtype = state_dtype(beta)
@@ -64,11 +66,11 @@ class _BlockedScan(torch.autograd.Function):
         if terms.gain is not None:
             drive = drive * terms.gain
         entering = _initial(initial_state, drive)
-        scanned = affine_scan(terms.eigenvalue.expand_as(drive), drive, entering)
+        scanned = affine_scan(_carrying(terms, drive, resets), drive, entering)
         final_state = to_halves(scanned[:, -1])
         states = to_halves(scanned).to(beta.dtype)
         ctx.save_for_backward(
-            beta, alpha, omega, modulation, ranges, initial_state, states
+            beta, alpha, omega, modulation, ranges, initial_state, resets, states
         )
         ctx.input_norm = input_norm
         return states, final_state
@@ -80,13 +82,14 @@ class _BlockedScan(torch.autograd.Function):
         #     G_t = w_t + conj(lambda_{t+1}) G_{t+1},
         # and every other gradient follows from G_t and the product
         #     z_t = conj(G_t) lambda_t c_{t-1}.
-        beta, alpha, omega, modulation, ranges, initial_state, states = (
+        # A reset makes lambda_t zero in both: nothing flows back over it either.
+        beta, alpha, omega, modulation, ranges, initial_state, resets, states = (
             ctx.saved_tensors
         )
         dtype = state_dtype(beta)
         terms = _terms(alpha, omega, modulation, ranges, ctx.input_norm, dtype)
         drive = to_complex(beta.to(dtype))
-        eigenvalue = terms.eigenvalue.expand_as(drive)
+        eigenvalue = _carrying(terms, drive, resets)
         adjoint = _adjoint(
             eigenvalue, to_complex(grad_states.to(dtype)), to_complex(grad_final)
         )
@@ -131,6 +134,7 @@ class _BlockedScan(torch.autograd.Function):
             grad_modulation,
             grad_ranges.to(ranges.dtype),
             grad_initial,
+            None,
             None,
         )
 
@@ -201,6 +205,14 @@ def _terms(
         ranges.to(dtype),
         input_norm,
     )
+
+
+def _carrying(terms: EigenvalueTerms, drive: Tensor, resets: Tensor | None) -> Tensor:
+    """What multiplies the state before each step, [B, T, K]: 0 at a reset."""
+    eigenvalue = terms.eigenvalue.expand_as(drive)
+    if resets is None:
+        return eigenvalue
+    return eigenvalue.masked_fill(resets.unsqueeze(-1), 0.0)
 
 
 def _initial(initial_state: Tensor | None, drive: Tensor) -> Tensor:

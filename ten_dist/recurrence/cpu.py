@@ -40,6 +40,7 @@ def cpu_scan(
     ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` for float32 and bfloat16 on the CPU, with the energy.
 
@@ -52,6 +53,7 @@ def cpu_scan(
         ranges.float().contiguous(),
         None if modulation is None else unit_stride(modulation.to(beta.dtype)),
         None if initial_state is None else initial_state.float().contiguous(),
+        None if resets is None else resets.contiguous(),
         input_norm,
     )
 

@@ -381,6 +381,40 @@ void share_out(int64_t batch, int64_t width, const std::vector<Base>& bases,
   });
 }
 
+// Steps before which the state is dropped, [B, T], or none. The loops over time know nothing
+// of them: they run over the stretches between two of them.
+struct Resets {
+  const bool* data;
+  int64_t steps;
+
+  explicit Resets(const std::optional<at::Tensor>& tensor)
+      : data(tensor ? tensor->const_data_ptr<bool>() : nullptr),
+        steps(tensor ? tensor->size(1) : 0) {}
+
+  bool at(int64_t b, int64_t t) const { return data != nullptr && data[b * steps + t]; }
+
+  // Calls `body(from, to)` for the stretches of [begin, end), in the order of time: each
+  // begins with a reset, but perhaps the first.
+  template <typename Body>
+  void forward(int64_t b, int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t from = begin, to; from < end; from = to) {
+      to = data == nullptr ? end : from + 1;
+      while (to < end && !at(b, to)) ++to;
+      body(from, to);
+    }
+  }
+
+  // The same against time.
+  template <typename Body>
+  void backward(int64_t b, int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t from, to = end; to > begin; to = from) {
+      from = data == nullptr ? begin : to - 1;
+      while (from > begin && !at(b, from)) --from;
+      body(from, to);
+    }
+  }
+};
+
 // Calls `body` with how the eigenvalues of a vector are modulated, as a type: the loop over
 // time is compiled for each.
 template <bool MODULATED, typename Body>
@@ -397,7 +431,7 @@ void with_modulation(const Base& base, const Body& body) {
 
 template <typename T, bool MODULATED, Gain GAIN>
 void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
-             const Sequence<const T>& modulation_, const float* initial,
+             const Sequence<const T>& modulation_, const float* initial, const Resets& resets,
              const Sequence<T>& states_, float* final, float* energy) {
   const int64_t steps = beta_.steps, width = beta_.half;
 
@@ -455,7 +489,10 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     for (int64_t begin = 0; begin < steps; begin += TILE)
       for (Vector& vector : vectors)
         with_modulation<MODULATED>(*vector.base, [&](auto kind) {
-          run_tile(kind, vector, b, begin, std::min(begin + TILE, steps));
+          resets.forward(b, begin, std::min(begin + TILE, steps), [&](int64_t from, int64_t to) {
+            if (resets.at(b, from)) vector.real = vector.imaginary = Floats{};
+            run_tile(kind, vector, b, from, to);
+          });
         });
     for (const Vector& vector : vectors) {
       store(energy + b * width + vector.base->k, __builtin_convertvector(vector.squares, Floats));
@@ -466,11 +503,13 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
 }
 
 // With w the gradient of the states, G_t = w_t + conj(lambda_{t+1}) G_{t+1} and
-// z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t.
+// z_t = conj(G_t) lambda_t c_{t-1}; the energy adds 2 c_t times its gradient to w_t. Where
+// there is a reset at t, lambda_t is zero in both.
 template <typename T, bool MODULATED, Gain GAIN>
 void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
               const Sequence<const T>& modulation_, const float* initial,
-              const Sequence<const T>& states_, const Sequence<const T>& grad_states_,
+              const Resets& resets, const Sequence<const T>& states_,
+              const Sequence<const T>& grad_states_,
               const float* grad_final, const float* grad_energy,
               const Sequence<T>& grad_beta_, const Sequence<T>& grad_modulation_,
               float* grad_base, float* grad_initial) {
@@ -480,6 +519,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     const Base* base;
     Floats energy_weight;
     // conj(lambda_{t+1}) G_{t+1}; after the last step, the gradient of the final state.
+    // Before a reset it is zero.
     Floats carried_real, carried_imaginary;
     Floats real, imaginary;  // c_t
     Doubles sums[4] = {};  // of d logit, d rotation, and their products with tanh p and tanh q
@@ -488,6 +528,8 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     constexpr Modulation MODULATION = kind;
     const Base base = *vector.base;
     const int64_t k = base.k, row = b * 2 * width + k;
+    const bool reset = resets.at(b, begin);
+    const int64_t first = reset ? begin : 0;  // no state comes before it
     Place<const T> beta = beta_(b, end - 1, k);
     Place<const T> modulation = modulation_(b, end - 1, k);
     Place<const T> states_before = states_(b, end - 2, k);
@@ -511,10 +553,10 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
         modulation.move(-1);
       }
       Floats before_real{}, before_imaginary{};
-      if (t > 0) {
+      if (t > first) {
         before_real = states_before.first();
         before_imaginary = states_before.second();
-      } else if (initial != nullptr) {
+      } else if (initial != nullptr && !reset) {
         before_real = load(initial + row);
         before_imaginary = load(initial + row + width);
       }
@@ -566,6 +608,14 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     vector.carried_imaginary = carried_imaginary;
     vector.real = real;
     vector.imaginary = imaginary;
+    if (reset) {
+      vector.carried_real = vector.carried_imaginary = Floats{};
+      if (begin > 0) {
+        const Place<const T> state = states_(b, begin - 1, k);
+        vector.real = state.first();
+        vector.imaginary = state.second();
+      }
+    }
     for (int s = 0; s < 4; ++s) vector.sums[s] += wide(sums[s]);
   };
   share_out(beta_.batch, width, bases, [&](int64_t b, auto first, auto last) {
@@ -581,7 +631,8 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     for (int64_t end = steps; end > 0; end -= TILE)
       for (Vector& vector : vectors)
         with_modulation<MODULATED>(*vector.base, [&](auto kind) {
-          run_tile(kind, vector, b, std::max<int64_t>(end - TILE, 0), end);
+          resets.backward(b, std::max<int64_t>(end - TILE, 0), end,
+                          [&](int64_t from, int64_t to) { run_tile(kind, vector, b, from, to); });
         });
     for (const Vector& vector : vectors) {
       for (int s = 0; s < 4; ++s)
@@ -642,13 +693,14 @@ at::Tensor cut_off(const at::Tensor& tensor, int64_t parts, int64_t width) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> scan_forward(
     const at::Tensor& beta, const at::Tensor& alpha, const at::Tensor& omega,
     const at::Tensor& ranges, const std::optional<at::Tensor>& modulation,
-    const std::optional<at::Tensor>& initial, const std::string& input_norm) {
+    const std::optional<at::Tensor>& initial, const std::optional<at::Tensor>& resets,
+    const std::string& input_norm) {
   const auto options = beta.options().dtype(at::kFloat);
   const int64_t batch = beta.size(0), width = beta.size(2) / 2;
   if (width < LANES) {
     const auto [states, final, energy] = scan_forward(
         filled_up(beta, 2), filled_up(alpha, 1), filled_up(omega, 1), filled_up(ranges, 1),
-        filled_up(modulation, 2), filled_up(initial, 2), input_norm);
+        filled_up(modulation, 2), filled_up(initial, 2), resets, input_norm);
     return {cut_off(states, 2, width), cut_off(final, 2, width), cut_off(energy, 1, width)};
   }
   at::Tensor states = at::empty(beta.sizes(), beta.options());
@@ -657,7 +709,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> scan_forward(
   const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
   dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
     forward<decltype(element), modulated, gain>(
-        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states,
+        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), Resets(resets), states,
         final.mutable_data_ptr<float>(), energy.mutable_data_ptr<float>());
   });
   return {states, final, energy};
@@ -668,14 +720,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
     const at::Tensor& grad_energy, const at::Tensor& states, const at::Tensor& beta,
     const at::Tensor& alpha, const at::Tensor& omega, const at::Tensor& ranges,
     const std::optional<at::Tensor>& modulation, const std::optional<at::Tensor>& initial,
-    const std::string& input_norm) {
+    const std::optional<at::Tensor>& resets, const std::string& input_norm) {
   const auto options = beta.options().dtype(at::kFloat);
   const int64_t batch = beta.size(0), width = beta.size(2) / 2;
   if (width < LANES) {
     const auto [grad_beta, grad_modulation, grad_base, grad_initial] = scan_backward(
         filled_up(grad_states, 2), filled_up(grad_final, 2), filled_up(grad_energy, 1),
         filled_up(states, 2), filled_up(beta, 2), filled_up(alpha, 1), filled_up(omega, 1),
-        filled_up(ranges, 1), filled_up(modulation, 2), filled_up(initial, 2), input_norm);
+        filled_up(ranges, 1), filled_up(modulation, 2), filled_up(initial, 2), resets, input_norm);
     return {cut_off(grad_beta, 2, width),
             modulation ? cut_off(grad_modulation, 2, width) : grad_modulation,
             cut_off(grad_base, 1, width), cut_off(grad_initial, 2, width)};
@@ -690,8 +742,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
   const auto bases = make_bases(pointer(alpha), pointer(omega), pointer(ranges), width);
   dispatch(beta, modulation.has_value(), input_norm, [&](auto element, auto modulated, auto gain) {
     backward<decltype(element), modulated, gain>(
-        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), states, grad_states,
-        pointer(grad_final), pointer(grad_energy), grad_beta, grad_modulation,
+        beta, bases, modulation.value_or(at::Tensor()), pointer(initial), Resets(resets), states,
+        grad_states, pointer(grad_final), pointer(grad_energy), grad_beta, grad_modulation,
         grad_base.mutable_data_ptr<float>(), grad_initial.mutable_data_ptr<float>());
   });
   // An operator cannot return a tensor that is none.
@@ -704,11 +756,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
 TORCH_LIBRARY(ten_dist_cpu, library) {
   library.def(
       "scan_forward(Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, "
-      "Tensor? modulation, Tensor? initial, str input_norm) -> (Tensor, Tensor, Tensor)");
+      "Tensor? modulation, Tensor? initial, Tensor? resets, str input_norm) "
+      "-> (Tensor, Tensor, Tensor)");
   library.def(
       "scan_backward(Tensor grad_states, Tensor grad_final, Tensor grad_energy, "
       "Tensor states, Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, "
-      "Tensor? modulation, Tensor? initial, str input_norm) "
+      "Tensor? modulation, Tensor? initial, Tensor? resets, str input_norm) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 

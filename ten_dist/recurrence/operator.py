@@ -32,7 +32,9 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
         ctx.set_materialize_grads(not missing_gradients)
 
     def backward(ctx, grad_states, grad_final, grad_energy):
-        beta, alpha, omega, ranges, modulation, initial, states = ctx.saved_tensors
+        beta, alpha, omega, ranges, modulation, initial, resets, states = (
+            ctx.saved_tensors
+        )
         if grad_states is None:
             grad_states = torch.zeros_like(states)
         grad_beta, grad_modulation, grad_base, grad_initial = scan_backward(
@@ -46,6 +48,7 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
             ranges,
             modulation,
             initial,
+            resets,
             ctx.input_norm,
         )
         return (
@@ -56,6 +59,7 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
             grad_modulation if modulation is not None else None,
             grad_initial if initial is not None else None,
             None,
+            None,
         )
 
     torch.library.register_fake(f"{namespace}::scan_forward", _fake_forward)
@@ -65,7 +69,7 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
     )
 
 
-def _fake_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
+def _fake_forward(beta, alpha, omega, ranges, modulation, initial, resets, input_norm):
     batch, _, width = beta.shape
     return (
         torch.empty_like(beta, memory_format=torch.contiguous_format),
@@ -85,6 +89,7 @@ def _fake_backward(
     ranges,
     modulation,
     initial,
+    resets,
     input_norm,
 ):
     batch, _, width = beta.shape

@@ -22,6 +22,7 @@ def reference_scan(
     ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` as a loop over T that autograd differentiates.
 
@@ -46,6 +47,8 @@ def reference_scan(
         state = to_complex(initial_state.to(dtype))
     states = []
     for step in range(drive.shape[1]):
+        if resets is not None:
+            state = state.masked_fill(resets[:, step, None], 0.0)
         state = eigenvalue[:, step] * state + drive[:, step]
         states.append(state)
     states = to_halves(torch.stack(states, dim=1))

@@ -47,6 +47,7 @@ def eigenstate_scan(
     input_norm: str = "none",
     initial_state: Tensor | None = None,
     backend: str = "auto",
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run K complex eigenstates over a sequence (DESIGN 2.1; paper, Algorithm 1).
 
@@ -56,6 +57,11 @@ def eigenstate_scan(
     Complex numbers are stored as two real halves: columns [0, K) are real parts,
     columns [K, 2K) imaginary parts. The state is carried in float32 (float64 where
     `beta` is float64) whatever the dtype of `beta`.
+
+    Where `resets` is set the state starts anew, c_k(t) = g_k(t) beta_k(t): no finite
+    number that came before t, the initial state included, has any effect from there on.
+    The input gain stays that of the eigenvalue, so that what follows is what the same
+    steps give by themselves from a state of zeros.
 
     Args:
         beta: [B, T, 2K] input; float64, float32 or bfloat16, any strides, T >= 1.
@@ -70,6 +76,7 @@ def eigenstate_scan(
         initial_state: [B, 2K] state before the first step, or None for zeros.
         backend: a name of :func:`available_backends`, or "auto" for the fastest that
             takes these arguments.
+        resets: [B, T] bool, steps before which the state is dropped, or None for none.
 
     Returns:
         states: [B, T, 2K], the state after each step, in the dtype of `beta`.
@@ -88,6 +95,7 @@ def eigenstate_scan(
         input_norm,
         initial_state,
         backend,
+        resets,
     )[:2]
 
 
@@ -100,6 +108,7 @@ def eigenstate_scan_with_energy(
     input_norm: str = "none",
     initial_state: Tensor | None = None,
     backend: str = "auto",
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan`, and the energy taken in the same pass.
 
@@ -107,7 +116,7 @@ def eigenstate_scan_with_energy(
         states, final_state: as :func:`eigenstate_scan`.
         energy: [B, K], the sum over time of |c_k(t)|^2, in the dtype of the state.
     """
-    _check_arguments(beta, alpha, omega, modulation, input_norm, initial_state)
+    _check_arguments(beta, alpha, omega, modulation, input_norm, initial_state, resets)
     name = _fastest_for(beta) if backend == "auto" else backend
     if name not in _BACKENDS:
         raise ValueError(
@@ -118,8 +127,9 @@ def eigenstate_scan_with_energy(
         _check_takes(name, beta)
     ranges = torch.stack([_as_range(s, alpha) for s in selection_range])
     arguments = (beta, alpha, omega, modulation, ranges, input_norm, initial_state)
-    results = _BACKENDS[name](*arguments)
+    results = _BACKENDS[name](*arguments, resets)
     if (observer := current_observer()) is not None:
+        # Resets take energy away: the bound holds with them as it does without.
         observer.see(*arguments, results[0])
     return results
 
@@ -194,6 +204,7 @@ def _check_arguments(
     modulation: Tensor | None,
     input_norm: str,
     initial_state: Tensor | None,
+    resets: Tensor | None,
 ) -> None:
     if beta.dim() != 3 or beta.shape[1] < 1 or beta.shape[2] % 2:
         raise ValueError(f"beta must be [B, T, 2K] with T >= 1, not {_shape(beta)}")
@@ -214,6 +225,13 @@ def _check_arguments(
     if initial_state is not None and initial_state.shape != (batch, width):
         raise ValueError(
             f"initial_state must be [{batch}, {width}], not {_shape(initial_state)}"
+        )
+    if resets is not None and (
+        resets.shape != beta.shape[:2] or resets.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"resets must be bool {_shape(beta[..., 0])}, "
+            f"not {resets.dtype} {_shape(resets)}"
         )
     if input_norm not in ("none", "static", "dynamic"):
         raise ValueError(

@@ -7,7 +7,8 @@ With w_t the gradient of the states, E that of the energy, and r_T that of the f
 What crosses from chunk to chunk is r, and r_0 is the gradient of the initial state. Every
 other gradient follows from G_t and z_t = conj(G_t) lambda_t c_{t-1} = conj(r_t) c_{t-1}.
 
-See `triton_chunks` for how time is cut. `gradient`, `beta` and `modulation` are
+With RESET, `resets` [B, T] uint8, contiguous, says where c_{t-1} had no part in c_t:
+there r_t is zero. See `triton_chunks` for how time is cut. `gradient`, `beta` and `modulation` are
 [B, T, 2K] of any strides with a unit last one; `states`, `grad_beta` and
 `grad_modulation` are contiguous; alpha, omega [K], ranges [2, K], initial [B, 2K] and
 grad_energy [B, K] are float32.
@@ -31,8 +32,11 @@ from ten_dist.recurrence.triton_arithmetic import (
 )
 from ten_dist.recurrence.triton_chunks import (
     SIZES,
+    dropped,
+    load_flags,
     load_pair,
     load_rows,
+    load_states_before,
     place_of_program,
     store_pair,
 )
@@ -58,6 +62,7 @@ def _reduce_steps(
     gradient_step,
     modulation,
     modulation_step,
+    resets,
     states,
     terms,
     energy_weight,
@@ -65,9 +70,11 @@ def _reduce_steps(
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     ENERGY: tl.constexpr,
+    RESET: tl.constexpr,
     COUNT: tl.constexpr,
 ):
     entering, product = carried
+    flags = load_flags(resets, -1, RESET, COUNT)
     gradients = load_rows(gradient, -gradient_step, mask, WIDTH, COUNT)
     logits = gradients
     current = gradients
@@ -78,8 +85,8 @@ def _reduce_steps(
     for i in tl.static_range(COUNT):
         value = eigenvalue(terms, logits[i], MODULATED)
         adjoint = _adjoint(entering, gradients[i], current[i], energy_weight, ENERGY)
-        entering = multiply_conjugate(value, adjoint)
-        product = multiply_conjugate(value, product)
+        entering = dropped(multiply_conjugate(value, adjoint), flags[i], RESET)
+        product = dropped(multiply_conjugate(value, product), flags[i], RESET)
     return entering, product
 
 
@@ -89,6 +96,7 @@ def reduce_backward(
     grad_energy,
     states,
     modulation,
+    resets,
     alpha,
     omega,
     ranges,
@@ -103,6 +111,7 @@ def reduce_backward(
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     ENERGY: tl.constexpr,
+    RESET: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -114,6 +123,7 @@ def reduce_backward(
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
     gradient += row * gradient_batch + last * gradient_step + k
     modulation += row * modulation_batch + last * modulation_step + k
+    resets += row * steps + last
     states += (row * steps + last) * 2 * WIDTH + k
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     energy_weight = zero
@@ -129,6 +139,7 @@ def reduce_backward(
             gradient_step,
             modulation,
             modulation_step,
+            resets,
             states,
             terms,
             energy_weight,
@@ -136,10 +147,12 @@ def reduce_backward(
             WIDTH,
             MODULATED,
             ENERGY,
+            RESET,
             UNROLL,
         )
         gradient -= UNROLL * gradient_step
         modulation -= UNROLL * modulation_step
+        resets -= UNROLL
         states -= UNROLL * 2 * WIDTH
     for _ in range(count % UNROLL):
         carried = _reduce_steps(
@@ -148,6 +161,7 @@ def reduce_backward(
             gradient_step,
             modulation,
             modulation_step,
+            resets,
             states,
             terms,
             energy_weight,
@@ -155,38 +169,16 @@ def reduce_backward(
             WIDTH,
             MODULATED,
             ENERGY,
+            RESET,
             1,
         )
         gradient -= gradient_step
         modulation -= modulation_step
+        resets -= 1
         states -= 2 * WIDTH
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
     store_pair(local + place, carried[0], mask, WIDTH)
     store_pair(product + place, carried[1], mask, WIDTH)
-
-
-@triton.jit
-def _states_before(
-    states,
-    initial,
-    step,
-    mask,
-    WIDTH: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    COUNT: tl.constexpr,
-):
-    """c_{t-1} for t = step, step - 1, ...; `states` points to row step - 1."""
-    rows = ()
-    for i in tl.static_range(COUNT):
-        pair = load_pair(states - i * 2 * WIDTH, mask & (step > i), WIDTH)
-        if HAS_INITIAL:
-            first = load_pair(initial, mask & (step == i), WIDTH)
-            pair = (
-                pair[0].to(tl.float32) + first[0],
-                pair[1].to(tl.float32) + first[1],
-            )
-        rows = rows + (pair,)
-    return rows
 
 
 @triton.jit
@@ -198,6 +190,7 @@ def _scan_steps(
     beta_step,
     modulation,
     modulation_step,
+    resets,
     states,
     initial,
     grad_beta,
@@ -210,13 +203,15 @@ def _scan_steps(
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
     ENERGY: tl.constexpr,
+    RESET: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
     COUNT: tl.constexpr,
 ):
     entering, current, sums = carried
     sum_logit, sum_rotation, sum_decay_range, sum_rotation_range = sums
     gradients = load_rows(gradient, -gradient_step, mask, WIDTH, COUNT)
-    before = _states_before(states, initial, step, mask, WIDTH, HAS_INITIAL, COUNT)
+    flags = load_flags(resets, -1, RESET, COUNT)
+    before = load_states_before(states, initial, step, mask, WIDTH, HAS_INITIAL, COUNT)
     logits = gradients
     inputs = gradients
     if MODULATED:
@@ -226,7 +221,7 @@ def _scan_steps(
     for i in tl.static_range(COUNT):
         value = eigenvalue(terms, logits[i], MODULATED)
         adjoint = _adjoint(entering, gradients[i], current, energy_weight, ENERGY)
-        entering = multiply_conjugate(value, adjoint)
+        entering = dropped(multiply_conjugate(value, adjoint), flags[i], RESET)
         current = (before[i][0].to(tl.float32), before[i][1].to(tl.float32))
         z = multiply_conjugate(entering, current)
         grad_logit = value[3] * z[0]
@@ -266,6 +261,7 @@ def scan_backward(
     states,
     beta,
     modulation,
+    resets,
     alpha,
     omega,
     ranges,
@@ -286,6 +282,7 @@ def scan_backward(
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
     ENERGY: tl.constexpr,
+    RESET: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
     HAS_ENTERING: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -305,6 +302,7 @@ def scan_backward(
     gradient += row * gradient_batch + last * gradient_step + k
     beta += row * beta_batch + last * beta_step + k
     modulation += row * modulation_batch + last * modulation_step + k
+    resets += row * steps + last
     place = (row * steps + last) * 2 * WIDTH + k
     states += place
     grad_beta += place
@@ -334,6 +332,7 @@ def scan_backward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             states,
             initial,
             grad_beta,
@@ -346,12 +345,14 @@ def scan_backward(
             MODULATED,
             GAIN,
             ENERGY,
+            RESET,
             HAS_INITIAL,
             UNROLL,
         )
         gradient -= UNROLL * gradient_step
         beta -= UNROLL * beta_step
         modulation -= UNROLL * modulation_step
+        resets -= UNROLL
         states -= UNROLL * 2 * WIDTH
         grad_beta -= UNROLL * 2 * WIDTH
         grad_modulation -= UNROLL * 2 * WIDTH
@@ -365,6 +366,7 @@ def scan_backward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             states,
             initial,
             grad_beta,
@@ -377,12 +379,14 @@ def scan_backward(
             MODULATED,
             GAIN,
             ENERGY,
+            RESET,
             HAS_INITIAL,
             1,
         )
         gradient -= gradient_step
         beta -= beta_step
         modulation -= modulation_step
+        resets -= 1
         states -= 2 * WIDTH
         grad_beta -= 2 * WIDTH
         grad_modulation -= 2 * WIDTH

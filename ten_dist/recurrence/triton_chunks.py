@@ -16,6 +16,8 @@ Tensors between the kernels are float32 and contiguous: product, local and enter
 [B, chunks, 2K]. K is the constant WIDTH; batch, lengths and strides are ordinary
 arguments, so that a new length or batch compiles nothing.
 
+A reset drops what is carried: the product of a chunk that holds one is zero.
+
 Importing this module imports Triton.
 """
 
@@ -56,6 +58,50 @@ def load_rows(pointer, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     for i in tl.static_range(COUNT):
         rows = rows + (load_pair(pointer + i * step, mask, WIDTH),)
     return rows
+
+
+@triton.jit
+def load_states_before(
+    states,
+    initial,
+    step,
+    mask,
+    WIDTH: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """c_{t-1} for t = step, step - 1, ...; `states` points to row step - 1."""
+    rows = ()
+    for i in tl.static_range(COUNT):
+        pair = load_pair(states - i * 2 * WIDTH, mask & (step > i), WIDTH)
+        if HAS_INITIAL:
+            first = load_pair(initial, mask & (step == i), WIDTH)
+            pair = (
+                pair[0].to(tl.float32) + first[0],
+                pair[1].to(tl.float32) + first[1],
+            )
+        rows = rows + (pair,)
+    return rows
+
+
+@triton.jit
+def load_flags(pointer, step, FLAGGED: tl.constexpr, COUNT: tl.constexpr):
+    """Whether there is a reset at COUNT steps; never where FLAGGED is not set."""
+    flags = ()
+    for i in tl.static_range(COUNT):
+        if FLAGGED:
+            flags = flags + (tl.load(pointer + i * step) != 0,)
+        else:
+            flags = flags + (False,)
+    return flags
+
+
+@triton.jit
+def dropped(pair, flag, FLAGGED: tl.constexpr):
+    """Zero where the flag is set, else the pair."""
+    if FLAGGED:
+        pair = (tl.where(flag, 0.0, pair[0]), tl.where(flag, 0.0, pair[1]))
+    return pair
 
 
 @triton.jit

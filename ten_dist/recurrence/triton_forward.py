@@ -5,7 +5,8 @@
 See `triton_chunks` for how time is cut. Eigenvalues are computed from the modulation in
 both kernels: nothing of size T x K exists that the caller does not hold. `beta` and
 `modulation` are [B, T, 2K] of any strides with a unit last one; `states` is contiguous;
-alpha, omega [K], ranges [2, K], final [B, 2K] are float32.
+alpha, omega [K], ranges [2, K], final [B, 2K] are float32. With RESET, `resets` [B, T]
+uint8 says before which steps the state is dropped; it is contiguous.
 
 Importing this module imports Triton.
 """
@@ -24,6 +25,8 @@ from ten_dist.recurrence.triton_arithmetic import (
 )
 from ten_dist.recurrence.triton_chunks import (
     SIZES,
+    dropped,
+    load_flags,
     load_pair,
     load_rows,
     place_of_program,
@@ -53,22 +56,26 @@ def _reduce_steps(
     beta_step,
     modulation,
     modulation_step,
+    resets,
     terms,
     mask,
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
+    RESET: tl.constexpr,
     COUNT: tl.constexpr,
 ):
     state, product = carried
+    flags = load_flags(resets, 1, RESET, COUNT)
     inputs = load_rows(beta, beta_step, mask, WIDTH, COUNT)
     logits = inputs
     if MODULATED:
         logits = load_rows(modulation, modulation_step, mask, WIDTH, COUNT)
     for i in tl.static_range(COUNT):
         value = eigenvalue(terms, logits[i], MODULATED)
+        state = dropped(state, flags[i], RESET)
         state = _step(state, inputs[i], value, terms, GAIN)
-        product = multiply(value, product)
+        product = multiply(value, dropped(product, flags[i], RESET))
     return state, product
 
 
@@ -76,6 +83,7 @@ def _reduce_steps(
 def reduce_forward(
     beta,
     modulation,
+    resets,
     alpha,
     omega,
     ranges,
@@ -90,6 +98,7 @@ def reduce_forward(
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
+    RESET: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -101,6 +110,7 @@ def reduce_forward(
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
     beta += row * beta_batch + start * beta_step + k
     modulation += row * modulation_batch + start * modulation_step + k
+    resets += row * steps + start
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     carried = ((zero, zero), (zero + 1.0, zero))
     for _ in range(count // UNROLL):
@@ -110,15 +120,18 @@ def reduce_forward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             terms,
             mask,
             WIDTH,
             MODULATED,
             GAIN,
+            RESET,
             UNROLL,
         )
         beta += UNROLL * beta_step
         modulation += UNROLL * modulation_step
+        resets += UNROLL
     for _ in range(count % UNROLL):
         carried = _reduce_steps(
             carried,
@@ -126,15 +139,18 @@ def reduce_forward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             terms,
             mask,
             WIDTH,
             MODULATED,
             GAIN,
+            RESET,
             1,
         )
         beta += beta_step
         modulation += modulation_step
+        resets += 1
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
     store_pair(local + place, carried[0], mask, WIDTH)
     store_pair(product + place, carried[1], mask, WIDTH)
@@ -147,21 +163,25 @@ def _scan_steps(
     beta_step,
     modulation,
     modulation_step,
+    resets,
     states,
     terms,
     mask,
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
+    RESET: tl.constexpr,
     COUNT: tl.constexpr,
 ):
     state, energy = carried
+    flags = load_flags(resets, 1, RESET, COUNT)
     inputs = load_rows(beta, beta_step, mask, WIDTH, COUNT)
     logits = inputs
     if MODULATED:
         logits = load_rows(modulation, modulation_step, mask, WIDTH, COUNT)
     for i in tl.static_range(COUNT):
         value = eigenvalue(terms, logits[i], MODULATED)
+        state = dropped(state, flags[i], RESET)
         state = _step(state, inputs[i], value, terms, GAIN)
         energy += state[0] * state[0] + state[1] * state[1]
         store_pair(states + i * 2 * WIDTH, state, mask, WIDTH)
@@ -172,6 +192,7 @@ def _scan_steps(
 def scan_forward(
     beta,
     modulation,
+    resets,
     alpha,
     omega,
     ranges,
@@ -188,6 +209,7 @@ def scan_forward(
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
     GAIN: tl.constexpr,
+    RESET: tl.constexpr,
     HAS_ENTERING: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -201,6 +223,7 @@ def scan_forward(
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
     beta += row * beta_batch + start * beta_step + k
     modulation += row * modulation_batch + start * modulation_step + k
+    resets += row * steps + start
     states += (row * steps + start) * 2 * WIDTH + k
     place = row * chunks + index
     zero = tl.full((BLOCK,), 0.0, tl.float32)
@@ -215,16 +238,19 @@ def scan_forward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             states,
             terms,
             mask,
             WIDTH,
             MODULATED,
             GAIN,
+            RESET,
             UNROLL,
         )
         beta += UNROLL * beta_step
         modulation += UNROLL * modulation_step
+        resets += UNROLL
         states += UNROLL * 2 * WIDTH
     for _ in range(count % UNROLL):
         carried = _scan_steps(
@@ -233,16 +259,19 @@ def scan_forward(
             beta_step,
             modulation,
             modulation_step,
+            resets,
             states,
             terms,
             mask,
             WIDTH,
             MODULATED,
             GAIN,
+            RESET,
             1,
         )
         beta += beta_step
         modulation += modulation_step
+        resets += 1
         states += 2 * WIDTH
     tl.store(energy + place * WIDTH + k, carried[1], mask=mask)
     last = index == chunks - 1

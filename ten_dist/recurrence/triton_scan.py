@@ -41,7 +41,7 @@ OLDEST_GPU = (8, 0)
 
 _ARGUMENTS = (
     "Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, Tensor? modulation, "
-    "Tensor? initial, str input_norm"
+    "Tensor? initial, Tensor? resets, str input_norm"
 )
 
 
@@ -53,6 +53,7 @@ def triton_scan(
     ranges: Tensor,
     input_norm: str,
     initial_state: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` for float32 and bfloat16, with the energy.
 
@@ -65,6 +66,7 @@ def triton_scan(
         ranges.float(),
         modulation,
         None if initial_state is None else initial_state.float(),
+        resets,
         input_norm,
     )
 
@@ -117,16 +119,18 @@ def chunk_steps(steps: int) -> int:
     mutates_args=(),
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
-def _scan_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
+def _scan_forward(beta, alpha, omega, ranges, modulation, initial, resets, input_norm):
     from ten_dist.recurrence import triton_forward
 
     batch, steps, width = beta.shape[0], beta.shape[1], beta.shape[2] // 2
     chunk = chunk_steps(steps)
     chunks = -(-steps // chunk)
     options = _options(width, UNROLL) | _variant(modulation, input_norm)
+    options["RESET"] = resets is not None
     inputs, strides = _with_strides(beta, beta if modulation is None else modulation)
     base = tuple(t.contiguous() for t in (alpha, omega, ranges))
     initial = None if initial is None else initial.contiguous()
+    flags = _flags(resets, beta)
     sizes = (steps, chunk, *strides)
     states = torch.empty_like(beta, memory_format=torch.contiguous_format)
     final = alpha.new_empty(batch, 2 * width)
@@ -137,11 +141,12 @@ def _scan_forward(beta, alpha, omega, ranges, modulation, initial, input_norm):
             product = alpha.new_empty(batch, chunks, 2 * width)
             local = torch.empty_like(product)
             triton_forward.reduce_forward[_grid(batch, width, chunks)](
-                *inputs, *base, product, local, *sizes, **options
+                *inputs, flags, *base, product, local, *sizes, **options
             )
             entering = _carry(product, local, initial, reverse=False)
         triton_forward.scan_forward[_grid(batch, width, chunks)](
             *inputs,
+            flags,
             *base,
             alpha if entering is None else entering,
             states,
@@ -173,6 +178,7 @@ def _scan_backward(
     ranges,
     modulation,
     initial,
+    resets,
     input_norm,
 ):
     from ten_dist.recurrence import triton_backward
@@ -182,7 +188,9 @@ def _scan_backward(
     chunks = -(-steps // chunk)
     grid = _grid(batch, width, chunks)
     variant = _variant(modulation, input_norm)
-    options = _options(width, UNROLL_BACKWARD) | {"ENERGY": grad_energy is not None}
+    options = _options(width, UNROLL_BACKWARD)
+    options |= {"ENERGY": grad_energy is not None, "RESET": resets is not None}
+    flags = _flags(resets, beta)
     logits = beta if modulation is None else modulation
     base = tuple(t.contiguous() for t in (alpha, omega, ranges))
     has_initial = initial is not None
@@ -208,6 +216,7 @@ def _scan_backward(
                 weight,
                 states,
                 logits,
+                flags,
                 *base,
                 product,
                 local,
@@ -227,6 +236,7 @@ def _scan_backward(
             states,
             drive,
             logits,
+            flags,
             *base,
             initial,
             grad_beta,
@@ -299,6 +309,11 @@ def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
         "MODULATED": modulation is not None,
         "GAIN": gain if modulation is not None else min(gain, 1),
     }
+
+
+def _flags(resets: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Resets as bytes, or any tensor where there are none."""
+    return otherwise if resets is None else resets.contiguous().view(torch.uint8)
 
 
 def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:

@@ -11,6 +11,9 @@ NEEDS_OPERATOR = pytest.mark.skipif(
     "cpu" not in available_backends(), reason="the scan could not be compiled here"
 )
 SCALES = [None, (1, 2)]
+# Documents that start within a row.
+RESETS = torch.zeros(2, 13, dtype=torch.bool)
+RESETS[0, [3, 4, 11]] = RESETS[1, 8] = True
 
 
 def make_block(scales):
@@ -22,12 +25,12 @@ def make_block(scales):
     )
 
 
-def results(block, forward):
+def results(block, forward, resets=None):
     """Outputs, final eigenstates and all gradients, by name."""
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(2, 13, 16, generator=generator, requires_grad=True)
     weight = torch.randn(2, 13, 16, generator=generator)
-    outputs, energy, state = forward(hidden)
+    outputs, energy, state = forward(hidden, resets=resets)
     loss = (outputs * weight).sum() + energy
     leaves = {"hidden": hidden, **dict(block.named_parameters())}
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -40,7 +43,8 @@ def results(block, forward):
 
 @NEEDS_OPERATOR
 @pytest.mark.parametrize("scales", SCALES)
-def test_a_block_is_one_graph_that_calls_the_operator(scales):
+@pytest.mark.parametrize("resets", [None, RESETS], ids=["plain", "masked"])
+def test_a_block_is_one_graph_that_calls_the_operator(scales, resets):
     graphs = []
 
     def keep(graph, inputs):
@@ -49,7 +53,8 @@ def test_a_block_is_one_graph_that_calls_the_operator(scales):
 
     torch.compiler.reset()
     block = make_block(scales)
-    torch.compile(block, fullgraph=True, backend=keep)(torch.randn(2, 13, 16))
+    compiled = torch.compile(block, fullgraph=True, backend=keep)
+    compiled(torch.randn(2, 13, 16), resets=resets)
     (graph,) = graphs
     targets = [node.target for node in graph.graph.nodes]
     scan = torch.ops.ten_dist_cpu.scan_forward
@@ -57,13 +62,26 @@ def test_a_block_is_one_graph_that_calls_the_operator(scales):
     assert calls == len(scales or (1,))
 
 
+def test_a_masked_block_of_attention_is_one_graph():
+    torch.compiler.reset()
+    config = TemporalEigenstateConfig(
+        vocab_size=10, dim=16, num_heads=2, mixer="attention", short_convolution=3
+    )
+    block, hidden = Block(config), torch.randn(2, 13, 16)
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    actual, _, state = compiled(hidden, resets=RESETS)
+    torch.testing.assert_close(actual, block(hidden, resets=RESETS)[0])
+    assert torch.equal(state.mixer.documents, RESETS.cumsum(1))
+
+
 @NEEDS_OPERATOR
 @pytest.mark.slow
 @pytest.mark.parametrize("scales", SCALES)
-def test_a_compiled_block_computes_what_the_block_does(scales):
+@pytest.mark.parametrize("resets", [None, RESETS], ids=["plain", "masked"])
+def test_a_compiled_block_computes_what_the_block_does(scales, resets):
     torch.compiler.reset()
     block = make_block(scales)
-    expected = results(block, block)
-    actual = results(block, torch.compile(block, fullgraph=True))
+    expected = results(block, block, resets)
+    actual = results(block, torch.compile(block, fullgraph=True), resets)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -30,7 +30,18 @@ def make_inputs(steps, width, dtype, *, batch=3, modulated=True, initial=True):
     return inputs
 
 
-def run(inputs, backend, input_norm, wide=False):
+def make_resets(batch, steps):
+    """Resets, [B, T]: in the first row many, one after the other too, and at both ends;
+    in the last none before the state that it starts from has been of use."""
+    generator = torch.Generator().manual_seed(steps)
+    shares = torch.linspace(0.5, 0.02, batch).unsqueeze(1)
+    resets = torch.rand(batch, steps, generator=generator) < shares
+    resets[0, [0, -1]] = True
+    resets[-1, : (steps + 1) // 2] = False
+    return resets
+
+
+def run(inputs, backend, input_norm, wide=False, resets=None):
     """Results and all gradients of a loss that weighs every result differently."""
     leaves = {
         name: (tensor.double() if wide else tensor).detach().clone().requires_grad_()
@@ -42,7 +53,7 @@ def run(inputs, backend, input_norm, wide=False):
         arguments.pop("rotation_range"),
     )
     results = eigenstate_scan_with_energy(
-        **arguments, input_norm=input_norm, backend=backend
+        **arguments, input_norm=input_norm, backend=backend, resets=resets
     )
     generator = torch.Generator().manual_seed(1)
     loss = 0.0

@@ -55,9 +55,9 @@ def compile_instead_of_launching():
     return compiled
 
 
-def launch(beta, modulated, input_norm, initial, with_energy):
+def launch(beta, modulated, input_norm, initial, with_energy, resets=False):
     """Forward and backward of a scan of `beta`; the values are left undefined."""
-    batch = beta.shape[0]
+    batch, steps = beta.shape[:2]
     beta = beta.requires_grad_()
     states, final, energy = eigenstate_scan_with_energy(
         beta,
@@ -67,6 +67,7 @@ def launch(beta, modulated, input_norm, initial, with_energy):
         input_norm=input_norm,
         initial_state=torch.zeros(batch, 2 * WIDTH) if initial else None,
         backend="triton",
+        resets=torch.zeros(batch, steps, dtype=torch.bool) if resets else None,
     )
     loss = states.sum() + final.sum()
     (loss + energy.sum() if with_energy else loss).backward()
@@ -101,6 +102,7 @@ def main():
         (torch.bfloat16, True, "none", False, True),
         (torch.float32, True, "dynamic", True, True),
         (torch.bfloat16, False, "static", True, False),
+        (torch.bfloat16, True, "dynamic", False, True, True),
     ):
         dtype, *options = variant
         launch(sliced(2, 200, dtype), *options)

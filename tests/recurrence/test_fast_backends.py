@@ -10,7 +10,13 @@ import torch
 
 from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
 from ten_dist.recurrence import cpu as cpu_backend
-from tests.recurrence.comparison import TOLERANCE, assert_near, make_inputs, run
+from tests.recurrence.comparison import (
+    TOLERANCE,
+    assert_near,
+    make_inputs,
+    make_resets,
+    run,
+)
 
 BACKENDS = [name for name in available_backends() if name in ("cpu",)]
 
@@ -126,9 +132,12 @@ def test_operator_is_well_behaved_under_tracing(backend):
     ranges = torch.stack([inputs["decay_range"], inputs["rotation_range"]])
     arguments = [inputs[n].requires_grad_() for n in ("beta", "alpha", "omega")]
     arguments += [ranges.requires_grad_(), inputs["modulation"].requires_grad_()]
-    arguments += [inputs["initial_state"].requires_grad_(), "dynamic"]
+    arguments.append(inputs["initial_state"].requires_grad_())
     assert backend == "cpu"
-    torch.library.opcheck(torch.ops.ten_dist_cpu.scan_forward.default, arguments)
+    for resets in (None, make_resets(3, 9)):
+        torch.library.opcheck(
+            torch.ops.ten_dist_cpu.scan_forward.default, [*arguments, resets, "dynamic"]
+        )
 
 
 def test_without_a_compiler_the_reason_is_given(monkeypatch):

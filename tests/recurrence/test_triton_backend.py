@@ -22,7 +22,13 @@ from ten_dist.recurrence import (
     triton_scan,
 )
 from tests.launching import ROOT
-from tests.recurrence.comparison import TOLERANCE, assert_near, make_inputs, run
+from tests.recurrence.comparison import (
+    TOLERANCE,
+    assert_near,
+    make_inputs,
+    make_resets,
+    run,
+)
 
 pytest.importorskip("triton")
 
@@ -52,10 +58,11 @@ def on_device(inputs):
     return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
 
 
-def assert_equals_the_oracle(inputs, input_norm="none", tolerance=None):
+def assert_equals_the_oracle(inputs, input_norm="none", tolerance=None, resets=None):
     dtype = inputs["beta"].dtype
-    actual = run(on_device(inputs), "triton", input_norm)
-    expected = run(inputs, "reference", input_norm, wide=True)
+    on = None if resets is None else resets.to(DEVICE)
+    actual = run(on_device(inputs), "triton", input_norm, resets=on)
+    expected = run(inputs, "reference", input_norm, wide=True, resets=resets)
     assert actual["states"].dtype == dtype
     assert actual["final"].dtype == actual["energy"].dtype == torch.float32
     assert_near(actual, expected, tolerance or TOLERANCE[dtype])
@@ -71,6 +78,31 @@ def test_scan_equals_the_oracle(input_norm, modulated, initial):
         11, 5, torch.float32, batch=2, modulated=modulated, initial=initial
     )
     assert_equals_the_oracle(inputs, input_norm)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("input_norm", ["none", "static", "dynamic"])
+@pytest.mark.parametrize("modulated", [True, False])
+@pytest.mark.parametrize("initial", [True, False])
+def test_resets_equal_the_oracle(input_norm, modulated, initial):
+    """At both ends, one after the other, and at the ends of chunks."""
+    inputs = make_inputs(
+        11, 5, torch.float32, batch=3, modulated=modulated, initial=initial
+    )
+    resets = make_resets(3, 11)
+    resets[1] = False
+    resets[1, [3, 4, 8]] = True
+    assert_equals_the_oracle(inputs, input_norm, resets=resets)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_resets_of_one_chunk_equal_the_oracle(steps):
+    inputs = make_inputs(steps, 3, torch.bfloat16, batch=2)
+    inputs["alpha"] = inputs["alpha"].clamp(max=4.0)
+    # Columns of a wider tensor.
+    resets = make_resets(2, steps + 1)[:, 1:]
+    assert_equals_the_oracle(inputs, "dynamic", resets=resets)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -117,8 +149,12 @@ def test_many_chunks_are_carried_in_groups(monkeypatch):
     monkeypatch.setattr(
         triton_scan, "_carry", lambda *a, **k: levels.append(1) or carry(*a, **k)
     )
-    assert_equals_the_oracle(make_inputs(38, 3, torch.float32, batch=1), "static")
+    inputs = make_inputs(38, 3, torch.float32, batch=1)
+    assert_equals_the_oracle(inputs, "static")
     assert len(levels) == 2 * 3
+    resets = torch.zeros(1, 38, dtype=torch.bool)
+    resets[0, [13, 24]] = True
+    assert_equals_the_oracle(inputs, "static", resets=resets)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -237,7 +273,9 @@ def test_operator_is_well_behaved_under_tracing(modulated):
     arguments = [inputs[n].requires_grad_() for n in ("beta", "alpha", "omega")]
     arguments.append(ranges.requires_grad_())
     arguments.append(inputs["modulation"].requires_grad_() if modulated else None)
-    arguments += [inputs["initial_state"].requires_grad_(), "dynamic"]
+    arguments.append(inputs["initial_state"].requires_grad_())
+    arguments.append(make_resets(1, 5).to(DEVICE) if modulated else None)
+    arguments.append("dynamic")
     torch.library.opcheck(torch.ops.ten_dist_triton.scan_forward.default, arguments)
 
 
@@ -273,6 +311,7 @@ def test_sizes_that_only_a_gpu_can_take(dtype, input_norm, steps, width):
         highest = 4.0 if dtype == torch.bfloat16 or steps > 1000 else 10.0
         inputs["alpha"] = inputs["alpha"].clamp(max=highest)
         assert_equals_the_oracle(inputs, input_norm)
+        assert_equals_the_oracle(inputs, input_norm, resets=make_resets(3, steps))
 
 
 def test_auto_takes_triton_on_a_gpu(monkeypatch):
