@@ -115,9 +115,9 @@ class CheckpointWriter:
         partial = self._folder.checkpoints / f"{name}.partial"
         with self._ranks.agreeing():
             if self._ranks.is_first:
-                self._check_space()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
+                self._check_space()
         self._snapshot()
         held_seconds = time.perf_counter() - started
         record = {
@@ -161,10 +161,7 @@ class CheckpointWriter:
 
     def _check_space(self) -> None:
         needed = int(checkpoint_bytes(self._held.shapes) * _SPACE_MARGIN)
-        existing = self._folder.checkpoints
-        free = shutil.disk_usage(
-            existing if existing.exists() else existing.parent
-        ).free
+        free = shutil.disk_usage(self._folder.checkpoints).free
         if free < needed:
             raise TrainingError(
                 f"a checkpoint takes {needed / 1e9:.3g} GB, and {self._folder.path} has "
