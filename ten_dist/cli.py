@@ -10,16 +10,24 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, TrainingError
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ConfigurationError,
+    TrainingError,
+)
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _SECONDS_FOR_FIRST_RANK = 5
 
 # Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.
 _COMMANDS = {
     "train": ("ten_dist.train", "train a model, or continue a run"),
     "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),
+    "supervise": (
+        "ten_dist.supervise",
+        "start a training, and again whenever it ends early",
+    ),
     "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }
@@ -28,7 +36,8 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0 success; 1 the work failed; 2 the command was refused before anything was written.
+    0 success; 1 the work failed; 2 the command was refused before anything was written;
+    others are in :mod:`ten_dist.errors`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((a for a in arguments if not a.startswith("-")), None)
@@ -52,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     assert run is not None, "argparse accepts no other command"
     try:
-        run(parsed)
+        # A command that has more to say than success returns its status.
+        status = run(parsed) or 0
     except ConfigurationError as error:
         _complain(error)
         return EXIT_CONFIGURATION_ERROR
@@ -67,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; the same command again continues a training")
         return EXIT_INTERRUPTED
-    return 0
+    return status
 
 
 def run_and_exit() -> NoReturn:

@@ -6,6 +6,8 @@ OUTPUT_DIR/
   tokenizer.json   the tokenizer of the data, so that the run can be used without it
   metrics.jsonl    tensorboard/    ledger/
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
+  hang/            where each rank is, and its stacks if it hung; gone after an orderly end
+  supervisor.jsonl every start by `ten-dist supervise`
   COMPLETED        final metrics, written last
 ```
 """
@@ -38,6 +40,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.ledger = self.path / "ledger"
         self.checkpoints = self.path / "checkpoints"
+        self.hang = self.path / "hang"
+        self.supervisor_log = self.path / "supervisor.jsonl"
         self.completed_file = self.path / "COMPLETED"
 
     def exists(self) -> bool:
@@ -61,7 +65,12 @@ class RunFolder:
 
     def _holds_other_things(self) -> bool:
         # What a start leaves that was killed before it had written config.json.
-        own = {self.checkpoints, self.config_file.with_name("config.json.tmp")}
+        own = {
+            self.checkpoints,
+            self.config_file.with_name("config.json.tmp"),
+            self.hang,
+            self.supervisor_log,
+        }
         return not set(self.path.iterdir()) <= own
 
     def create(self) -> None:

@@ -30,9 +30,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_command(arguments, ranks):
+def train_command(arguments, ranks, script="launch/train.py"):
     """Command that trains on `ranks` processes; 0 stands for no launcher at all."""
-    script = [str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+    script = [str(ROOT / script), *map(str, arguments)]
     if ranks == 0:
         return [sys.executable, *script]
     launcher = Path(sys.executable).with_name("deepspeed")

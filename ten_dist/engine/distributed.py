@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import socket
@@ -13,6 +14,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
+from torch.distributed import distributed_c10d
 
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.monitor.console import complain
@@ -88,13 +91,18 @@ def _free_port() -> int:
 class Ranks:
     """All ranks of a run, connected.
 
+    Args:
+        patience: least seconds that a rank waits for another in any group, where
+            DEEPSPEED_TIMEOUT does not say more.
+
     Attributes:
         rank, world_size: of this process and in all.
         local_world_size: ranks on this machine.
         device: where this rank computes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
+        self._timeout = max(default_pg_timeout, datetime.timedelta(seconds=patience))
         self.rank, self.world_size = describe_ranks()
         os.environ.update(_rendezvous())
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -108,9 +116,18 @@ class Ranks:
         self.device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
         with _without_variable("LOCAL_SIZE"):
-            deepspeed.init_distributed(verbose=False)
+            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         # Words between ranks go over the host's network, whatever tensors go over.
-        self._words = dist.new_group(backend="gloo")
+        self._words = dist.new_group(backend="gloo", timeout=self._timeout)
+
+    def be_patient(self) -> None:
+        """Give the groups that DeepSpeed has made the timeout of the first one.
+
+        They have torch's own, 10 minutes with NCCL: shorter than a slow start takes,
+        and an end without a report.
+        """
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(self._timeout, group)
 
     @property
     def is_first(self) -> bool:
@@ -162,6 +179,12 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._words)
         return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank, on every rank."""
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._words)
+        return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks."""

@@ -24,8 +24,12 @@ from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
+from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
 from ten_dist.training_config import TrainingConfig
+
+# A rank that waits must not give up before the watchdog has said where the others are.
+_SECONDS_FOR_REPORTS = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,28 +56,50 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
             anything is written.
         TrainingError: training cannot go on.
     """
-    _, world_size = describe_ranks()
+    rank, world_size = describe_ranks()
     # What every rank reads alike from the command line is checked before the ranks
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     TemporalEigenstateConfig.preset(training.config, **model_options)
     make_plan(dataclasses.replace(training, epochs=None), world_size, None)
 
-    ranks = Ranks()
+    watchdog: Watchdog | NoWatchdog = NoWatchdog()
+    if not training.dry_run:
+        watchdog = Watchdog(
+            Path(training.output_dir),
+            rank,
+            world_size,
+            training.hang_timeout,
+            training.startup_timeout,
+        )
+    try:
+        _train(training, model_options, deepspeed_file, watchdog)
+    finally:
+        watchdog.close()
+
+
+def _train(
+    training: TrainingConfig,
+    model_options: dict[str, Any],
+    deepspeed_file: dict[str, Any],
+    watchdog: Watchdog | NoWatchdog,
+) -> None:
+    limit = max(training.hang_timeout, training.startup_timeout)
+    ranks = Ranks(limit + _SECONDS_FOR_REPORTS)
     if ranks.device.type == "cpu":
         keep_freed_memory()
     with ranks.agreeing():
-        run = resolve(training, model_options, deepspeed_file, world_size)
+        run = resolve(training, model_options, deepspeed_file, ranks.world_size)
     _agree_on_data(ranks, run)
     start = None if training.dry_run else _find_start(ranks, run)
     if start is None or start.completed is None:
         for line in run.describe():
             say(line)
-        _verify_data(ranks, run)
+        _verify_data(ranks, run, watchdog)
     if start is None:
         dry_run(ranks, run, deepspeed_file)
     elif start.completed is None:
-        _run(ranks, run, start)
+        _run(ranks, run, start, watchdog)
     else:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -122,14 +148,24 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
     return ranks.from_first(start)
 
 
-def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
+def _verify_data(
+    ranks: Ranks, run: ResolvedRun, watchdog: Watchdog | NoWatchdog
+) -> None:
     full = run.training.data_verification == "full"
     with ranks.agreeing():
         for manifest in run.manifests():
-            verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
+            verify_shards(
+                manifest,
+                ranks.rank,
+                ranks.world_size,
+                full=full,
+                tick=lambda: watchdog.progress("start-up"),
+            )
 
 
-def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
+def _run(
+    ranks: Ranks, run: ResolvedRun, start: Start, watchdog: Watchdog | NoWatchdog
+) -> None:
     training, plan = run.training, run.plan
     folder = RunFolder(training.output_dir)
     engine = build_engine(
@@ -138,6 +174,8 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         run.deepspeed_config,
         ranks,
     )
+    ranks.be_patient()
+    watchdog.progress("start-up")
     # Each rank draws its own dropout masks.
     seed_everything(training.seed + 1 + ranks.rank)
     steps_done, metrics = 0, {}
@@ -158,6 +196,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
                 f"--output_dir {folder.path} is not the same folder on every node: "
                 "checkpoints are written by all ranks, put it on a shared file system"
             )
+        watchdog.open_report()
         monitor, ledger = SilentMonitor(), None
         if ranks.is_first:
             monitor = RunMonitor(folder, steps_done, plan.steps)
@@ -166,12 +205,13 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
     started = time.perf_counter()
     try:
-        trainer = Trainer(engine, ranks, run, folder, monitor, ledger)
+        trainer = Trainer(engine, ranks, run, folder, monitor, ledger, watchdog)
         final = trainer.fit(steps_done, metrics)
     finally:
         monitor.close()
         if ledger is not None:
             ledger.close()
+    watchdog.progress("end")
     with ranks.agreeing():
         if ranks.is_first:
             final["train_seconds"] = time.perf_counter() - started

@@ -21,11 +21,13 @@ from ten_dist.data import (
 from ten_dist.engine.checkpoints import save_checkpoint
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.engine.stragglers import Stragglers
 from ten_dist.errors import DataError, TrainingError
 from ten_dist.evaluate import Evaluation, combine, evaluate
 from ten_dist.model.precision import autocast
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor, peak_memory_bytes
+from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
 
 
@@ -44,6 +46,7 @@ class Trainer:
         folder: RunFolder,
         monitor: RunMonitor | SilentMonitor,
         ledger: Ledger | None,
+        watchdog: Watchdog | NoWatchdog,
     ) -> None:
         self.engine = engine
         self.ranks = ranks
@@ -55,6 +58,10 @@ class Trainer:
         self.folder = folder
         self.monitor = monitor
         self.ledger = ledger
+        self.watchdog = watchdog
+        self.stragglers = Stragglers(
+            ranks, run.training.straggler_interval, engine.device
+        )
         self._energy_weight = run.model_config.energy_reg_weight
         self._sources = run.data.names if isinstance(run.data, Mixture) else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
@@ -92,14 +99,16 @@ class Trainer:
         batches = _readable(batches)
         for done in range(steps_done + 1, plan.steps + 1):
             step_metrics = self._step(done, batches)
+            step_metrics |= self.stragglers.end_step(done, step_metrics["step_seconds"])
             self.monitor.step(step_metrics)
             final.update(step_metrics)
             last = done == plan.steps
             if self.validation and (last or done % training.eval_interval == 0):
-                evaluation = {"step": done, **self.validate()}
+                evaluation = {"step": done, **self.validate(done)}
                 self.monitor.validation(evaluation)
                 final.update(evaluation)
             if last or done % training.checkpoint_interval == 0:
+                self.watchdog.progress("checkpoint", done)
                 save_checkpoint(
                     self.engine, self.ranks, self.run, self.folder, done, final
                 )
@@ -117,14 +126,17 @@ class Trainer:
         by_source = torch.zeros(2, max(1, len(self._sources)), device=engine.device)
         sharded = engine.zero_optimization()
         for micro_step in range(plan.accumulation_steps):
+            self._enter("data", number)
             waited = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - waited
             if self.ledger is not None:
                 self.ledger.write(number, batch.sources, batch.epochs, batch.rows)
+            self._enter("forward", number)
             losses = self._losses_of(
                 batch.inputs.to(engine.device), batch.targets.to(engine.device)
             )
+            self._enter("backward", number)
             # DeepSpeed divides by the number of accumulations.
             engine.backward(losses["loss"])
             totals += torch.stack([losses[name].detach() for name in self._losses])
@@ -136,6 +148,7 @@ class Trainer:
                 )
             if micro_step + 1 == plan.accumulation_steps and not sharded:
                 gradient_norm = self._averaged_gradient_norm()
+            self._enter("optimizer", number)
             engine.step()
         means = (self.ranks.mean(totals) / plan.accumulation_steps).tolist()
         losses = dict(zip(self._losses, means, strict=True))
@@ -166,6 +179,11 @@ class Trainer:
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
+
+    def _enter(self, phase: str, step: int) -> None:
+        """Tell whoever watches what a step does next."""
+        self.watchdog.progress(phase, step)
+        self.stragglers.enter(phase)
 
     def _source_metrics(self, step: int, by_source: Tensor) -> dict[str, float]:
         """Of a mixture, the loss of each source in a step, and the epochs read so far.
@@ -199,14 +217,18 @@ class Trainer:
         gradients = [p.grad for p in self.engine.module.parameters()]
         return torch.nn.utils.get_total_norm(gradients).item()
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Held-out figures on the validation data; every rank must call this.
 
         Of a mixture, those of each source's held-out set, and of all in its proportions.
+
+        Args:
+            step: optimizer steps done.
         """
         self.engine.eval()
         results = {
-            name: self._evaluate(held_out) for name, held_out in self.validation.items()
+            name: self._evaluate(held_out, step)
+            for name, held_out in self.validation.items()
         }
         self.engine.train()
         if "" in results:
@@ -218,7 +240,7 @@ class Trainer:
             **{f"val_loss/{name}": result.loss for name, result in results.items()},
         }
 
-    def _evaluate(self, held_out: Manifest) -> Evaluation:
+    def _evaluate(self, held_out: Manifest, step: int) -> Evaluation:
         batches = evaluation_batches(
             held_out,
             seq_len=self.plan.seq_len,
@@ -229,11 +251,20 @@ class Trainer:
         )
         return evaluate(
             self._losses_of,
-            _readable(batches),
+            self._watched(_readable(batches), step),
             held_out,
             self.engine.device,
             self.ranks.sum,
         )
+
+    def _watched(
+        self, batches: Iterator[TokenBatch], step: int
+    ) -> Iterator[TokenBatch]:
+        """Batches of a validation, each of them progress."""
+        self.watchdog.progress("validation", step)
+        for batch in batches:
+            yield batch
+            self.watchdog.progress("validation", step)
 
 
 def _readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:

@@ -26,6 +26,8 @@ _SCALARS = {
     "step_seconds": "speed/step_seconds",
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
+    "slowest_rank_seconds": "speed/slowest_rank_seconds",
+    "median_rank_seconds": "speed/median_rank_seconds",
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_bits_per_byte": "validation/bits_per_byte",

@@ -1,0 +1,78 @@
+"""`launch/train.py` with a fault: one rank stops or fails at one step.
+
+The fault is FAULT=KIND:RANK:STEP in the environment: `sleep` waits for data for ever,
+`hold` never gives the interpreter's lock back in a forward pass, `die` ends with SIGKILL,
+`fail` with an exception, `slow` takes 0.1 s longer for data from that step on.
+`fail` strikes at every start, the others only at the first, which leaves FAULT_MARK.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def strike(kind):
+    """What happens to the rank."""
+    if kind == "sleep":
+        while True:
+            time.sleep(1)
+    if kind == "hold":
+        # The C library's sleep, called without giving the lock back.
+        while True:
+            ctypes.PyDLL(None).sleep(100)
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "fail":
+        raise RuntimeError("a fault that comes back")
+    if kind == "slow":
+        time.sleep(0.1)
+
+
+def inject(fault):
+    """Have the trainer meet the fault."""
+    from ten_dist.engine import trainer
+
+    kind, rank, step = fault.split(":")
+    mark = os.environ.get("FAULT_MARK")
+    if os.environ["RANK"] != rank or (mark and Path(mark).exists()):
+        return
+    batches_of = trainer.training_batches
+    losses_of = trainer.Trainer._losses_of
+
+    def meets(number):
+        wanted = number >= int(step) if kind == "slow" else number == int(step)
+        if wanted and mark:
+            Path(mark).touch()
+        return wanted
+
+    def training_batches(*arguments, **options):
+        for batch in batches_of(*arguments, **options):
+            if kind != "hold" and meets(batch.step + 1):
+                strike(kind)
+            yield batch
+
+    def _losses_of(self, inputs, targets):
+        if kind == "hold" and self.engine.module.training:
+            self.calls = getattr(self, "calls", 0) + 1
+            if meets(self.calls):
+                strike(kind)
+        return losses_of(self, inputs, targets)
+
+    trainer.training_batches = training_batches
+    trainer.Trainer._losses_of = _losses_of
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from ten_dist.cli import run_and_exit
+
+    os.environ.setdefault("RANK", "0")
+    if "FAULT" in os.environ:
+        inject(os.environ["FAULT"])
+    sys.argv.insert(1, "train")
+    run_and_exit()
