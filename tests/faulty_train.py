@@ -2,6 +2,7 @@
 
 The fault is FAULT=KIND:RANK:STEP in the environment: `sleep` waits for data for ever,
 `hold` never gives the interpreter's lock back in a forward pass, `die` ends with SIGKILL,
+`orphan` kills the launcher and waits for ever,
 `fail` with an exception, `slow` takes 0.1 s longer for data from that step on.
 `fail` strikes at every start, the others only at the first, which leaves FAULT_MARK.
 """
@@ -18,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def strike(kind):
     """What happens to the rank."""
-    if kind == "sleep":
+    if kind == "orphan":
+        os.kill(os.getppid(), signal.SIGKILL)
+    if kind in ("sleep", "orphan"):
         while True:
             time.sleep(1)
     if kind == "hold":

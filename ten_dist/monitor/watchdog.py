@@ -59,6 +59,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._working_together = False
         self._limit = 0.0
+        self._began = time.time()
         shortest = min((n for n in self._limits.values() if n), default=0.0)
         self._beat = min(_LONGEST_BEAT_SECONDS, max(0.05, shortest / _BEATS_PER_LIMIT))
         # Long enough for the others to find `FIRST`, and for a rank that holds the
@@ -170,7 +171,8 @@ class Watchdog:
         first = self._is_first(line)
         time.sleep(self._grace)
         if first and self._world_size > 1:
-            for report in read_reports(self._folder)[:1]:
+            # Files of ranks that an earlier, larger start had are older.
+            for report in read_reports(self._folder, after=self._began)[:1]:
                 _print(f"ten-dist: furthest behind is {report.line}")
         _kill_descendants()
         _flush()

@@ -54,6 +54,9 @@ class _Attempt:
         what = _REASONS.get(self.status, f"ended with status {self.status}")
         if self.status < 0:
             what = f"was ended by signal {-self.status}"
+        if self.status > 192:
+            # A launcher ends with the status of a rank, -N, cut down to a byte.
+            what += f" (a process of it by signal {256 - self.status})"
         if self.hang and self.status != EXIT_HANG:
             what = f"hung and {what}"
         where = (
