@@ -56,7 +56,7 @@ def test_every_rank_reports_and_the_stuck_one_is_named(
 ):
     folder = tmp_path / "run"
     arguments = [*OPTIONS, "--data", token_data, "--output_dir", folder]
-    arguments += ["--steps", 200, "--hang_timeout", 5]
+    arguments += ["--steps", 200, "--hang_timeout", 10]
     output = train_with_fault(f"{kind}:1:7", arguments, EXIT_HANG)
     stuck, waiting = read_reports(folder / "hang")
     assert (stuck.rank, stuck.phase, stuck.step) == (1, phase, 7)
