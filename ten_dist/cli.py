@@ -30,6 +30,10 @@ _COMMANDS = {
         "ten_dist.checkpoint_command",
         "list, verify or convert the checkpoints of a run",
     ),
+    "supervise": (
+        "ten_dist.supervise",
+        "start a training, and again whenever it ends early",
+    ),
     "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }
@@ -38,8 +42,8 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0 success; 1 the work failed; 2 the command was refused before anything was written; 3
-    a signal stopped a training, and the same command continues it.
+    0 success; 1 the work failed; 2 the command was refused before anything was written;
+    others are in :mod:`ten_dist.errors`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((a for a in arguments if not a.startswith("-")), None)
@@ -63,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     assert run is not None, "argparse accepts no other command"
     try:
-        run(parsed)
+        # A command that has more to say than success returns its status.
+        status = run(parsed) or 0
     except ConfigurationError as error:
         _complain(error)
         return EXIT_CONFIGURATION_ERROR
@@ -81,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; the same command again continues a training")
         return EXIT_INTERRUPTED
-    return 0
+    return status
 
 
 def run_and_exit() -> NoReturn:

@@ -8,6 +8,8 @@ OUTPUT_DIR/
   anomalies.jsonl  steps whose loss or gradient was wrong, and their rows, if there were any
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
   model.safetensors  weights of the end, float32, in one file
+  hang/            where each rank is, and its stacks if it hung; gone after an orderly end
+  supervisor.jsonl every start by `ten-dist supervise`
   COMPLETED        final metrics, written last
 ```
 """
@@ -42,6 +44,8 @@ class RunFolder:
         self.ledger = self.path / "ledger"
         self.checkpoints = self.path / "checkpoints"
         self.weights_file = self.path / "model.safetensors"
+        self.hang = self.path / "hang"
+        self.supervisor_log = self.path / "supervisor.jsonl"
         self.completed_file = self.path / "COMPLETED"
 
     def exists(self) -> bool:
@@ -65,7 +69,12 @@ class RunFolder:
 
     def _holds_other_things(self) -> bool:
         # What a start leaves that was killed before it had written config.json.
-        own = {self.checkpoints, self.config_file.with_name("config.json.tmp")}
+        own = {
+            self.checkpoints,
+            self.config_file.with_name("config.json.tmp"),
+            self.hang,
+            self.supervisor_log,
+        }
         return not set(self.path.iterdir()) <= own
 
     def create(self) -> None:

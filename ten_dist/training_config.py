@@ -120,6 +120,15 @@ class TrainingConfig:
     """Validate everything, print the plan, run --dry_samples rows, write nothing."""
     dry_samples: int = 2
     """Rows to run in a dry run."""
+    hang_timeout: float = 600.0
+    """End the run when a rank has made no progress for N seconds: every rank writes where
+    it is and its stacks to OUTPUT_DIR/hang/, and the exit status is 4; 0 never does."""
+    startup_timeout: float = 1800.0
+    """The same, in seconds, while the run starts: connecting, checking data, loading,
+    and its first step, validation and checkpoint."""
+    straggler_interval: int = 100
+    """Steps between comparisons of the ranks' times before they first wait for each
+    other in a step; 0 compares none."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
 
@@ -155,6 +164,9 @@ class TrainingConfig:
             "eval_rows",
             "num_workers",
             "spike_threshold",
+            "hang_timeout",
+            "startup_timeout",
+            "straggler_interval",
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         _require(

@@ -30,9 +30,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_command(arguments, ranks, script=ROOT / "launch" / "train.py"):
+def train_command(arguments, ranks, script="launch/train.py"):
     """Command that trains on `ranks` processes; 0 stands for no launcher at all."""
-    script = [str(script), *map(str, arguments)]
+    script = [str(ROOT / script), *map(str, arguments)]
     if ranks == 0:
         return [sys.executable, *script]
     launcher = Path(sys.executable).with_name("deepspeed")
@@ -49,17 +49,12 @@ def launch_environment():
 def train(arguments, ranks=2, expect=0, timeout=240, fault=None):
     """Train to the end; returns what was printed.
 
-    `fault` is one of tests/faulty_training.py.
+    `fault` is one of tests/faulty_train.py.
     """
     command, environment = train_command(arguments, ranks), launch_environment()
     if fault is not None:
-        script = ROOT / "tests" / "faulty_training.py"
-        command = train_command(arguments, ranks, script)
-        paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-        environment |= {
-            "FAULT": json.dumps(fault),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        }
+        command = train_command(arguments, ranks, "tests/faulty_train.py")
+        environment["FAULT"] = fault
     result = subprocess.run(
         command,
         cwd=ROOT,

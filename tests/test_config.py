@@ -66,6 +66,7 @@ def test_scales_are_read_from_text():
         ({"epochs": -1.0}, "--epochs must be more than 0"),
         ({"seq_len": 0}, "--seq_len must be 1 or more"),
         ({"precision": "int8"}, "--precision must be"),
+        ({"hang_timeout": -1.0}, "--hang_timeout must be 0 or more"),
         ({"learning_rate": 0.0}, "--learning_rate must be more than 0"),
         ({"min_learning_rate": 1.0}, "--min_learning_rate must be between"),
         ({"data": None}, "--data is missing"),

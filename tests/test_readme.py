@@ -69,12 +69,14 @@ def made_small(command, folder):
         for option, value in (("--seq_len", "32"), ("--global_batch_size", "4")):
             if option not in words:
                 result += [option, value]
-    if words[0] == "deepspeed":
-        result[1:1] = ["--master_port", str(free_port())]
+    if "deepspeed" in words:
+        options = ["--master_port", str(free_port())]
         if "--hostfile" not in words:
-            result[1:1] = ["--num_accelerators", "2"]
+            options += ["--num_accelerators", "2"]
         else:
-            result[1:1] = ["--no_ssh_check"]
+            options += ["--no_ssh_check"]
+        at = result.index("deepspeed") + 1
+        result[at:at] = options
     return result
 
 
@@ -116,7 +118,7 @@ def test_commands_run_in_their_order(tmp_path):
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         assert peak < 24 * 2**30, command
     runs = sorted(path.parent.name for path in tmp_path.glob("*/COMPLETED"))
-    assert runs == ["RUN", "RUN_HTEN", "RUN_LARGE", "RUN_XLARGE"]
+    assert runs == ["RUN", "RUN_HTEN", "RUN_LARGE", "RUN_SUPERVISED", "RUN_XLARGE"]
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run by tests/run.sh")

@@ -19,14 +19,19 @@ _CONCURRENT_REQUESTS = 16
 
 
 def verify_shards(
-    manifest: Manifest, rank: int = 0, world_size: int = 1, *, full: bool = True
+    manifest: Manifest,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    full: bool = True,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Check the tokenizer, and shards ``rank::world_size``, against the manifest.
 
     Every rank checks its share; an error is raised only on the ranks that find one, so
     the caller must tell the others. With ``full`` each local shard is hashed and
     decoded; without, or behind a URL, only its presence and size are checked: a shard
-    of a server is hashed whenever it is fetched.
+    of a server is hashed whenever it is fetched. ``tick`` is called after each shard.
 
     Raises:
         DataError: the tokenizer or a shard is missing, truncated, altered, unreadable,
@@ -38,11 +43,12 @@ def verify_shards(
     if not isinstance(manifest.directory, RemotePath):
         for index in share:
             _verify_shard(manifest, index, full)
+            tick()
         return
     pool = ThreadPoolExecutor(_CONCURRENT_REQUESTS)
     try:
         for _ in pool.map(lambda index: _verify_shard(manifest, index, False), share):
-            pass
+            tick()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -14,6 +14,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
+from torch.distributed import distributed_c10d
 
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.monitor.console import complain
@@ -93,7 +95,7 @@ class ObjectChannel:
     from another thread than those on the next.
     """
 
-    def __init__(self, timeout: datetime.timedelta | None = None) -> None:
+    def __init__(self, timeout: datetime.timedelta) -> None:
         self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def gather(self, value: Any) -> list[Any]:
@@ -122,6 +124,10 @@ class ObjectChannel:
 class Ranks:
     """All ranks of a run, connected.
 
+    Args:
+        patience: least seconds that a rank waits for another in any group, where
+            DEEPSPEED_TIMEOUT does not say more.
+
     Attributes:
         rank, world_size: of this process and in all.
         local_world_size: ranks on this machine.
@@ -129,7 +135,8 @@ class Ranks:
         background: for the thread that writes checkpoints, and for no other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
+        self._timeout = max(default_pg_timeout, datetime.timedelta(seconds=patience))
         self.rank, self.world_size = describe_ranks()
         os.environ.update(_rendezvous())
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -143,10 +150,18 @@ class Ranks:
         self.device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
         with _without_variable("LOCAL_SIZE"):
-            deepspeed.init_distributed(verbose=False)
-        self._words = ObjectChannel()
-        # A rank that has written its part waits for the one with the slowest disk.
-        self.background = ObjectChannel(datetime.timedelta(hours=2))
+            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
+        self._words = ObjectChannel(self._timeout)
+        self.background = ObjectChannel(self._timeout)
+
+    def be_patient(self) -> None:
+        """Give the groups that DeepSpeed has made the timeout of the first one.
+
+        They have torch's own, 10 minutes with NCCL: shorter than a slow start takes,
+        and an end without a report.
+        """
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(self._timeout, group)
 
     @property
     def is_first(self) -> bool:

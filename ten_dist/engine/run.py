@@ -33,10 +33,13 @@ from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
+from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
 from ten_dist.training_config import TrainingConfig
 
 _SECONDS_FOR_LAST_CHECKPOINT = 60
+# A rank that waits must not give up before the watchdog has said where the others are.
+_SECONDS_FOR_REPORTS = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,29 +67,51 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
         TrainingError: training cannot go on.
         RunStoppedError: a signal stopped it; the same command continues.
     """
-    _, world_size = describe_ranks()
+    rank, world_size = describe_ranks()
     # What every rank reads alike from the command line is checked before the ranks
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     TemporalEigenstateConfig.preset(training.config, **model_options)
     make_plan(dataclasses.replace(training, epochs=None), world_size, None)
 
-    ranks = Ranks()
+    watchdog: Watchdog | NoWatchdog = NoWatchdog()
+    if not training.dry_run:
+        watchdog = Watchdog(
+            Path(training.output_dir),
+            rank,
+            world_size,
+            training.hang_timeout,
+            training.startup_timeout,
+        )
+    try:
+        _train(training, model_options, deepspeed_file, watchdog)
+    finally:
+        watchdog.close()
+
+
+def _train(
+    training: TrainingConfig,
+    model_options: dict[str, Any],
+    deepspeed_file: dict[str, Any],
+    watchdog: Watchdog | NoWatchdog,
+) -> None:
+    limit = max(training.hang_timeout, training.startup_timeout)
+    ranks = Ranks(limit + _SECONDS_FOR_REPORTS)
     if ranks.device.type == "cpu":
         keep_freed_memory()
     with ranks.agreeing():
-        run = resolve(training, model_options, deepspeed_file, world_size)
+        run = resolve(training, model_options, deepspeed_file, ranks.world_size)
     _agree_on_data(ranks, run)
     start = None if training.dry_run else _find_start(ranks, run)
     if start is None or start.completed is None:
         for line in run.describe():
             say(line)
-        _verify_data(ranks, run)
+        _verify_data(ranks, run, watchdog)
     if start is None:
         dry_run(ranks, run, deepspeed_file)
     elif start.completed is None:
         with StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop:
-            _run(ranks, run, start, stop)
+            _run(ranks, run, start, stop, watchdog)
     else:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -137,14 +162,28 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
     return ranks.from_first(Start(attempt, checkpoint, completed))
 
 
-def _verify_data(ranks: Ranks, run: ResolvedRun) -> None:
+def _verify_data(
+    ranks: Ranks, run: ResolvedRun, watchdog: Watchdog | NoWatchdog
+) -> None:
     full = run.training.data_verification == "full"
     with ranks.agreeing():
         for manifest in run.manifests():
-            verify_shards(manifest, ranks.rank, ranks.world_size, full=full)
+            verify_shards(
+                manifest,
+                ranks.rank,
+                ranks.world_size,
+                full=full,
+                tick=lambda: watchdog.progress("start-up"),
+            )
 
 
-def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> None:
+def _run(
+    ranks: Ranks,
+    run: ResolvedRun,
+    start: Start,
+    stop: StopSignals,
+    watchdog: Watchdog | NoWatchdog,
+) -> None:
     training, plan = run.training, run.plan
     folder = RunFolder(training.output_dir)
     engine = build_engine(
@@ -153,6 +192,8 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> Non
         run.deepspeed_config,
         ranks,
     )
+    ranks.be_patient()
+    watchdog.progress("start-up")
     record: dict[str, Any] = {}
     if start.checkpoint is not None:
         record = load_checkpoint(engine, ranks, run, start.checkpoint)
@@ -171,6 +212,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> Non
                 f"--output_dir {folder.path} is not the same folder on every node: "
                 "checkpoints are written by all ranks, put it on a shared file system"
             )
+        watchdog.open_report()
         monitor, ledger = SilentMonitor(), None
         if ranks.is_first:
             monitor = RunMonitor(folder, record.get("step", 0), plan.steps)
@@ -180,7 +222,9 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> Non
     started = time.perf_counter()
     writer = CheckpointWriter(engine, ranks, run, folder)
     try:
-        trainer = Trainer(engine, ranks, run, folder, writer, stop, monitor, ledger)
+        trainer = Trainer(
+            engine, ranks, run, folder, writer, stop, monitor, ledger, watchdog
+        )
         final = trainer.fit(record)
     except RunStoppedError as stopped:
         say(str(stopped))
@@ -193,6 +237,7 @@ def _run(ranks: Ranks, run: ResolvedRun, start: Start, stop: StopSignals) -> Non
         monitor.close()
         if ledger is not None:
             ledger.close()
+    watchdog.progress("end")
     with ranks.agreeing():
         if ranks.is_first:
             with CheckpointReader(folder.usable_checkpoint()) as reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
@@ -38,7 +38,14 @@ class StepResult:
 
 
 class Stepper:
-    """Does the steps of a run, one at a time. Every rank has one."""
+    """Does the steps of a run, one at a time. Every rank has one.
+
+    Args:
+        engine, ranks, run: of the training.
+        stop: whether this rank was asked to stop.
+        ledger: told of the rows of each step.
+        enter: told of each phase of a step: data, forward, backward and optimizer.
+    """
 
     def __init__(
         self,
@@ -47,6 +54,7 @@ class Stepper:
         run: ResolvedRun,
         stop: StopSignals,
         ledger: Ledger | None,
+        enter: Callable[[str, int], None] = lambda phase, step: None,
     ) -> None:
         self._engine = engine
         self._ranks = ranks
@@ -54,12 +62,13 @@ class Stepper:
         self._plan = run.plan
         self._stop = stop
         self._ledger = ledger
+        self._enter = enter
         self._sources = run.data.names if isinstance(run.data, Mixture) else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
         if run.model_config.z_loss_weight:
             self._losses.append("z_loss")
 
-    def losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch on the device, [B, T] int64 each."""
         with autocast(self._engine.device, self._run.training.precision):
             return self._engine(inputs, targets=targets)
@@ -90,14 +99,16 @@ class Stepper:
         sharded = engine.zero_optimization()
         taken = []
         for micro_step in range(plan.accumulation_steps):
+            self._enter("data", number)
             waited = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - waited
             taken.append(batch)
             if self._ledger is not None:
                 self._ledger.write(number, batch.sources, batch.epochs, batch.rows)
+            self._enter("forward", number)
             self._seed(number, micro_step)
-            losses = self.losses_of(
+            losses = self._losses_of(
                 batch.inputs.to(engine.device), batch.targets.to(engine.device)
             )
             totals += torch.stack([losses[name].detach() for name in self._losses])
@@ -112,6 +123,7 @@ class Stepper:
             if last:
                 means = self._over_ranks(totals)
                 loss = loss * health.factor(means[0])
+            self._enter("backward", number)
             # DeepSpeed divides by the number of accumulations.
             engine.backward(loss)
             if last and not sharded:
@@ -119,6 +131,7 @@ class Stepper:
                 if not math.isfinite(gradient_norm):
                     self._drop_gradients()
                     continue
+            self._enter("optimizer", number)
             engine.step()
         *values, stops = means.tolist()
         losses = dict(zip(self._losses, values, strict=True))

@@ -17,6 +17,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import EXIT_STOPPED
 from ten_dist.monitor.console import complain
 
@@ -47,6 +48,10 @@ class StopSignals:
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
         return self._first is not None
+
+    def requested_of_any(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked to stop; all ranks must ask."""
+        return ranks.largest(float(self.requested)) > 0
 
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()

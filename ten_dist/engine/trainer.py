@@ -8,13 +8,7 @@ from typing import Any
 
 import deepspeed
 
-from ten_dist.data import (
-    Manifest,
-    TokenBatch,
-    batch_of_step,
-    evaluation_batches,
-    training_batches,
-)
+from ten_dist.data import TokenBatch, batch_of_step, training_batches
 from ten_dist.engine.checkpoint_writer import CheckpointWriter
 from ten_dist.engine.checkpoints import load_checkpoint, newest_whole
 from ten_dist.engine.distributed import Ranks
@@ -23,13 +17,15 @@ from ten_dist.engine.probe import run_probe
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.errors import DataError, RunStoppedError, TrainingError
-from ten_dist.evaluate import Evaluation, combine, evaluate
+from ten_dist.engine.stragglers import Stragglers
+from ten_dist.engine.validation import Validation, ValidationStopped, readable
+from ten_dist.errors import RunStoppedError, TrainingError
 from ten_dist.files import write_json
 from ten_dist.monitor.anomaly_log import log_anomaly
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
+from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -53,19 +49,24 @@ class Trainer:
         stop: StopSignals,
         monitor: RunMonitor | SilentMonitor,
         ledger: Ledger | None,
+        watchdog: Watchdog | NoWatchdog,
     ) -> None:
         self.engine = engine
         self.ranks = ranks
         self.run = run
         self.training = run.training
         self.plan = run.plan
-        self.validation = run.validation
         self.folder = folder
         self.writer = writer
         self.stop = stop
         self.monitor = monitor
         self.ledger = ledger
-        self._stepper = Stepper(engine, ranks, run, stop, ledger)
+        self.watchdog = watchdog
+        self.stragglers = Stragglers(
+            ranks, run.training.straggler_interval, engine.device
+        )
+        self._validation = Validation(engine, ranks, run, stop, watchdog)
+        self._stepper = Stepper(engine, ranks, run, stop, ledger, self._enter)
 
     def fit(self, record: dict[str, Any]) -> dict[str, Any]:
         """Train to the end of the plan.
@@ -99,7 +100,7 @@ class Trainer:
             self.engine.device, self.training.spike_threshold, record.get("health", {})
         )
         batches = self._batches(done)
-        stopping = self._stop_requested()
+        stopping = self.stop.requested_of_any(self.ranks)
         try:
             # Stopped in the middle of a validation, the run makes up for it first.
             if self._validation_due(done) and self._final.get("validated_step") != done:
@@ -107,7 +108,9 @@ class Trainer:
             while done < plan.steps and not stopping:
                 result = self._stepper(done + 1, batches, self._health, self._excluded)
                 done += 1
-                self.monitor.step(result.metrics)
+                seconds = result.metrics["step_seconds"]
+                metrics = result.metrics | self.stragglers.end_step(done, seconds)
+                self.monitor.step(metrics)
                 self._report_saved()
                 self._final.update(result.metrics)
                 stopping = result.stop_requested
@@ -119,7 +122,7 @@ class Trainer:
                 if last or done % self.training.checkpoint_interval == 0:
                     self._save(done)
                     saved = done
-        except _ValidationStopped:
+        except ValidationStopped:
             stopping = True
         if saved < done:
             self._save(done)
@@ -134,7 +137,7 @@ class Trainer:
 
     def _batches(self, done: int) -> Iterator[TokenBatch]:
         plan, training = self.plan, self.training
-        return _readable(
+        return readable(
             training_batches(
                 self.run.data,
                 seq_len=plan.seq_len,
@@ -150,11 +153,8 @@ class Trainer:
             )
         )
 
-    def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks must ask."""
-        return self.ranks.largest(float(self.stop.requested)) > 0
-
     def _save(self, step: int) -> None:
+        self.watchdog.progress("checkpoint", step)
         probe = run_probe(self.engine, self.ranks, self.run)
         try:
             probe.check()
@@ -277,59 +277,17 @@ class Trainer:
 
     def _validation_due(self, done: int) -> bool:
         due = done == self.plan.steps or done % self.training.eval_interval == 0
-        return bool(self.validation) and done > 0 and due
+        return bool(self.run.validation) and done > 0 and due
 
     def _validate(self, done: int) -> None:
-        evaluation = {"step": done, **self.validate()}
+        evaluation = {"step": done, **self._validation.run(done)}
         self.monitor.validation(evaluation)
         self._final.update({**evaluation, "validated_step": done})
 
-    def validate(self) -> dict[str, float]:
-        """Held-out figures on the validation data; every rank must call this.
-
-        Of a mixture, those of each source's held-out set, and of all in its proportions.
-        """
-        self.engine.eval()
-        results = {
-            name: self._evaluate(held_out) for name, held_out in self.validation.items()
-        }
-        self.engine.train()
-        if "" in results:
-            return results[""].metrics()
-        shares = dict(zip(self.run.data.names, self.run.data.shares))
-        weights = [shares[name] for name in results]
-        return {
-            **combine(list(results.values()), weights).metrics(),
-            **{f"val_loss/{name}": result.loss for name, result in results.items()},
-        }
-
-    def _evaluate(self, held_out: Manifest) -> Evaluation:
-        batches = evaluation_batches(
-            held_out,
-            seq_len=self.plan.seq_len,
-            micro_batch_size=self.plan.micro_batch_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            max_rows=self.training.eval_rows or None,
-        )
-        return evaluate(
-            self._stepper.losses_of,
-            self._until_stopped(_readable(batches)),
-            held_out,
-            self.engine.device,
-            self.ranks.sum,
-        )
-
-    def _until_stopped(self, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
-        """`batches`, of which every rank has as many, unless a rank was asked to stop."""
-        for batch in batches:
-            if self._stop_requested():
-                raise _ValidationStopped
-            yield batch
-
-
-class _ValidationStopped(Exception):
-    """A signal came in the middle of a validation."""
+    def _enter(self, phase: str, step: int) -> None:
+        """Tell whoever watches what a step does next."""
+        self.watchdog.progress(phase, step)
+        self.stragglers.enter(phase)
 
 
 class _RollbackRequest(Exception):
@@ -338,14 +296,3 @@ class _RollbackRequest(Exception):
     def __init__(self, batch: int) -> None:
         super().__init__()
         self.batch = batch
-
-
-def _readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
-    """`batches`, with damage reported as what it is by now.
-
-    The data was whole when the run started, so this is no wrong option any more.
-    """
-    try:
-        yield from batches
-    except DataError as error:
-        raise TrainingError(f"{error}; then start again to continue") from error

@@ -32,6 +32,8 @@ _SCALARS = {
     "checkpoint_held_seconds": "checkpoint/held_seconds",
     "checkpoint_write_seconds": "checkpoint/write_seconds",
     "checkpoint_bytes": "checkpoint/bytes",
+    "slowest_rank_seconds": "speed/slowest_rank_seconds",
+    "median_rank_seconds": "speed/median_rank_seconds",
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_bits_per_byte": "validation/bits_per_byte",

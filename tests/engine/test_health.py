@@ -10,7 +10,7 @@ import ten_dist.engine.step
 import ten_dist.engine.trainer
 from ten_dist.cli import main
 from ten_dist.engine.health import Health
-from tests.faulty_training import install
+from tests.faulty_train import inject
 from tests.launching import SMALL_MODEL, read_ledger, read_metrics, step_metrics, train
 
 CPU = torch.device("cpu")
@@ -94,8 +94,8 @@ def train_with(monkeypatch, fault, arguments):
         # Set to themselves, so that they are put back afterwards.
         trainer, stepper = ten_dist.engine.trainer, ten_dist.engine.step.Stepper
         patch.setattr(trainer, "training_batches", trainer.training_batches)
-        patch.setattr(stepper, "losses_of", stepper.losses_of)
-        install(fault)
+        patch.setattr(stepper, "_losses_of", stepper._losses_of)
+        inject(fault)
         return main(["train", *map(str, arguments)])
 
 
@@ -105,7 +105,7 @@ def test_a_skipped_step_leaves_the_weights(undisturbed, monkeypatch, tmp_path, s
     folder = tmp_path / "run"
     bad = rows[5][3][1]
     options = [*options, "--output_dir", folder, "--deepspeed_config", stage]
-    assert train_with(monkeypatch, {"nan_row": bad}, options) == 0
+    assert train_with(monkeypatch, f"nan:any:{bad}", options) == 0
     found = {m["step"]: m for m in read_metrics(folder) if "skipped_steps" in m}
     for step in range(1, 5):
         assert found[step]["loss"] == pytest.approx(losses[step], rel=1e-5)
@@ -124,7 +124,7 @@ def test_a_skipped_step_leaves_the_weights(undisturbed, monkeypatch, tmp_path, s
 def test_rollback_leaves_the_batch_out(undisturbed, monkeypatch, tmp_path, capsys):
     options, losses, rows = undisturbed
     folder = tmp_path / "run"
-    fault = {"nan_row": rows[5][0][1]}
+    fault = f"nan:any:{rows[5][0][1]}"
     options = [*options, "--output_dir", folder, "--on_anomaly", "rollback"]
     assert train_with(monkeypatch, fault, options) == 0
     assert "3 steps done, without batch 4" in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_stop(undisturbed, monkeypatch, tmp_path, capsys):
     options, _, rows = undisturbed
     folder = tmp_path / "run"
     options = [*options, "--output_dir", folder, "--on_anomaly", "stop"]
-    assert train_with(monkeypatch, {"nan_row": rows[5][0][1]}, options) == 1
+    assert train_with(monkeypatch, f"nan:any:{rows[5][0][1]}", options) == 1
     error = capsys.readouterr().err
     assert "step 5: loss or gradient is not finite" in error
     assert "step_00000003" in error
@@ -157,7 +157,7 @@ def test_stop(undisturbed, monkeypatch, tmp_path, capsys):
 def test_one_rank_alone_has_all_skip(undisturbed, tmp_path):
     options, losses, rows = undisturbed
     folder = tmp_path / "run"
-    fault = {"nan_row": rows[5][3][1]}
+    fault = f"nan:any:{rows[5][3][1]}"
     train([*options, "--output_dir", folder], fault=fault)
     found = {m["step"]: m for m in read_metrics(folder) if "skipped_steps" in m}
     assert found[4]["loss"] == pytest.approx(losses[4], rel=1e-5)

@@ -1,0 +1,119 @@
+"""Which rank the others wait for.
+
+The times of backward and of the optimizer are alike on all ranks, however slow one is:
+each of them waits for the slowest in the collectives. What a rank does before the first
+collective of a step, waiting for data and the forward pass, is its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from ten_dist.engine.distributed import Ranks
+from ten_dist.monitor.console import say
+
+_MARKED_RATIO = 1.5
+_MARKED_SHARE_OF_STEP = 0.05
+
+
+class Stragglers:
+    """Compares the ranks' own times every so many steps; of one rank does nothing.
+
+    Of a step's accumulated micro-batches the first is timed, as there may be a collective
+    in its backward. At ZeRO stage 3 the forward pass gathers parameters, so that only
+    the time of data tells the ranks apart.
+
+    Args:
+        ranks: all ranks.
+        interval: steps between comparisons; 0 compares none.
+        device: where this rank computes.
+    """
+
+    def __init__(self, ranks: Ranks, interval: int, device: torch.device) -> None:
+        self._ranks = ranks
+        self._interval = interval if ranks.world_size > 1 else 0
+        # A GPU works behind Python's back; its own clock is read at a comparison.
+        self._on_gpu = device.type == "cuda"
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._steps = 0
+        self._data = self._forward = self._whole = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._phase = ""
+
+    def enter(self, phase: str) -> None:
+        """Say that a step enters `phase`: data, forward, backward or optimizer."""
+        if not self._interval:
+            return
+        now = time.perf_counter()
+        if phase == "data" and self._phase == "":
+            self._phase = phase
+        elif phase == "forward" and self._phase == "data":
+            self._data += now - self._entered
+            self._phase = phase
+            if self._on_gpu:
+                self._started = _recorded_event()
+        elif phase == "backward" and self._phase == "forward":
+            if self._on_gpu:
+                self._events.append((self._started, _recorded_event()))
+            else:
+                self._forward += now - self._entered
+            self._phase = "done"
+        self._entered = now
+
+    def end_step(self, step: int, seconds: float) -> dict[str, Any]:
+        """Say that a step is done; every rank must call this.
+
+        Args:
+            step: its number, from 1.
+            seconds: that it took.
+
+        Returns:
+            Metrics of a step that ends a window, else nothing: `slowest_rank`,
+            `slowest_rank_seconds` of data and forward a step on it, and
+            `median_rank_seconds`, of two ranks those of the faster.
+        """
+        if not self._interval:
+            return {}
+        self._phase = ""
+        self._steps += 1
+        self._whole += seconds
+        if step % self._interval:
+            return {}
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            milliseconds = sum(a.elapsed_time(b) for a, b in self._events)
+            self._forward = milliseconds / 1000
+        steps, whole = self._steps, self._whole / self._steps
+        times = self._ranks.gather((self._data / steps, self._forward / steps))
+        self._begin_window()
+        own = [data + forward for data, forward in times]
+        median = statistics.median_low(own)
+        slowest = own.index(max(own))
+        behind = own[slowest] - median
+        if (
+            own[slowest] > _MARKED_RATIO * median
+            and behind > _MARKED_SHARE_OF_STEP * whole
+        ):
+            data, forward = times[slowest]
+            say(
+                f"step {step:,}: rank {slowest} is slow: {data:.3f} s of data and "
+                f"{forward:.3f} s of forward a step over the last {steps:,} steps, the "
+                f"median rank {median:.3f} s in all"
+            )
+        return {
+            "slowest_rank": slowest,
+            "slowest_rank_seconds": own[slowest],
+            "median_rank_seconds": median,
+        }
+
+
+def _recorded_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

@@ -1,0 +1,156 @@
+"""What ranks leave in OUTPUT_DIR/hang/ when a run makes no progress.
+
+`rankNNNN.txt` begins with one line that says where the rank is, kept up to date while it
+runs and removed when it ends in order; below it come the stacks of a rank that hung.
+`FIRST` is the report of the rank that noticed first.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+FIRST = "FIRST"
+PHASES = (
+    "start-up",
+    "data",
+    "forward",
+    "backward",
+    "optimizer",
+    "validation",
+    "checkpoint",
+    "end",
+)
+"""In the order in which a rank passes through them."""
+_LINE_BYTES = 200
+_STACKS = b"(most recent call first)"
+_LINE = re.compile(
+    r"rank (?P<rank>\d+) of \d+ on (?P<host>\S+), process (?P<pid>\d+): "
+    rf"(?P<phase>{'|'.join(PHASES)})(?: of step (?P<step>\d+))? since (?P<since>[-\d]+ [:\d]+\.\d+) UTC"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HangReport:
+    """Where one rank was when it wrote of itself last."""
+
+    rank: int
+    host: str
+    pid: int
+    phase: str
+    """One of :data:`PHASES`."""
+    step: int | None
+    """The step at work, from 1; None where there is none."""
+    since: float
+    """When it entered the phase, in seconds since 1970."""
+    stacks: str
+    """What follows the line; empty of a rank that ended without a report."""
+    line: str
+    """The line as it stands in the file."""
+
+
+class ReportFile:
+    """The report of this rank.
+
+    Args:
+        folder: OUTPUT_DIR/hang.
+        rank, world_size: of this process and in all.
+    """
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self.path = folder / f"rank{rank:04d}.txt"
+        self._prefix = (
+            f"rank {rank} of {world_size} on {socket.gethostname()}, "
+            f"process {os.getpid()}: "
+        )
+        self.descriptor: int | None = None
+
+    def open(self) -> None:
+        """Make the file; the report of an earlier start becomes `rankNNNN.before.txt`.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if _STACKS in self.path.read_bytes():
+                os.replace(self.path, self.path.with_suffix(".before.txt"))
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self.descriptor = os.open(self.path, flags, 0o644)
+        # What is appended, perhaps by a signal handler in C, begins below the line.
+        os.write(self.descriptor, b"\n".rjust(_LINE_BYTES))
+
+    def line(self, phase: str, step: int | None, since: float) -> str:
+        """What the first line says; `since` is in seconds since 1970."""
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(since))
+        of_step = "" if step is None else f" of step {step}"
+        return f"{self._prefix}{phase}{of_step} since {at}.{int(since * 1000) % 1000:03d} UTC"
+
+    def update(self, line: str) -> None:
+        """Replace the first line; a few microseconds.
+
+        A report that cannot be written is no reason to end a run.
+        """
+        text = line.encode()[: _LINE_BYTES - 1].ljust(_LINE_BYTES - 1) + b"\n"
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self.descriptor, text, 0)
+
+    def remove(self) -> None:
+        """Remove the file of a rank that ends in order, and the folder once it is empty."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+                self.path.parent.rmdir()
+
+
+def read_reports(folder: Path, after: float = 0.0) -> list[HangReport]:
+    """The ranks of a hang, the one that is furthest behind first: others wait for it.
+
+    Args:
+        folder: OUTPUT_DIR/hang.
+        after: leave out files last written before this time, seconds since 1970.
+    """
+    reports = []
+    for path in folder.glob("rank" + "[0-9]" * 4 + ".txt"):
+        try:
+            written = path.stat().st_mtime
+            line, _, stacks = path.read_text(errors="replace").partition("\n")
+        except OSError:
+            continue
+        match = _LINE.match(line)
+        if match is None or written < after:
+            continue
+        step = match["step"]
+        since, _, thousandths = match["since"].partition(".")
+        reports.append(
+            HangReport(
+                rank=int(match["rank"]),
+                host=match["host"],
+                pid=int(match["pid"]),
+                phase=match["phase"],
+                step=None if step is None else int(step),
+                since=calendar.timegm(time.strptime(since, "%Y-%m-%d %H:%M:%S"))
+                + int(thousandths) / 1000,
+                stacks=stacks if _STACKS.decode() in stacks else "",
+                line=line.rstrip(),
+            )
+        )
+    return sorted(reports, key=_position)
+
+
+def _position(report: HangReport) -> tuple[float, int, float]:
+    if report.step is not None:
+        step = float(report.step)
+    else:
+        step = math.inf if report.phase == "end" else 0.0
+    return step, PHASES.index(report.phase), report.since

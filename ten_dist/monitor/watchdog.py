@@ -1,0 +1,235 @@
+"""The watchdog: a run that makes no progress says where it is stuck, and ends.
+
+Every rank watches itself. Where one is stuck, the others wait for it in a collective and
+make no progress either, so each reports by itself and no message needs to pass between
+them. A rank that is still at work when another reports finds `hang/FIRST` and reports as
+well: the launcher is about to end it, and where it was is part of the evidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from ten_dist.errors import EXIT_HANG
+from ten_dist.monitor.hang_reports import FIRST, ReportFile, read_reports
+from ten_dist.monitor.last_resort import LastResort
+
+_LONGEST_BEAT_SECONDS = 5.0
+_BEATS_PER_LIMIT = 20
+
+
+class Watchdog:
+    """Watches this rank from a thread.
+
+    The first step, validation and checkpoint of a start compile, allocate and connect,
+    and so have the limit of the start-up.
+
+    Args:
+        folder: the run's; reports go to `hang/` in it.
+        rank, world_size: of this process and in all.
+        hang_timeout: seconds without progress that end a run; 0 is any number.
+        startup_timeout: the same while it starts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        hang_timeout: float,
+        startup_timeout: float,
+    ) -> None:
+        self._folder = folder / "hang"
+        self._rank = rank
+        self._world_size = world_size
+        self._limits = {"start": startup_timeout, "step": hang_timeout}
+        self._first_steps: dict[str, int | None] = {}
+        self._report = ReportFile(self._folder, rank, world_size)
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._working_together = False
+        self._limit = 0.0
+        self._began = time.time()
+        shortest = min((n for n in self._limits.values() if n), default=0.0)
+        self._beat = min(_LONGEST_BEAT_SECONDS, max(0.05, shortest / _BEATS_PER_LIMIT))
+        # Long enough for the others to find `FIRST`, and for a rank that holds the
+        # interpreter's lock to have its stacks written by the last resort.
+        self._grace = 4 * self._beat + 2.0 if world_size > 1 else 0.0
+        self.progress("start-up")
+        if shortest:
+            self._last_resort = LastResort(EXIT_HANG)
+            self._thread = threading.Thread(
+                target=self._watch, name="watchdog", daemon=True
+            )
+            self._thread.start()
+
+    def progress(self, phase: str, step: int | None = None) -> None:
+        """Say that this rank enters a phase, or goes on in it; microseconds.
+
+        Args:
+            phase: what it does from now on, one of `hang_reports.PHASES`.
+            step: the step it works on, from 1; None outside of any.
+        """
+        first = step is None or step == self._first_steps.setdefault(phase, step)
+        limit = self._limits["start" if first else "step"]
+        entered = time.time()
+        self._state = phase, step, time.monotonic(), entered, limit
+        if limit != self._limit:
+            # What is armed for a rank that holds the interpreter's lock is now wrong.
+            self._limit = limit
+            self._wake.set()
+        self._working_together |= step is not None
+        if self._report.descriptor is not None:
+            self._report.update(self._report.line(phase, step, entered))
+
+    def open_report(self) -> None:
+        """Make this rank's report in the run's folder; before the first step.
+
+        Until then a hang is reported in a file made for it. The ranks must communicate
+        between this and the first step.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        if self._thread is None:
+            return
+        if self._rank == 0:
+            (self._folder / FIRST).unlink(missing_ok=True)
+        self._report.open()
+        phase, step, _, entered, _ = self._state
+        self._report.update(self._report.line(phase, step, entered))
+
+    def close(self) -> None:
+        """Stop watching, and remove the report of a rank that did not hang."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._report.remove()
+
+    def _watch(self) -> None:
+        while True:
+            self._wake.wait(self._beat)
+            self._wake.clear()
+            if self._closing:
+                break
+            _, _, since, _, limit = self._state
+            stuck = limit and time.monotonic() - since >= limit
+            if stuck or self._another_has_reported():
+                self._end()
+            if limit:
+                descriptor = self._report.descriptor
+                self._last_resort.arm(
+                    limit + 2 * self._beat,
+                    self._grace + self._beat,
+                    sys.__stderr__.fileno() if descriptor is None else descriptor,
+                )
+            else:
+                self._last_resort.disarm()
+        self._last_resort.disarm()
+
+    def _another_has_reported(self) -> bool:
+        # During the start-up the file may still be one of an earlier start.
+        return (
+            self._world_size > 1
+            and self._working_together
+            and self._report.descriptor is not None
+            and (self._folder / FIRST).exists()
+        )
+
+    def _end(self) -> NoReturn:
+        """Report, let the others report, and end this process and those below it."""
+        # Should the file system be what hangs, or the error output be full.
+        self._last_resort.disarm()
+        self._last_resort.end_after(self._grace + 10 * self._beat + 1.0)
+        phase, step, since, entered, limit = self._state
+        waited = time.monotonic() - since
+        where = phase if step is None else f"{phase} of step {step}"
+        line = self._report.line(phase, step, entered)
+        words = f"no progress for {waited:.1f} s in {where}"
+        if limit and waited >= limit:
+            words += f" (limit {limit:g} s)"
+        else:
+            words += ", when another rank reported that it hangs"
+        with contextlib.suppress(OSError):
+            self._write(line, words)
+        _print(
+            f"ten-dist, rank {self._rank}: {words}: stacks in {self._report.path}, "
+            f"ending with status {EXIT_HANG}"
+        )
+        first = self._is_first(line)
+        time.sleep(self._grace)
+        if first and self._world_size > 1:
+            # Files of ranks that an earlier, larger start had are older.
+            for report in read_reports(self._folder, after=self._began)[:1]:
+                _print(f"ten-dist: furthest behind is {report.line}")
+        _kill_descendants()
+        _flush()
+        os._exit(EXIT_HANG)
+
+    def _write(self, line: str, words: str) -> None:
+        if self._report.descriptor is None:
+            self._report.open()
+            self._report.update(line)
+        assert self._report.descriptor is not None
+        os.write(self._report.descriptor, f"{words}\n\n".encode())
+        faulthandler.dump_traceback(self._report.descriptor, all_threads=True)
+
+    def _is_first(self, line: str) -> bool:
+        """Whether no other rank has reported yet; tells the others."""
+        try:
+            with open(self._folder / FIRST, "x", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            return False
+        return True
+
+
+class NoWatchdog:
+    """What a run that writes nothing has in place of a :class:`Watchdog`."""
+
+    def progress(self, phase: str, step: int | None = None) -> None:
+        """Do nothing."""
+
+    def open_report(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _print(line: str) -> None:
+    # Not through sys.stderr: the thread that is stuck may hold its lock.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
+
+
+def _kill_descendants() -> None:
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _flush() -> None:
+    """Bring out what is printed, unless the thread that is stuck holds the lock."""
+
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    thread.join(1.0)

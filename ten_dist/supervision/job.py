@@ -1,0 +1,194 @@
+"""One start of a job: its processes and what they print."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+import psutil
+
+from ten_dist.errors import ConfigurationError, TrainingError
+
+MARK = "TEN_DIST_SUPERVISED"
+"""Environment variable of every process of a job: the folder of its run. Launchers put
+ranks into sessions of their own, and a rank whose launcher was killed belongs to nobody;
+the environment they all keep."""
+_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
+_SECONDS_FOR_SIGKILL = 20.0
+
+
+class Job:
+    """Starts a command in a session of its own and passes on what it prints.
+
+    Args:
+        command: its words.
+        mark: identifies its processes, see :data:`MARK`.
+        keep_lines: last lines of its output to keep.
+
+    Raises:
+        ConfigurationError: there is no such command.
+    """
+
+    def __init__(self, command: Sequence[str], mark: str, keep_lines: int) -> None:
+        self._mark = mark
+        self._tail: collections.deque[str] = collections.deque(maxlen=keep_lines)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env={**os.environ, MARK: mark},
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"{command[0]} cannot be started: {error.strerror}"
+            ) from None
+        self._readers = [
+            threading.Thread(target=self._pass_on, args=streams, daemon=True)
+            for streams in (
+                (self._process.stdout, sys.stdout),
+                (self._process.stderr, sys.stderr),
+            )
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def poll(self) -> int | None:
+        """Exit status of the command's own process, -N after signal N; None while it runs."""
+        return self._process.poll()
+
+    def send(self, number: int) -> None:
+        """Pass a signal to every rank of this machine, or where there is none, to the command.
+
+        Not to the launcher, which would end the ranks before they have saved.
+        """
+        own = _marked(self._mark)
+        ranks = [pid for pid, process in own.items() if _is_rank(process)]
+        first = [pid for pid in ranks if _parent(own[pid]) not in ranks]
+        for pid in first or [self._process.pid]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """Kill every process of the job at once."""
+        for process in _marked(self._mark).values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def end(self, grace: float) -> list[str]:
+        """End whatever is left of the job and collect what it has printed.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL.
+
+        Returns:
+            What had to be ended, in words.
+
+        Raises:
+            TrainingError: a process cannot be killed.
+        """
+        ended = end_processes(self._mark, grace)
+        self._process.wait()
+        for reader in self._readers:
+            # A process that left the job on purpose may hold the pipe open.
+            reader.join(5.0)
+        return ended
+
+    def last_lines(self) -> list[str]:
+        """The last lines of the output, oldest first."""
+        return list(self._tail)
+
+    def _pass_on(self, source: IO[bytes], sink: IO[str]) -> None:
+        rest = b""
+        while chunk := os.read(source.fileno(), 1 << 16):
+            # Nobody listening is no reason to stop the job.
+            with contextlib.suppress(OSError, ValueError):
+                sink.buffer.write(chunk)
+                sink.buffer.flush()
+            *lines, rest = (rest + chunk).split(b"\n")
+            self._keep(lines)
+        self._keep([rest])
+
+    def _keep(self, lines: list[bytes]) -> None:
+        for line in lines:
+            # Of a progress bar, what was drawn last.
+            text = line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+            if text.strip():
+                self._tail.append(text)
+
+
+def end_processes(mark: str, grace: float) -> list[str]:
+    """End all processes with a mark: SIGTERM, and SIGKILL after `grace` seconds.
+
+    Returns:
+        What had to be ended, in words.
+
+    Raises:
+        TrainingError: one cannot be killed.
+    """
+    ended: dict[int, str] = {}
+    for number, seconds in (
+        (signal.SIGTERM, grace),
+        (signal.SIGKILL, _SECONDS_FOR_SIGKILL),
+    ):
+        found = list(_marked(mark).values())
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                words = " ".join(process.cmdline()[:4])
+                ended[process.pid] = f"process {process.pid} ({words})"
+                process.send_signal(number)
+        deadline = time.monotonic() + seconds
+        while any(map(_is_alive, found)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    left = _marked(mark)
+    if left:
+        raise TrainingError(
+            f"process {next(iter(left))} of the job cannot be killed, and a restart beside "
+            "it would damage the run: restart the machine"
+        )
+    return list(ended.values())
+
+
+def _marked(mark: str) -> dict[int, psutil.Process]:
+    """Living processes of this machine with a mark, but for this one and those above it."""
+    above = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if (
+                process.pid not in above
+                and process.environ().get(MARK) == mark
+                and _is_alive(process)
+            ):
+                found[process.pid] = process
+    return found
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    # A process that nobody adopts stays as a zombie, and does no harm.
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        environment = process.environ()
+        return any(name in environment for name in _RANK_VARIABLES)
+    return False
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.Error):
+        return process.ppid()
+    return None

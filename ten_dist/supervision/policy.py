@@ -1,0 +1,126 @@
+"""What to do when a job has ended: the rules, without any process."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_STOPPED,
+    ConfigurationError,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisionConfig:
+    """When to restart and when to give up; each field is an option of
+    `ten-dist supervise`."""
+
+    max_restarts: int = 10
+    """Give up after N restarts in a row without a new checkpoint."""
+    max_failures_per_step: int = 3
+    """Give up when the same step has failed N times."""
+    backoff: float = 10.0
+    """Seconds before a restart, doubled with every restart in a row without a new
+    checkpoint."""
+    max_backoff: float = 600.0
+    """Most seconds before a restart."""
+    grace: float = 60.0
+    """Seconds that the job has to save and end after a signal, before it is killed."""
+    keep_lines: int = 50
+    """Last lines of the job's output to show and log with a failure."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"):
+            _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        limit = self.max_failures_per_step
+        _require(self, "max_failures_per_step", limit >= 1, "1 or more")
+
+
+def _require(config: SupervisionConfig, name: str, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ConfigurationError(
+            f"--{name} must be {wanted}, not {getattr(config, name)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How one start of a job ended."""
+
+    status: int
+    """Exit status; -N where signal N ended it."""
+    completed: bool
+    """Whether the run is complete, by its own word."""
+    failed_step: int | None
+    """The step after the last one that was done, from 1; None where the job ended in
+    its start-up."""
+    checkpoint_step: int
+    """Steps of the newest checkpoint; 0 where there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What to do next."""
+
+    action: Literal["done", "refused", "restart", "give up"]
+    reason: str
+    delay: float = 0.0
+    """Seconds to wait before a restart."""
+
+
+class Policy:
+    """Decides after each start, from what all of them have come to.
+
+    Args:
+        config: the limits.
+        checkpoint_step: steps of the newest checkpoint before the first start.
+    """
+
+    def __init__(self, config: SupervisionConfig, checkpoint_step: int) -> None:
+        self._config = config
+        self._checkpoint_step = checkpoint_step
+        self._failures: dict[int, int] = {}
+        self.restarts = 0
+        """Restarts since a checkpoint was last saved."""
+
+    def decide(self, ending: Ending) -> Decision:
+        """What to do after a start that was not told to stop by the supervisor."""
+        config = self._config
+        if ending.completed:
+            return Decision("done", "the run is complete")
+        if ending.status == EXIT_CONFIGURATION_ERROR:
+            return Decision("refused", "the job refuses its options or its data")
+        if ending.checkpoint_step > self._checkpoint_step:
+            self._checkpoint_step = ending.checkpoint_step
+            self.restarts = 0
+            self._failures = {
+                step: count
+                for step, count in self._failures.items()
+                if step > ending.checkpoint_step
+            }
+        step = ending.failed_step
+        if step is not None and ending.status != EXIT_STOPPED:
+            self._failures[step] = self._failures.get(step, 0) + 1
+            if self._failures[step] >= config.max_failures_per_step:
+                return Decision(
+                    "give up",
+                    f"step {step:,} has failed {self._failures[step]} times "
+                    f"(--max_failures_per_step {config.max_failures_per_step})",
+                )
+        if self.restarts >= config.max_restarts:
+            return Decision(
+                "give up",
+                f"{self.restarts} restarts in a row have saved no new checkpoint "
+                f"(--max_restarts {config.max_restarts})",
+            )
+        # Beyond 2^30 a float would overflow, far above any --max_backoff.
+        delay = config.backoff * 2 ** min(self.restarts, 30)
+        self.restarts += 1
+        return Decision(
+            "restart",
+            f"restart {self.restarts} of {config.max_restarts} without a new checkpoint",
+            min(delay, config.max_backoff),
+        )

@@ -1,0 +1,283 @@
+"""The supervisor: start, watch, judge by what the run's folder says, start again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_HANG,
+    EXIT_STOPPED,
+)
+from ten_dist.monitor.hang_reports import read_reports
+from ten_dist.run_folder import RunFolder
+from ten_dist.supervision.job import Job, end_processes
+from ten_dist.supervision.log import SupervisorLog
+from ten_dist.supervision.policy import Ending, Policy, SupervisionConfig
+from ten_dist.supervision.standing import Standing, standing
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_POLL_SECONDS = 0.2
+_SECONDS_FOR_LEFTOVERS = 10.0
+_REASONS = {
+    0: "ended with status 0, but the run is not complete",
+    EXIT_CONFIGURATION_ERROR: "was refused with status 2",
+    EXIT_STOPPED: "was stopped with status 3",
+    EXIT_HANG: "hung and ended with status 4",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """One start of the job and how it ended."""
+
+    number: int
+    began: float
+    seconds: float
+    beginning: str
+    status: int
+    failed_step: int | None
+    hang: list[str]
+    """The lines of the ranks, the one furthest behind first; empty if it did not hang."""
+    last_lines: list[str]
+
+    def describe(self) -> str:
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.began))
+        what = _REASONS.get(self.status, f"ended with status {self.status}")
+        if self.status < 0:
+            what = f"was ended by signal {-self.status}"
+        if self.status > 192:
+            # A launcher ends with the status of a rank, -N, cut down to a byte.
+            what += f" (a process of it by signal {256 - self.status})"
+        if self.hang and self.status != EXIT_HANG:
+            what = f"hung and {what}"
+        where = (
+            "its start-up" if self.failed_step is None else f"step {self.failed_step:,}"
+        )
+        return (
+            f"start {self.number} of {at} from {self.beginning} {what} after "
+            f"{self.seconds:,.0f} s in {where}"
+        )
+
+
+class Supervisor:
+    """Runs one command until its run is complete.
+
+    Args:
+        command: its words.
+        output_dir: the run's folder.
+        config: limits.
+    """
+
+    def __init__(
+        self, command: Sequence[str], output_dir: Path, config: SupervisionConfig
+    ) -> None:
+        self._command = list(command)
+        self._folder = RunFolder(output_dir)
+        self._mark = str(output_dir.resolve())
+        self._config = config
+        self._attempts: list[_Attempt] = []
+        self._signals: list[int] = []
+        self._woken = threading.Event()
+
+    def run(self) -> int:
+        """Supervise until the end; only from the main thread.
+
+        Returns:
+            Exit status: 0 the run is complete; 1 gave up; 2 the job was refused; 3 was
+            told to stop by a signal, and the same command continues.
+
+        Raises:
+            ConfigurationError: the folder cannot be written to, another supervisor is at
+                work in it, or there is no such command.
+            TrainingError: processes of the job cannot be killed.
+        """
+        log = SupervisorLog(self._folder.supervisor_log)
+        status = EXIT_CONFIGURATION_ERROR
+        try:
+            with self._signals_caught():
+                _tell_leftovers(
+                    end_processes(self._mark, _SECONDS_FOR_LEFTOVERS),
+                    "an earlier start",
+                )
+                status = self._supervise(log)
+        finally:
+            if status == EXIT_CONFIGURATION_ERROR and len(self._attempts) <= 1:
+                log.withdraw()
+            log.close()
+        return status
+
+    def _supervise(self, log: SupervisorLog) -> int:
+        now = standing(self._folder)
+        policy = Policy(self._config, now.checkpoint_step)
+        while True:
+            before, attempt = now, self._attempt(log, now)
+            now = standing(self._folder)
+            if now.completed:
+                log.write("decision", action="done")
+                _tell(f"{self._folder.path} is complete")
+                return 0
+            if self._signals:
+                return self._stopped(log, now)
+            decision = policy.decide(
+                Ending(
+                    attempt.status,
+                    now.completed,
+                    attempt.failed_step,
+                    now.checkpoint_step,
+                )
+            )
+            log.write(
+                "decision",
+                action=decision.action,
+                reason=decision.reason,
+                delay_seconds=decision.delay,
+            )
+            if decision.action == "refused":
+                _tell(f"not started again: {decision.reason}")
+                return EXIT_CONFIGURATION_ERROR
+            if decision.action == "give up":
+                self._give_up(decision.reason)
+                return EXIT_FAILED
+            saved = now.checkpoint_step - before.checkpoint_step
+            _tell(
+                f"{attempt.describe()}, {max(saved, 0):,} new steps saved; "
+                f"{decision.reason}, in {decision.delay:g} s, from {now.beginning}"
+            )
+            self._woken.wait(decision.delay)
+            if self._signals:
+                return self._stopped(log, now)
+
+    def _attempt(self, log: SupervisorLog, before: Standing) -> _Attempt:
+        """Start the job, wait for its end, and end what is left of it."""
+        number, began = len(self._attempts) + 1, time.time()
+        log.write(
+            "start",
+            number=number,
+            command=self._command,
+            checkpoint=before.checkpoint and before.checkpoint.name,
+            step=before.checkpoint_step,
+        )
+        _tell(f"start {number} from {before.beginning}")
+        job = Job(self._command, self._mark, self._config.keep_lines)
+        try:
+            status = self._wait(job)
+        finally:
+            leftovers = job.end(_SECONDS_FOR_LEFTOVERS)
+        _tell_leftovers(leftovers, "this start")
+        after = standing(self._folder)
+        # The metrics of the start before are kept until the next one opens them.
+        started = after.metrics_version != before.metrics_version
+        reports = read_reports(self._folder.hang, after=began)
+        hung = any(report.stacks for report in reports)
+        attempt = _Attempt(
+            number,
+            began,
+            time.time() - began,
+            before.beginning,
+            status,
+            after.last_step + 1 if started else None,
+            [report.line for report in reports] if hung else [],
+            job.last_lines(),
+        )
+        self._attempts.append(attempt)
+        log.write(
+            "end",
+            number=number,
+            seconds=round(attempt.seconds, 1),
+            status=status,
+            completed=after.completed,
+            last_step=after.last_step,
+            failed_step=None if after.completed else attempt.failed_step,
+            checkpoint=after.checkpoint and after.checkpoint.name,
+            hang=attempt.hang,
+            left_behind=leftovers,
+            last_lines=[] if after.completed else attempt.last_lines,
+        )
+        return attempt
+
+    def _wait(self, job: Job) -> int:
+        """Wait for the end of the job, passing signals on; returns its status."""
+        passed_on, deadline = 0, None
+        while True:
+            status = job.poll()
+            if status is not None:
+                return status
+            if len(self._signals) > passed_on:
+                name = signal.Signals(self._signals[0]).name
+                if passed_on:
+                    _tell(f"{name} again: the job is killed")
+                    deadline = 0.0
+                else:
+                    _tell(
+                        f"{name}: passed on to the job, which has "
+                        f"{self._config.grace:g} s to end"
+                    )
+                    job.send(self._signals[0])
+                    deadline = time.monotonic() + self._config.grace
+                passed_on = len(self._signals)
+            if deadline is not None and time.monotonic() >= deadline:
+                job.kill()
+                deadline = None
+            self._woken.wait(_POLL_SECONDS)
+            self._woken.clear()
+
+    def _stopped(self, log: SupervisorLog, now: Standing) -> int:
+        log.write("decision", action="stopped", signal=self._signals[0])
+        _tell(
+            f"stopped by {signal.Signals(self._signals[0]).name}; the same command "
+            f"continues from {now.beginning}"
+        )
+        return EXIT_STOPPED
+
+    def _give_up(self, reason: str) -> None:
+        """The evidence, in one piece."""
+        lines = [f"giving up: {reason}"]
+        lines += [f"  {attempt.describe()}" for attempt in self._attempts]
+        last = self._attempts[-1]
+        if last.hang:
+            lines += ["the ranks of the last one, the one furthest behind first:"]
+            lines += [f"  {line}" for line in last.hang]
+            lines += [f"  stacks: {self._folder.hang}"]
+        lines += ["the last lines that it printed:"]
+        lines += [f"  {line}" for line in last.last_lines]
+        lines += [f"all of it: {self._folder.supervisor_log}"]
+        _tell("\n".join(lines))
+
+    @contextlib.contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        """Keep signals for :meth:`_wait` instead of ending by them."""
+
+        def keep(number: int, _frame: object) -> None:
+            self._signals.append(number)
+            self._woken.set()
+
+        before = {}
+        for number in _PASSED_ON:
+            # What nohup has had ignored stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, keep)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"ten-dist supervise: {message}\n")
+        sys.stderr.flush()
+
+
+def _tell_leftovers(leftovers: Sequence[str], of: str) -> None:
+    if leftovers:
+        _tell(f"ended what was left of {of}: {', '.join(leftovers)}")

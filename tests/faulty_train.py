@@ -1,0 +1,92 @@
+"""`launch/train.py` with a fault: one rank stops or fails at one step.
+
+The fault is FAULT=KIND:RANK:STEP in the environment: `sleep` waits for data for ever,
+`hold` never gives the interpreter's lock back in a forward pass, `die` ends with SIGKILL,
+`orphan` kills the launcher and waits for ever,
+`fail` with an exception, `slow` takes 0.1 s longer for data from that step on.
+`fail` strikes at every start, the others only at the first, which leaves FAULT_MARK.
+`nan:RANK:ROW` makes the loss of each micro-batch that holds a row of the data not a number;
+its rank may be `any`.
+"""
+
+import ctypes
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def strike(kind):
+    """What happens to the rank."""
+    if kind == "orphan":
+        os.kill(os.getppid(), signal.SIGKILL)
+    if kind in ("sleep", "orphan"):
+        while True:
+            time.sleep(1)
+    if kind == "hold":
+        # The C library's sleep, called without giving the lock back.
+        while True:
+            ctypes.PyDLL(None).sleep(100)
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "fail":
+        raise RuntimeError("a fault that comes back")
+    if kind == "slow":
+        time.sleep(0.1)
+
+
+def inject(fault):
+    """Have the trainer meet the fault."""
+    from ten_dist.engine import trainer
+    from ten_dist.engine.step import Stepper
+
+    kind, rank, step = fault.split(":")
+    mark = os.environ.get("FAULT_MARK")
+    elsewhere = rank not in ("any", os.environ.get("RANK", "0"))
+    if elsewhere or (mark and Path(mark).exists()):
+        return
+    batches_of = trainer.training_batches
+    losses_of = Stepper._losses_of
+    rows = []
+
+    def meets(number):
+        wanted = number >= int(step) if kind == "slow" else number == int(step)
+        if wanted and mark:
+            Path(mark).touch()
+        return wanted
+
+    def training_batches(*arguments, **options):
+        for batch in batches_of(*arguments, **options):
+            if kind == "nan":
+                rows[:] = batch.rows.tolist()
+            elif kind != "hold" and meets(batch.step + 1):
+                strike(kind)
+            yield batch
+
+    def _losses_of(self, inputs, targets):
+        losses = losses_of(self, inputs, targets)
+        if kind == "hold":
+            self.calls = getattr(self, "calls", 0) + 1
+            if meets(self.calls):
+                strike(kind)
+        elif kind == "nan" and int(step) in rows:
+            losses["loss"] = losses["loss"] * math.nan
+        return losses
+
+    trainer.training_batches = training_batches
+    Stepper._losses_of = _losses_of
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from ten_dist.cli import run_and_exit
+
+    os.environ.setdefault("RANK", "0")
+    if "FAULT" in os.environ:
+        inject(os.environ["FAULT"])
+    sys.argv.insert(1, "train")
+    run_and_exit()
