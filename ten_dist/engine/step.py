@@ -118,12 +118,12 @@ class Stepper:
                 by_source.index_add_(
                     1, sources, torch.stack([rows, rows.new_ones(len(rows))])
                 )
+            self._enter("backward", number)
             loss = losses["loss"]
             last = micro_step + 1 == plan.accumulation_steps
             if last:
                 means = self._over_ranks(totals)
                 loss = loss * health.factor(means[0])
-            self._enter("backward", number)
             # DeepSpeed divides by the number of accumulations.
             engine.backward(loss)
             if last and not sharded:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ten_dist.monitor.metrics_log import read_metrics
-from ten_dist.run_folder import RunFolder, read_checkpoint_record
+from ten_dist.run_folder import RunFolder, checkpoint_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def standing(folder: RunFolder) -> Standing:
     """Look into the folder of a run, or where it will be."""
     checkpoint, step = folder.newest_checkpoint(), 0
     if checkpoint is not None:
-        step = read_checkpoint_record(checkpoint)["step"]
+        step = checkpoint_step(checkpoint)
     last_step, version = 0, None
     if folder.metrics_file.is_file():
         found = folder.metrics_file.stat()
