@@ -195,6 +195,10 @@ class TrainingConfig:
                 0 <= self.min_learning_rate <= self.learning_rate,
                 "between 0 and --learning_rate",
             )
+        if self.precision == "fp16":
+            raise ConfigurationError(
+                "--precision fp16 is not offered: bf16 is as fast, and needs no loss scale"
+            )
         _require(
             self, "precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)
         )

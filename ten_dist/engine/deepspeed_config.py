@@ -93,6 +93,12 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
         )
+    for part in ("offload_optimizer", "offload_param"):
+        if (zero.get(part) or {}).get("device") == "nvme":
+            raise ConfigurationError(
+                f"{part}.device in {path} is nvme, from where no checkpoint is written: "
+                "choose cpu"
+            )
     return config
 
 

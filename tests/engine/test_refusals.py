@@ -68,6 +68,11 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"vocab_size": "200"}, "--vocab_size 200 is smaller"),
         ({"seq_len": "10000000"}, "--seq_len"),
         ({"warmup_steps": "2"}, "--warmup_steps 2 does not fit"),
+        ({"precision": "fp16"}, "--precision fp16 is not offered: bf16"),
+        ({"grace_seconds": "0"}, "--grace_seconds must be more than 0"),
+        ({"on_anomaly": "ignore"}, "--on_anomaly must be skip or rollback or stop"),
+        ({"spike_threshold": "-1"}, "--spike_threshold must be 0 or more"),
+        ({"keep_checkpoint_every": "5"}, "without --keep_checkpoints"),
         ({"deepspeed_config": "zero9"}, "neither a file nor one of offload, zero0"),
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
@@ -99,6 +104,10 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ('{"zero_optimization": {"mics_shard_size": 2}}', "no longer has it"),
         ('{"zero_optimization": {"stage": 4}}', "must be 0, 1, 2 or 3"),
         ('{"zero_optimization": true}', "zero_optimization in"),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
+            "offload_optimizer.device in",
+        ),
     ],
 )
 def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
