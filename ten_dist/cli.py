@@ -10,10 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError, TrainingError
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ConfigurationError,
+    TrainingError,
+)
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _SECONDS_FOR_FIRST_RANK = 5
 
 # Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.

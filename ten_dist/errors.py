@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+EXIT_FAILED = 1
+"""Exit status of a command whose work failed after it had begun."""
 EXIT_CONFIGURATION_ERROR = 2
 """Exit status of a command that was refused before it wrote anything."""
+EXIT_INTERRUPTED = 130
+"""Exit status of a command that was interrupted from the keyboard."""
 
 
 class Reported:
