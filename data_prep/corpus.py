@@ -98,12 +98,27 @@ def list_corpus(
             f"--include {min(unmatched)!r} matches no file in {' '.join(inputs)}"
             + (" that --exclude leaves" if exclude else "")
         )
-    segments = _segments(found.values(), text_field)
+    segments = list_files(found.values(), text_field)
     if not segments:
         raise ConfigurationError(
             f"no text was found in {' '.join(inputs)}: give other --input, or --include "
             "patterns for the files that hold text"
         )
+    return segments
+
+
+def list_files(files: Iterable[tuple[str, str]], text_field: str) -> list[Segment]:
+    """The segments of files, in the order in which they become tokens.
+
+    Args:
+        files: (name within the corpus, path) of each.
+        text_field: column of the Parquet files that holds the text.
+
+    Raises:
+        ConfigurationError: a file cannot be read, a Parquet file has no column
+            ``text_field`` of text, or a library is not installed.
+    """
+    segments = _segments(files, text_field)
     return sorted(segments, key=lambda segment: (_order(segment), segment.identity))
 
 

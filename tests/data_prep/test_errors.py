@@ -35,8 +35,12 @@ BYTES = ("--tokenizer", "bytes")
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], "--input or --corpus"),
-        (["--input", "x", "--corpus", "python-stdlib", *BYTES], "--input or --corpus"),
+        ([], "give one of --input, --corpus and --dataset"),
+        (["--input", "x", "--corpus", "python-stdlib", *BYTES], "give one of --input"),
+        (
+            ["--input", "{corpus}", *BYTES, "--dataset_split", "test"],
+            "--dataset_split has an effect only with --dataset",
+        ),
         (["--input", "{corpus}"], "--vocab_size is needed"),
         (
             ["--input", "{corpus}", "--vocab_size", "256"],
