@@ -79,8 +79,8 @@ def find_dataset(dataset: str, split: str | None, revision: str | None) -> Datas
             )
     source = {"config": builder.config.name, "split": split}
     hub = [_HUB_FILE.fullmatch(file) for file in splits[split]]
-    if any(hub):
-        source |= {"name": name, "commit": hub[0]["commit"]}
+    if first := next(filter(None, hub), None):
+        source |= {"name": name, "commit": first["commit"]}
     found = []
     for file, of_hub in zip(splits[split], hub, strict=True):
         if of_hub:
