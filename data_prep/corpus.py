@@ -77,7 +77,7 @@ def list_corpus(
 
     Raises:
         ConfigurationError: an input is missing or cannot be read, a pattern is empty or
-            an ``include`` pattern matches nothing, nothing is left, a Parquet file has
+            an ``include`` pattern matches nothing that is not excluded, nothing is left, a Parquet file has
             no column ``text_field`` of text, or a library is not installed.
     """
     for option, patterns in (("--include", include), ("--exclude", exclude)):
@@ -88,25 +88,37 @@ def list_corpus(
     found: dict[str, tuple[str, str]] = {}
     for name in inputs:
         named = os.path.isfile(name)
-        for relative, path in _files(name, skipped_folder):
+        for relative, path in _files(name, exclude, skipped_folder):
             matched = [pattern for pattern in include if _matches(relative, pattern)]
             unmatched.difference_update(matched)
-            wanted = matched if include else TEXT_NAME.fullmatch(relative)
-            if not (named or wanted):
-                continue
-            if any(_matches(relative, pattern) for pattern in exclude):
-                continue
-            found.setdefault(os.path.realpath(path), (relative, path))
+            if named or (matched if include else TEXT_NAME.fullmatch(relative)):
+                found.setdefault(os.path.realpath(path), (relative, path))
     if unmatched:
         raise ConfigurationError(
             f"--include {min(unmatched)!r} matches no file in {' '.join(inputs)}"
+            + (" that --exclude leaves" if exclude else "")
         )
-    segments = _segments(found.values(), text_field)
+    segments = list_files(found.values(), text_field)
     if not segments:
         raise ConfigurationError(
             f"no text was found in {' '.join(inputs)}: give other --input, or --include "
             "patterns for the files that hold text"
         )
+    return segments
+
+
+def list_files(files: Iterable[tuple[str, str]], text_field: str) -> list[Segment]:
+    """The segments of files, in the order in which they become tokens.
+
+    Args:
+        files: (name within the corpus, path) of each.
+        text_field: column of the Parquet files that holds the text.
+
+    Raises:
+        ConfigurationError: a file cannot be read, a Parquet file has no column
+            ``text_field`` of text, or a library is not installed.
+    """
+    segments = _segments(files, text_field)
     return sorted(segments, key=lambda segment: (_order(segment), segment.identity))
 
 
@@ -161,10 +173,15 @@ def units(segments: Sequence[Segment], unit_bytes: float) -> list[list[Segment]]
     return list(groups.values())
 
 
-def _files(name: str, skipped_folder: str | None) -> Iterator[tuple[str, str]]:
-    """(path relative to the input, path) of every regular file of one input."""
+def _files(
+    name: str, exclude: Sequence[str], skipped_folder: str | None
+) -> Iterator[tuple[str, str]]:
+    """(path relative to the input, path) of the regular files of an input, but for those
+    that ``exclude`` matches."""
     if os.path.isfile(name):
-        yield os.path.basename(name), name
+        relative = os.path.basename(name)
+        if not _matches_any(relative, exclude):
+            yield relative, name
         return
     if not os.path.isdir(name):
         reason = "is not a file or folder" if os.path.lexists(name) else "is missing"
@@ -174,16 +191,25 @@ def _files(name: str, skipped_folder: str | None) -> Iterator[tuple[str, str]]:
         raise ConfigurationError(f"cannot read {error.filename}: {error.strerror}")
 
     for folder, folders, files in os.walk(name, onerror=refuse):
+        # An excluded folder is not entered: it may hold far more files than all others.
         folders[:] = [
             entry
             for entry in sorted(folders)
             if not entry.startswith(".")
+            and not any(fnmatch.fnmatchcase(entry, pattern) for pattern in exclude)
             and os.path.realpath(os.path.join(folder, entry)) != skipped_folder
         ]
+        below = Path(os.path.relpath(folder, name)).as_posix()
+        prefix = "" if below == "." else f"{below}/"
         for file in sorted(files):
             path = os.path.join(folder, file)
-            if os.path.isfile(path):
-                yield Path(os.path.relpath(path, name)).as_posix(), path
+            relative = prefix + file
+            if not _matches_any(relative, exclude) and os.path.isfile(path):
+                yield relative, path
+
+
+def _matches_any(relative: str, patterns: Sequence[str]) -> bool:
+    return any(_matches(relative, pattern) for pattern in patterns)
 
 
 def _matches(relative: str, pattern: str) -> bool:

@@ -101,9 +101,11 @@ class Journal:
             # Earlier versions marked the output with a file of this name.
             self.folder.unlink(missing_ok=True)
             return
-        for path in self.folder.iterdir():
-            if _RECORD.fullmatch(path.name):
-                path.unlink()
+        # Where all is done, two starts can be at this at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                if _RECORD.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             # Not empty: it holds what is not ours.
             self.folder.rmdir()

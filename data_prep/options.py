@@ -35,8 +35,16 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: ``--help`` was asked for, and printed.
     """
     options = _parser().parse_args(arguments)
-    if (options.input is None) == (options.corpus is None):
-        raise ConfigurationError("give either --input or --corpus")
+    given = [options.input, options.corpus, options.dataset]
+    if sum(value is not None for value in given) != 1:
+        raise ConfigurationError("give one of --input, --corpus and --dataset")
+    if options.dataset is not None and (options.include or options.exclude):
+        raise ConfigurationError(
+            "--include and --exclude have no effect with --dataset: leave them out"
+        )
+    for name in ("dataset_split", "dataset_revision"):
+        if options.dataset is None and getattr(options, name) is not None:
+            raise ConfigurationError(f"--{name} has an effect only with --dataset")
     _check_number(
         options.val_fraction, "--val_fraction", 0.0 <= options.val_fraction < 1.0
     )
@@ -78,6 +86,25 @@ def _parser() -> argparse.ArgumentParser:
         "--corpus",
         choices=["python-stdlib"],
         help="instead of --input: the library sources of the running Python",
+    )
+    corpus.add_argument(
+        "--dataset",
+        metavar="NAME[:CONFIG]",
+        help="instead of --input: a Hugging Face data set of Parquet or JSONL files, by "
+        "its name on the Hub, from where it is fetched into the cache of huggingface_hub "
+        "(HF_HOME, which all ranks must share), or a folder that holds one; needs the "
+        "extra 'huggingface'",
+    )
+    corpus.add_argument(
+        "--dataset_split",
+        metavar="NAME",
+        help="split of --dataset (default: train)",
+    )
+    corpus.add_argument(
+        "--dataset_revision",
+        metavar="NAME",
+        help="branch, tag or commit of --dataset; a commit stays the same when the data "
+        "set is changed on the Hub (default: its newest state)",
     )
     corpus.add_argument(
         "--include",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.journal import JOURNAL_NAME, Journal, UnitResult
+from data_prep.lock import FolderLock
 from ten_dist.data.manifest import MANIFEST_NAME, Manifest
 from ten_dist.data.tokenizer import TOKENIZER_NAME, file_sha256
 from ten_dist.data.verify import verify_shards
@@ -44,6 +45,7 @@ class Output:
         self.folder = folder
         self.val_folder = folder / VAL_FOLDER
         self.journal = Journal(folder)
+        self._lock = FolderLock(folder)
         self.claimed = False
 
     def prepared(self, source_sha256: str, val: bool) -> Manifest | None:
@@ -82,10 +84,33 @@ class Output:
             )
         return None
 
+    def lock(self) -> str | None:
+        """Keep other preparations out of the folder, which is made if it is missing.
+
+        Returns None, or what to tell the user where the file system has no locks.
+
+        Raises:
+            ConfigurationError: another preparation is writing to the folder, or it
+                cannot be created or written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self._lock.take()
+        except OSError as error:
+            self._remove_if_empty()
+            raise self._refusal(error) from None
+
+    def release(self) -> None:
+        """Let other preparations in again, where :meth:`lock` keeps them out.
+
+        :meth:`complete` and :meth:`abandon` do so by themselves.
+        """
+        self._lock.release()
+
     def claim(self, identity: Mapping[str, Any], val: bool) -> Found:
         """Make the folders ready to be written to, before any work is done.
 
-        ``identity``, of JSON values, says what is prepared: what an interrupted run
+        The folder must be locked. ``identity``, of JSON values, says what is prepared: what an interrupted run
         left is kept if it was the same, and removed otherwise.
 
         Raises:
@@ -93,7 +118,6 @@ class Output:
         """
         found = Found.NOTHING
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(self.journal.folder):
                 if self.journal.begun:
                     same = self.journal.begun_with(identity)
@@ -101,18 +125,17 @@ class Output:
                 if found is not Found.SAME:
                     self._remove_own_files()
                     self.journal.remove()
-            self.claimed = True
             # Written again also where it is the same: that shows whether it can be.
             self.journal.begin(identity)
             if val:
                 self.val_folder.mkdir(exist_ok=True)
         except OSError as error:
-            if found is Found.NOTHING:
-                with contextlib.suppress(OSError):
-                    self.abandon()
-            raise ConfigurationError(
-                f"cannot write to --output {self.folder}: {error.strerror}"
-            ) from None
+            # What can be continued is kept.
+            self.claimed = found is not Found.SAME
+            with contextlib.suppress(OSError):
+                self.abandon()
+            raise self._refusal(error) from None
+        self.claimed = True
         return found
 
     def write_tokenizer(self, text: str, val: bool) -> None:
@@ -170,16 +193,26 @@ class Output:
         sync_folder(self.folder)
         self.claimed = False
         self.journal.remove()
+        self.release()
 
     def abandon(self) -> None:
         """Remove what :meth:`claim` and later work wrote, and the folder if left empty."""
-        if not self.claimed:
-            return
-        self.claimed = False
-        self._remove_own_files()
-        self.journal.remove()
-        if not any(self.folder.iterdir()):
+        if self.claimed:
+            self.claimed = False
+            self._remove_own_files()
+            self.journal.remove()
+            self.release()
+            self._remove_if_empty()
+        self.release()
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+    def _refusal(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"cannot write to --output {self.folder}: {error.strerror}"
+        )
 
     def _own_files(self) -> list[Path]:
         return [

@@ -17,11 +17,13 @@ from data_prep.corpus import (
     Segment,
     files_digest,
     list_corpus,
+    list_files,
     list_python_stdlib,
     listing_digest,
     units,
 )
 from data_prep.documents import Selection, unit_documents
+from data_prep.huggingface import DatasetFiles, find_dataset
 from data_prep.journal import Journal, Skipped
 from data_prep.tokenizer import (
     byte_tokenizer,
@@ -91,8 +93,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ConfigurationError: there is no such corpus or tokenizer, or it does not fit.
         OSError: a file of the corpus is gone.
     """
+    dataset = None
     if options.corpus is not None:
         segments = list_python_stdlib(options.exclude, options.output)
+    elif options.dataset is not None:
+        dataset = find_dataset(
+            options.dataset, options.dataset_split, options.dataset_revision
+        )
+        segments = list_files(dataset.files, options.text_field)
     else:
         segments = list_corpus(
             options.input,
@@ -103,14 +111,18 @@ def make_plan(options: argparse.Namespace) -> Plan:
         )
     return Plan(
         units=units(segments, options.shard_megabytes * 1e6),
-        source=_source(options, segments),
+        source=_source(options, segments, dataset),
         files_sha256=files_digest(segments),
         selection=Selection(options.text_field, options.min_length),
         given_tokenizer=_given_tokenizer(options),
     )
 
 
-def _source(options: argparse.Namespace, segments: Sequence[Segment]) -> dict[str, Any]:
+def _source(
+    options: argparse.Namespace,
+    segments: Sequence[Segment],
+    dataset: DatasetFiles | None,
+) -> dict[str, Any]:
     """What decides the outcome: the corpus and the options, without machine paths."""
     tokenizer = options.tokenizer or "trained"
     if options.tokenizer not in (None, "bytes"):
@@ -137,6 +149,8 @@ def _source(options: argparse.Namespace, segments: Sequence[Segment]) -> dict[st
     # Named only where they are used, so that a set from before they existed stays itself.
     if options.min_length:
         source["min_length"] = options.min_length
+    if dataset is not None:
+        source["dataset"] = dataset.source
     if options.deduplicate:
         source["deduplicate"] = True
     canonical = json.dumps(source, sort_keys=True, separators=(",", ":"))

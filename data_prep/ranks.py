@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from ten_dist.errors import ConfigurationError
 
@@ -26,11 +26,14 @@ _REPORT_SECONDS = 0.5
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 
 
-class FileError(ConfigurationError):
+class FileError(Exception):
     """A file could not be read or written: no space left, a failing disk.
 
     Neither the corpus nor the options are at fault, so what is finished can be kept.
     """
+
+
+Failure: TypeAlias = ConfigurationError | FileError
 
 
 class _StoppedError(Exception):
@@ -41,7 +44,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _failure(error: ConfigurationError | OSError) -> ConfigurationError:
+def _failure(error: ConfigurationError | OSError) -> Failure:
     """The error as it is told to every rank, in one line."""
     if isinstance(error, OSError):
         if error.filename is None or not error.strerror:
@@ -144,8 +147,8 @@ class Ranks:
 
     def _lead(
         self, job: Callable[[Tick], T], on_tick: Tick
-    ) -> tuple[ConfigurationError | None, list[T] | None, list[int]]:
-        failures: dict[int, ConfigurationError] = {}
+    ) -> tuple[Failure | None, list[T] | None, list[int]]:
+        failures: dict[int, Failure] = {}
         results: dict[int, T] = {}
         waiting = set(range(1, self.size))
 

@@ -22,42 +22,51 @@ from data_prep.tokenizer import Encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
 from ten_dist.data.tokenizer import TOKENIZER_NAME
-from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError
-
-_INTERRUPTED = 130
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ConfigurationError,
+)
 
 
 def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
     """Run the command with the given arguments, those of the process by default.
 
     Every rank must call it; ``ranks`` are those of MPI by default. Returns the exit
-    status, the same on every rank: 0, or 2 after one line on standard error that says
-    what to change.
+    status, the same on every rank: 0; or, after one line on standard error that says
+    why, 2 where something asked for is at fault and nothing is left behind, 1 where a
+    file could not be read or written later, and what is finished is kept.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         ranks, notice = (ranks, None) if ranks is not None else Ranks.start()
     except ConfigurationError as error:
-        return _refuse(error)
+        _complain(0, error)
+        return EXIT_CONFIGURATION_ERROR
     try:
         status = _run(ranks, arguments, notice)
     except ConfigurationError as error:
-        status = _refuse(error) if ranks.rank == 0 else EXIT_CONFIGURATION_ERROR
+        _complain(ranks.rank, error)
+        status = EXIT_CONFIGURATION_ERROR
+    except FileError as error:
+        _complain(ranks.rank, error)
+        status = EXIT_FAILED
     except KeyboardInterrupt:
         print("data_prep.shard: interrupted", file=sys.stderr, flush=True)
-        ranks.abort(_INTERRUPTED)
+        ranks.abort(EXIT_INTERRUPTED)
     except Exception:  # noqa: BLE001 - a defect on one rank must end the others too
         traceback.print_exc()
-        ranks.abort(1)
+        ranks.abort(EXIT_FAILED)
     # mpiexec kills all ranks when the first ends with an error, so first let rank 0
     # have its say.
     ranks.barrier()
     return status
 
 
-def _refuse(error: ConfigurationError) -> int:
-    print(f"data_prep.shard: error: {error}", file=sys.stderr, flush=True)
-    return EXIT_CONFIGURATION_ERROR
+def _complain(rank: int, error: Exception) -> None:
+    if rank == 0:
+        print(f"data_prep.shard: error: {error}", file=sys.stderr, flush=True)
 
 
 def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
@@ -70,7 +79,7 @@ def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
         say(notice)
     output = Output(Path(options.output))
     try:
-        begun = ranks.from_root(lambda: _begin(options, output, say))
+        begun = _begun(ranks, options, output, say)
         if begun is None:
             return 0
         plan, continued = begun
@@ -83,8 +92,7 @@ def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
             lambda: _complete(options, plan, vocabulary, output, results, say)
         )
     except FileError as error:
-        if not output.claimed:
-            raise
+        output.release()
         raise FileError(
             f"{error} (what is finished is kept: the same command continues)"
         ) from None
@@ -109,14 +117,34 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
         return None
 
 
+def _begun(
+    ranks: Ranks, options: argparse.Namespace, output: Output, say: Say
+) -> tuple[Plan, bool] | None:
+    """Claim the output: the plan, and whether it continues; None if all is done.
+
+    Raises:
+        ConfigurationError: something asked for is wrong, or a file of it is unreadable.
+    """
+    try:
+        return ranks.from_root(lambda: _begin(options, output, say))
+    except FileError as error:
+        # Nothing is finished yet, nor written.
+        raise ConfigurationError(str(error)) from None
+
+
 def _begin(
     options: argparse.Namespace, output: Output, say: Say
 ) -> tuple[Plan, bool] | None:
-    """Claim the output: the plan, and whether it continues; None if all is done."""
     plan = make_plan(options)
     val = options.val_fraction > 0
     prepared = output.prepared(plan.source["sha256"], val)
+    if prepared is None:
+        if notice := output.lock():
+            say(notice)
+        # Another preparation may have completed it until then.
+        prepared = output.prepared(plan.source["sha256"], val)
     if prepared is not None:
+        output.release()
         say(f"{options.output} is already prepared: {_summary(prepared)}")
         return None
     found = output.claim(plan.identity, val)

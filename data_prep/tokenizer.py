@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -136,7 +137,7 @@ def find_separator(tokenizer: Tokenizer, wanted: str | None = None) -> tuple[str
 
 
 class Encoder:
-    """Turns text into token ids; ``separator``, 1-D int64, is what ends a document."""
+    """Turns text into token ids; ``separator``, 1-D uint32, is what ends a document."""
 
     def __init__(self, tokenizer_json: str, separator: str | None) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -145,11 +146,10 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         separator_id = find_separator(self._tokenizer, separator)[1]
-        self.separator = np.array([separator_id], dtype=np.int64)
+        self.separator = np.array([separator_id], dtype=np.uint32)
 
-    def encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """The token ids of each text: 1-D int64."""
-        for encoding in self._tokenizer.encode_batch_fast(
-            texts, add_special_tokens=False
-        ):
-            yield np.array(encoding.ids, dtype=np.int64)
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The token ids of each text: 1-D uint32. Several threads may call it at once."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        # By way of an array: numpy takes three times as long over a list.
+        return [np.asarray(array("I", encoding.ids)) for encoding in encodings]

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from webdataset import TarWriter
 from data_prep.corpus import Segment
 from data_prep.documents import Selection, unit_documents
 from data_prep.journal import UnitResult
+from data_prep.pipeline import encode_in_order
 from data_prep.ranks import Tick
 from data_prep.tokenizer import Encoder
 from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
@@ -24,7 +25,6 @@ from ten_dist.data.shards import BLOCK_MEMBER
 from ten_dist.files import removed_on_error
 
 TEMPORARY_SUFFIX = ".tmp"
-_BATCH_CHARACTERS = 1 << 20
 
 
 def shard_name(unit: int) -> str:
@@ -160,37 +160,25 @@ def write_unit(
         ShardWriter(output / name, dtype) as train,
         ShardWriter(val_output / name, dtype) as val,
     ):
-        # Pieces of documents, and None for the end of each, by where they go.
-        batch: list[tuple[ShardWriter, str | None]] = []
-        batch_characters = 0
 
-        def flush() -> None:
-            nonlocal batch_characters
-            texts = [text for _, text in batch if text is not None]
-            encoded = iter(encoder.encode(texts))
-            made = 0
-            for writer, text in batch:
-                tokens = encoder.separator if text is None else next(encoded)
-                writer.add(tokens)
-                made += tokens.size
-            batch.clear()
-            batch_characters = 0
-            tick(0, made)
+        def texts() -> Iterator[tuple[ShardWriter, str | None]]:
+            """Pieces of documents, and None for the end of each, by where they go."""
+            for document in unit_documents(
+                segments, selection, result.skipped, duplicates, tick
+            ):
+                held_out = document.is_held_out(val_fraction)
+                split, writer = (result.val, val) if held_out else (result.train, train)
+                split.documents += 1
+                split.text_bytes += document.bytes
+                for piece in document.pieces():
+                    yield writer, piece
+                yield writer, None
 
-        for document in unit_documents(
-            segments, selection, result.skipped, duplicates, tick
-        ):
-            held_out = document.is_held_out(val_fraction)
-            split, writer = (result.val, val) if held_out else (result.train, train)
-            split.documents += 1
-            split.text_bytes += document.bytes
-            for piece in document.pieces():
-                batch.append((writer, piece))
-                batch_characters += len(piece)
-                if batch_characters >= _BATCH_CHARACTERS:
-                    flush()
-            batch.append((writer, None))
-        flush()
+        with contextlib.closing(encode_in_order(texts(), encoder)) as batches:
+            for batch in batches:
+                for writer, tokens in batch:
+                    writer.add(tokens)
+                tick(0, sum(tokens.size for _, tokens in batch))
         result.train.shard = train.finish()
         result.val.shard = val.finish()
     return result

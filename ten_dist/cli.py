@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import time
@@ -47,6 +48,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        return _run(name, arguments)
+    except ConfigurationError as error:
+        _complain(error)
+        return EXIT_CONFIGURATION_ERROR
+    except RunStoppedError as stopped:
+        _complain(stopped)
+        return EXIT_STOPPED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, such as `head`. The interpreter
+        # would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (TrainingError, OSError) as error:
+        _complain(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        # A request that was under way is of no interest any more.
+        logging.getLogger("asyncio").disabled = True
+        continues = "; the same command again continues" if name == "train" else ""
+        _complain(f"interrupted{continues}")
+        return EXIT_INTERRUPTED
+
+
+def _run(name: str | None, arguments: Sequence[str]) -> int:
+    """Parse the arguments, the first word among which is `name`, and run the command.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(
         prog="ten-dist",
         description="Train, evaluate and use Temporal Eigenstate Networks.",
@@ -66,27 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = module.run
     parsed = parser.parse_args(arguments)
     assert run is not None, "argparse accepts no other command"
-    try:
-        # A command that has more to say than success returns its status.
-        status = run(parsed) or 0
-    except ConfigurationError as error:
-        _complain(error)
-        return EXIT_CONFIGURATION_ERROR
-    except RunStoppedError as stopped:
-        _complain(stopped)
-        return EXIT_STOPPED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough, such as `head`. The interpreter
-        # would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except (TrainingError, OSError) as error:
-        _complain(error)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command again continues a training")
-        return EXIT_INTERRUPTED
-    return status
+    # A command that has more to say than success returns its status.
+    return run(parsed) or 0
 
 
 def run_and_exit() -> NoReturn:

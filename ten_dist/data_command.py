@@ -16,13 +16,14 @@ from typing import Any
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ten_dist.data import Manifest, held_out_set, read_tokenizer
+from ten_dist.data import Manifest, RemoteAccess, held_out_set, read_tokenizer
 from ten_dist.data.documents import (
     DocumentLengths,
     document_lengths,
     sample_documents,
 )
 from ten_dist.data.verify import damages
+from ten_dist.data_access import access_of, add_cache_options, load_set
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.monitor.console import complain, say
 
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "data", metavar="DATA", help="folder of prepared token shards, or its URL"
         )
+    # To verify is to see what the server has, not what a cache has.
+    for action in (inspect, sample):
+        add_cache_options(action)
     inspect.add_argument("--json", action="store_true", help="print JSON instead")
     sample.add_argument(
         "--count", type=int, default=3, metavar="N", help="documents [default: 3]"
@@ -62,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigurationError: an option is out of range.
         DataError: the set is missing or damaged.
     """
-    sets = _sets(arguments.data)
+    sets = _sets(arguments.data, access_of(arguments, [arguments.data]))
     if arguments.action == "inspect":
         _inspect(sets, arguments.json)
     elif arguments.action == "verify":
@@ -74,11 +78,11 @@ def run(arguments: argparse.Namespace) -> None:
         _sample(sets[0], arguments.count, arguments.max_tokens, arguments.seed)
 
 
-def _sets(data: str) -> list[Manifest]:
+def _sets(data: str, access: RemoteAccess) -> list[Manifest]:
     """The manifest of a folder, and of the held-out set in it if there is one."""
-    manifest = Manifest.load(data)
+    manifest = load_set(data, access)
     held_out = held_out_set(manifest.directory)
-    return [manifest] if held_out is None else [manifest, Manifest.load(held_out)]
+    return [manifest] if held_out is None else [manifest, load_set(held_out, access)]
 
 
 def _reading(manifest: Manifest) -> tqdm:

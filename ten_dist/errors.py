@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 EXIT_FAILED = 1
-"""Exit status of a command whose work failed."""
-
+"""Exit status of a command whose work failed after it had begun."""
 EXIT_CONFIGURATION_ERROR = 2
 """Exit status of a command that was refused before it wrote anything."""
 EXIT_STOPPED = 3
-"""Exit status of a run that was told to stop; the same command continues it."""
+"""Exit status of a training that a signal stopped: the same command continues it."""
 EXIT_HANG = 4
 """Exit status of a run that made no progress, see --hang_timeout."""
-EXIT_INTERRUPTED = 130
-"""Exit status of a command that was interrupted from the keyboard."""
-
-EXIT_STOPPED = 3
-"""Exit status of a training that a signal stopped: the same command continues it."""
-
 EXIT_INTERRUPTED = 130
 """Exit status of a command that was interrupted from the keyboard."""
 

@@ -19,12 +19,14 @@ from torch import Tensor
 from ten_dist.config import IGNORED_TARGET
 from ten_dist.data import (
     Manifest,
+    RemoteAccess,
     TokenBatch,
     evaluation_batches,
     token_counts,
     unigram_loss,
     verify_shards,
 )
+from ten_dist.data_access import access_of, add_cache_options, load_set
 from ten_dist.errors import ConfigurationError
 from ten_dist.monitor.console import say
 from ten_dist.run_folder import RunFolder
@@ -121,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|URL",
         help="token shards [default: the run's validation data]",
     )
+    add_cache_options(parser)
     parser.add_argument(
         "--seq_len", type=int, metavar="N", help="row length [default: the run's]"
     )
@@ -156,7 +159,10 @@ def run(arguments: argparse.Namespace) -> None:
     """
     folder = RunFolder(arguments.run)
     config = folder.read_config()
-    manifest = _held_out_data(arguments.data, config)
+    place = _held_out_place(arguments.data, config)
+    trained_on = _places(config["data"]["train"]) if arguments.unigram_baseline else {}
+    access = access_of(arguments, [place, *trained_on.values()])
+    manifest = _held_out_data(place, config, access)
     verify_shards(manifest, 0, 1)
     for name in ("batch_size", "max_rows", "seq_len"):
         value = getattr(arguments, name)
@@ -182,7 +188,9 @@ def run(arguments: argparse.Namespace) -> None:
     result = evaluate(model.compute_losses, counted(), manifest, model.device)
     figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
     if arguments.unigram_baseline:
-        figures["unigram_loss"] = unigram_loss(_training_counts(config["data"]), counts)
+        figures["unigram_loss"] = unigram_loss(
+            _training_counts(trained_on, config["data"].get("shares"), access), counts
+        )
     if arguments.json:
         say(json.dumps(figures))
         return
@@ -199,7 +207,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _held_out_data(option: str | None, config: dict) -> Manifest:
+def _held_out_place(option: str | None, config: dict) -> str:
     folder = option or config["data"]["validation"]
     if folder is None:
         raise ConfigurationError(
@@ -210,30 +218,41 @@ def _held_out_data(option: str | None, config: dict) -> Manifest:
         raise ConfigurationError(
             f"the run was trained on a mixture: say with --data which to use, {places}"
         )
-    manifest = Manifest.load(folder)
+    return folder
+
+
+def _held_out_data(place: str, config: dict, access: RemoteAccess) -> Manifest:
+    manifest = load_set(place, access)
     if manifest.tokenizer_sha256 != config["data"]["tokenizer_sha256"]:
         raise ConfigurationError(
-            f"--data {folder} was made with another tokenizer than the run's: prepare "
+            f"--data {place} was made with another tokenizer than the run's: prepare "
             "it with the tokenizer.json of the run folder"
         )
     masked = config["model"].get("document_separator_id")
     if masked not in (None, manifest.separator_id):
         raise ConfigurationError(
-            f"--data {folder} ends documents with token {manifest.separator_id}, and the "
+            f"--data {manifest.directory} ends documents with token {manifest.separator_id}, and the "
             f"run keeps documents apart by token {masked}: prepare it with the run's "
             "--separator"
         )
     return manifest
 
 
-def _training_counts(data: dict) -> np.ndarray:
+def _places(data: str | dict[str, str]) -> dict[str, str]:
+    """Where the sets of a run lie, by the name of their source; "" for a single one."""
+    return data if isinstance(data, dict) else {"": data}
+
+
+def _training_counts(
+    places: dict[str, str], shares: dict[str, float] | None, access: RemoteAccess
+) -> np.ndarray:
     """How often each token occurs in a run's training data, [vocab_size]; in a mixture,
     in a hundred million tokens of it."""
-    places, shares = data["train"], data.get("shares")
-    if not isinstance(places, dict):
-        return token_counts(Manifest.load(places))
-    total: np.ndarray | float = 0.0
-    for name, place in places.items():
-        counts = token_counts(Manifest.load(place))
-        total = total + counts * (1e8 * shares[name] / counts.sum())
-    return np.asarray(total)
+    counts = {
+        name: token_counts(load_set(place, access)) for name, place in places.items()
+    }
+    if "" in counts:
+        return counts[""]
+    return sum(
+        counts[name] * (1e8 * shares[name] / counts[name].sum()) for name in counts
+    )

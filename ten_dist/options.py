@@ -13,7 +13,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Container
 from typing import Any
 
 from ten_dist.config import parse_scales
@@ -34,9 +34,9 @@ def add_options(
     config_class: type,
     *,
     default_help: str | None = None,
-    leave_out: Iterable[str] = (),
+    only: Container[str] | None = None,
 ) -> None:
-    """Add one option for each field of the dataclass `config_class`.
+    """Add one option for each field of the dataclass `config_class`, or some.
 
     An option that is not given does not appear in the parsed namespace.
 
@@ -44,12 +44,12 @@ def add_options(
         parser: what to add to.
         config_class: dataclass whose fields are each followed by a docstring.
         default_help: what the help says of a default, instead of the field's.
-        leave_out: fields that get no option.
+        only: fields that get an option; by default all.
     """
     descriptions = field_descriptions(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if field.name in leave_out:
+        if only is not None and field.name not in only:
             continue
         description = descriptions[field.name]
         default = default_help

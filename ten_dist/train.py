@@ -10,6 +10,7 @@ are printed first and written to RUN/config.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from ten_dist.config import (
@@ -44,10 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         TemporalEigenstateConfig,
         default_help="the preset's",
         # That of the data, with --document_masking.
-        leave_out=["document_separator_id"],
+        # Taken from the data, see --document_masking.
+        only=_model_options(),
     )
     # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def _model_options() -> set[str]:
+    fields = {field.name for field in dataclasses.fields(TemporalEigenstateConfig)}
+    return fields - {"document_separator_id"}
 
 
 def run(arguments: argparse.Namespace) -> None:

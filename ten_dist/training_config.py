@@ -139,12 +139,8 @@ class TrainingConfig:
                 f"--{lengths[0]} and --{lengths[1]} both give the length of the run: "
                 "keep one"
             )
-        if self.data_cache_gigabytes is not None and self.data_cache is None:
-            raise ConfigurationError(
-                "--data_cache_gigabytes has no effect without --data_cache: give a "
-                "folder there, or leave it out"
-            )
-        for name in ("steps", "tokens", "epochs", "data_cache_gigabytes"):
+        check_cache_options(self.data_cache, self.data_cache_gigabytes)
+        for name in ("steps", "tokens", "epochs"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigurationError(f"--{name} must be more than 0, not {value}")
@@ -228,4 +224,23 @@ def _require(config: TrainingConfig, name: str, valid: bool, wanted: str) -> Non
     if not valid:
         raise ConfigurationError(
             f"--{name} must be {wanted}, not {getattr(config, name)}"
+        )
+
+
+def check_cache_options(directory: str | None, gigabytes: float | None) -> None:
+    """Check `--data_cache` and `--data_cache_gigabytes` against each other.
+
+    Raises:
+        ConfigurationError: the limit is not positive, or there is nothing to limit.
+    """
+    if gigabytes is None:
+        return
+    if directory is None:
+        raise ConfigurationError(
+            "--data_cache_gigabytes has no effect without --data_cache: give a "
+            "folder there, or leave it out"
+        )
+    if not 0 < gigabytes < math.inf:
+        raise ConfigurationError(
+            f"--data_cache_gigabytes must be more than 0, not {gigabytes}"
         )

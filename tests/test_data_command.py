@@ -1,13 +1,22 @@
 """Looking at token shards: ten-dist data inspect, verify and sample."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ten_dist.cli import main
 from ten_dist.data import Manifest, TokenReader
+from tests.serving import FaultyServer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def output_of(capsys, *arguments):
@@ -110,3 +119,46 @@ def test_refusals(capsys, token_data, arguments, message):
     arguments = [str(token_data) if a == "DATA" else a for a in arguments]
     assert main(["data", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def server(token_data, monkeypatch):
+    pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FaultyServer(token_data) as server:
+        yield server
+
+
+def test_a_cache_keeps_what_was_looked_at(capsys, server, tmp_path):
+    cache = ["--data_cache", tmp_path / "cache"]
+    first = output_of(capsys, "inspect", server.url, *cache)
+    fetched = server.gets(".tar")
+    assert output_of(capsys, "inspect", server.url, *cache) == first
+    assert "---" in output_of(capsys, "sample", server.url, *cache)
+    assert server.gets(".tar") == fetched
+    assert main(["data", "inspect", str(server.folder), *map(str, cache)]) == 2
+    assert "--data_cache has no effect with local" in capsys.readouterr().err
+    limit = ["--data_cache_gigabytes", "1e-6"]
+    assert main(["data", "inspect", server.url, *map(str, cache), *limit]) == 2
+    assert "does not hold the largest shard" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_it_at_once(server):
+    """Also while it waits for a server that says nothing."""
+    server.fail("shard-00000.tar", "stall")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ten_dist.cli", "data", "verify", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 120
+    while not server.gets("shard-00000.tar"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    # The server goes on saying nothing for longer than this.
+    said, errors = process.communicate(timeout=25)
+    assert process.returncode == 130
+    assert (said, errors) == ("", "ten-dist: interrupted\n")

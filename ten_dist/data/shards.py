@@ -19,6 +19,7 @@ from ten_dist.errors import DataError
 BLOCK_MEMBER = "tokens.npy"
 """Extension of a block in a shard; its key is the block's index, eight digits."""
 DEFAULT_CACHED_TOKENS = 1 << 26
+_HEAD_TOKENS = 1 << 22
 
 
 def damaged(manifest: Manifest, index: int, what: str) -> DataError:
@@ -112,7 +113,9 @@ class TokenReader:
     """Random access to the stream of tokens: all shards joined in manifest order.
 
     Decoded shards are kept, least recently used out first, while they total at most
-    ``cached_tokens`` tokens; the one in use is always kept.
+    ``cached_tokens`` tokens; the one in use is always kept. Of shards behind a URL the
+    first tokens are kept for longer: a row that runs over into a shard needs no more,
+    but that shard would have to be fetched as a whole, to be hashed.
     """
 
     def __init__(
@@ -123,6 +126,9 @@ class TokenReader:
         counts = [shard.tokens for shard in manifest.shards]
         self._offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._remote = isinstance(manifest.directory, RemotePath)
+        self._heads: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._longest_read = 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of the stream, 1-D, uint16 or uint32, a copy.
@@ -136,6 +142,7 @@ class TokenReader:
                 f"tokens {start}:{stop} are not within a stream of "
                 f"{self.manifest.tokens}"
             )
+        self._longest_read = max(self._longest_read, stop - start)
         result = np.empty(stop - start, dtype=self.manifest.numpy_dtype)
         position = start
         while position < stop:
@@ -165,14 +172,25 @@ class TokenReader:
         while self._cache and held + wanted > self.cached_tokens:
             held -= self._cache.popitem(last=False)[1].size
         self._cache[index] = read_shard(self.manifest, index)
+        self._keep_head(index, self._cache[index])
         return self._cache[index]
+
+    def _keep_head(self, index: int, tokens: np.ndarray) -> None:
+        if not self._remote:
+            return
+        # A copy: a view would hold on to the whole shard.
+        self._heads[index] = tokens[: self._longest_read].copy()
+        self._heads.move_to_end(index)
+        while sum(head.size for head in self._heads.values()) > _HEAD_TOKENS:
+            self._heads.popitem(last=False)
 
     def _head(self, index: int, count: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index][:count]
+        if index in self._heads and self._heads[index].size >= count:
+            return self._heads[index][:count]
         wanted = self.manifest.shards[index].tokens
-        remote = isinstance(self.manifest.directory, RemotePath)
-        if remote and self._held_tokens() + wanted <= self.cached_tokens:
+        if self._remote and self._held_tokens() + wanted <= self.cached_tokens:
             # Of a server's shard the whole has come, to be hashed: no need to ask for
             # it twice if the rest is wanted next.
             return self._whole(index)[:count]
@@ -181,7 +199,9 @@ class TokenReader:
             blocks.append(block)
             held += block.size
             if held >= count:
-                return np.concatenate(blocks)[:count]
+                joined = np.concatenate(blocks)
+                self._keep_head(index, joined)
+                return joined[:count]
         raise damaged(
             self.manifest,
             index,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ten_dist.data import (
     Manifest,
     Mixture,
     RemoteAccess,
-    ShardCache,
     held_out_set,
     is_url,
     parse_mixture,
 )
+from ten_dist.data_access import chosen_cache
 from ten_dist.errors import ConfigurationError
 from ten_dist.training_config import TrainingConfig
 
@@ -42,10 +40,14 @@ def load_data(
     """
     if training.data is None:
         return None, {}
-    cache = _shard_cache(training)
+    options = parse_mixture(training.data)
+    cache = chosen_cache(
+        training.data_cache,
+        training.data_cache_gigabytes,
+        [training.data, training.val_data, *(s.address for s in options or ())],
+    )
     # A dry run writes nothing, this folder included.
     access = RemoteAccess(cache=None if training.dry_run else cache)
-    options = parse_mixture(training.data)
     data: Manifest | Mixture
     if options is None:
         data = Manifest.load(training.data, access)
@@ -87,18 +89,3 @@ def load_data(
             )
         held_out.rows(training.seq_len)
     return data, validation
-
-
-def _shard_cache(training: TrainingConfig) -> ShardCache | None:
-    """What `--data_cache` describes, unless there is nothing that it would keep."""
-    if training.data_cache is None:
-        return None
-    sources = parse_mixture(training.data) or ()
-    given = [training.data, training.val_data, *(s.address for s in sources)]
-    if not any(is_url(address) for address in given if address):
-        raise ConfigurationError(
-            "--data_cache has no effect with local --data: leave it out"
-        )
-    gigabytes = training.data_cache_gigabytes
-    limit = None if gigabytes is None else int(gigabytes * 1e9)
-    return ShardCache(Path(training.data_cache).absolute(), limit)

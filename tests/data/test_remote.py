@@ -72,6 +72,37 @@ def test_batches_are_those_of_the_folder(token_set, server, workers):
     assert batches_of(remote, num_workers=workers) == batches_of(local)
 
 
+def test_after_the_first_epoch_each_shard_is_fetched_once_an_epoch(
+    tmp_path, write_set, monkeypatch
+):
+    """Though rows run over into shards whose turn is long past, or yet to come."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    shards = 40
+    local, _ = write_set(tmp_path, *[2050 + n for n in range(shards)])
+    steps = local.rows(100) // 8
+    with FaultyServer(tmp_path) as server:
+        remote = Manifest.load(server.url, ACCESS)
+        options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+        fetched, tokens = [], []
+        for batch in training_batches(
+            remote,
+            **options,
+            seed=5,
+            global_batch_size=8,
+            last_step=3 * steps,
+            num_workers=0,
+        ):
+            tokens.append(batch.tokens.tolist())
+            fetched.append(server.gets(".tar"))
+    epochs = [fetched[(n + 1) * steps - 1] for n in range(3)]
+    assert shards < epochs[0] < 1.8 * shards
+    # One more at most: of the batch in which two epochs meet.
+    assert epochs[1] - epochs[0] <= shards + 1
+    assert epochs[2] - epochs[1] <= shards + 1
+    expected = batches_of(local, **options, last_step=3 * steps)
+    assert tokens == [batch[-1] for batch in expected]
+
+
 def test_evaluation_and_token_counts_are_those_of_the_folder(token_set, server):
     local = token_set[0]
     remote = Manifest.load(server.url, ACCESS)

@@ -119,9 +119,9 @@ def three_shards(output):
     return len(list((output / ".preparing").glob("unit-*.json"))) >= 3
 
 
-def start(mpiexec_command, ranks, corpus, output):
+def start(mpiexec_command, ranks, corpus, output, *options):
     command = ["-m", "data_prep.shard", "--input", str(corpus)]
-    command += ["--output", str(output), *OPTIONS]
+    command += ["--output", str(output), *(options or OPTIONS)]
     if ranks:
         command = [*mpiexec_command(ranks), "-m", "mpi4py", *command]
     else:
@@ -192,7 +192,7 @@ def test_killed_processes(
 def interrupted(small, tmp_path, prepare, monkeypatch):
     """A folder in which two shards were finished when the disk was full."""
     output = tmp_path / "out"
-    assert fail_at_sync(monkeypatch, 11, prepare, small, output)[0] == 2
+    assert fail_at_sync(monkeypatch, 11, prepare, small, output)[0] == 1
     assert len(list((output / ".preparing").glob("unit-*.json"))) == 2
     return output
 
@@ -223,11 +223,13 @@ def test_a_full_disk_is_named_and_continued_after(
     for count in (2, 3, 4, 6, 7):
         status, _, errors = fail_at_sync(monkeypatch, count, prepare, small, output)
         lines = [line for line in errors.splitlines() if "error: " in line]
-        assert status == 2 and len(lines) == 1 and "Traceback" not in errors
+        assert status == 1 and len(lines) == 1 and "Traceback" not in errors
         assert str(output) in lines[0] and "no space left on device" in lines[0]
         assert not (output / "manifest.json").exists()
         assert not list(output.rglob("*.tmp"))
     assert "the same command continues" in lines[0]
+    # Full from the start: refused, and what was finished is kept.
+    assert fail_at_sync(monkeypatch, 1, prepare, small, output)[0] == 2
     status, said, _ = prepare("--input", small, "--output", output, *OPTIONS)
     assert status == 0 and re.search(r"continuing: [1-3] of 4 shards are there", said)
     assert contents(output) == whole(small)
@@ -268,7 +270,7 @@ def test_a_disk_that_is_really_full(tmp_path, small, whole):
     )
     if done.returncode in (1, 99) and "status" not in done.stdout:
         pytest.skip("a file system of its own cannot be mounted here")
-    assert re.findall(r"status (\d+)", done.stdout) == ["2", "0"], done.stderr
+    assert re.findall(r"status (\d+)", done.stdout) == ["1", "0"], done.stderr
     assert ".tmp" not in done.stdout
     assert re.search(r"error: \S+: no space left on device", done.stderr)
     assert re.search(r"continuing: [1-3] of 4 shards are there", done.stdout)

@@ -72,8 +72,7 @@ def test_an_error_on_one_rank_ends_all_with_one_line(
 
 WORK = """
 import sys, time
-from data_prep.ranks import Ranks
-from ten_dist.errors import ConfigurationError
+from data_prep.ranks import FileError, Ranks
 ranks, _ = Ranks.start()
 failing = int(sys.argv[1])
 
@@ -87,7 +86,7 @@ def job(tick):
 for attempt in range(2):
     try:
         ranks.work(job, lambda *work: None)
-    except ConfigurationError as error:
+    except FileError as error:
         assert str(error) == f"disk of {failing}", error
     else:
         raise SystemExit("the failure was not seen")

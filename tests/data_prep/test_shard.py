@@ -58,6 +58,17 @@ def test_decoding_the_tokens_gives_the_documents(
         assert text in expected
 
 
+def test_how_texts_are_batched_for_the_tokenizer_makes_no_difference(
+    tmp_path, corpus, prepare, monkeypatch
+):
+    """Batches under way at the same time are put back in order."""
+    options = ["--input", corpus, "--vocab_size", 300, "--val_fraction", 0.3]
+    assert prepare(*options, "--output", tmp_path / "one")[0] == 0
+    monkeypatch.setattr("data_prep.pipeline.BATCH_CHARACTERS", 10)
+    assert prepare(*options, "--output", tmp_path / "many")[0] == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
 def test_shards_mix_the_sources(tmp_path, corpus, prepare, decoded):
     prepare(
         *("--input", corpus, "--output", tmp_path / "out", "--tokenizer", "bytes"),

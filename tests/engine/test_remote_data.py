@@ -76,8 +76,15 @@ def test_a_run_is_the_same_from_a_url(local_run, server, tmp_path, capsys):
         figures.append(json.loads(capsys.readouterr().out))
         del figures[-1]["checkpoint"]
     assert figures[0] == figures[1]
-    assert main(["evaluate", str(local_run), "--data", f"{server.url}/val"]) == 0
-    assert f"data: {server.url}/val, " in capsys.readouterr().out
+    command = ["evaluate", str(local_run), "--data", f"{server.url}/val"]
+    command += ["--data_cache", str(tmp_path / "other")]
+    for fetches in (True, False):
+        before = server.gets(".tar")
+        assert main(command) == 0
+        assert f"data: {server.url}/val, " in capsys.readouterr().out
+        assert (server.gets(".tar") > before) == fetches
+    assert main(["evaluate", str(local_run), *command[-2:]]) == 2
+    assert "--data_cache has no effect with local --data" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""Encoding in threads, while the thread that asked reads on and writes what is done.
+
+The tokenizer keeps all cores busy with one batch of texts until it comes to the last and
+longest of them; so a second batch is under way at the same time. Results come in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from data_prep.tokenizer import Encoder
+
+K = TypeVar("K")
+
+BATCH_CHARACTERS = 1 << 19
+"""Characters from which a batch is full."""
+_BATCHES_AT_ONCE = 2
+_CHARACTERS_AHEAD = 7 << 18
+"""Room for three ordinary batches, but not for two pieces of a large document."""
+
+
+def encode_in_order(
+    texts: Iterable[tuple[K, str | None]], encoder: Encoder
+) -> Iterator[list[tuple[K, np.ndarray]]]:
+    """Encode texts, each with a key; None stands for the separator.
+
+    ``texts`` is read in the calling thread, a few batches ahead of what is yielded. An
+    encoding takes hundreds of bytes a character, so that a batch which a long text makes
+    larger than others waits for those before it.
+
+    Args:
+        texts: (key, text or None), in order.
+        encoder: the tokenizer.
+
+    Yields:
+        (key, tokens) of each text, in the same order, a batch at a time; tokens are 1-D
+        uint32.
+    """
+    with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as threads:
+        under_way: deque = deque()
+        for batch, characters in _batches(texts):
+            ahead = sum(size for _, size in under_way)
+            while under_way and ahead + characters > _CHARACTERS_AHEAD:
+                encoded, size = under_way.popleft()
+                ahead -= size
+                yield encoded.result()
+            encoded = threads.submit(_encode, encoder, batch)
+            under_way.append((encoded, characters))
+        for encoded, _ in under_way:
+            yield encoded.result()
+
+
+def _batches(
+    texts: Iterable[tuple[K, str | None]],
+) -> Iterator[tuple[list[tuple[K, str | None]], int]]:
+    """Batches of texts, and the characters in each."""
+    batch, characters = [], 0
+    for key, text in texts:
+        batch.append((key, text))
+        characters += len(text or "")
+        if characters >= BATCH_CHARACTERS:
+            yield batch, characters
+            batch, characters = [], 0
+    yield batch, characters
+
+
+def _encode(
+    encoder: Encoder, batch: list[tuple[K, str | None]]
+) -> list[tuple[K, np.ndarray]]:
+    encoded = iter(encoder.encode([text for _, text in batch if text is not None]))
+    return [
+        (key, encoder.separator if text is None else next(encoded))
+        for key, text in batch
+    ]
