@@ -8,7 +8,7 @@ ten-dist checkpoint convert PATH    weights of one checkpoint into one safetenso
 from __future__ import annotations
 
 import argparse
-import datetime
+import time
 from pathlib import Path
 
 import torch
@@ -83,14 +83,12 @@ def _list(folder: RunFolder) -> None:
             continue
         record = read_record(path)
         size = sum(file.bytes for file in file_records(record).values())
-        saved = datetime.datetime.fromtimestamp(
-            (path / RECORD_NAME).stat().st_mtime, datetime.UTC
-        )
+        saved = time.gmtime((path / RECORD_NAME).stat().st_mtime)
         figures = [record["metrics"].get(name) for name in ("loss", "val_loss")]
         words = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
         say(
             f"{record['step']:>10,}  {words[0]:>8}  {words[1]:>8}  {size / 1e9:>8.3f}  "
-            f"{saved:%Y-%m-%d %H:%M:%S}"
+            f"{time.strftime('%Y-%m-%d %H:%M:%S', saved)}"
         )
 
 

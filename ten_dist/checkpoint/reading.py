@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,10 @@ from ten_dist.checkpoint.layout import (
     tensor_file_name,
 )
 from ten_dist.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    # Python 3.10 has none.
+    from typing import Self
 
 
 class CheckpointReader:

@@ -15,11 +15,15 @@ import socket
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import EXIT_STOPPED
 from ten_dist.monitor.console import complain
+
+if TYPE_CHECKING:
+    # Python 3.10 has none.
+    from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
