@@ -7,6 +7,7 @@ nothing to hang on: whoever finds the other end of a pipe closed stops.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import multiprocessing
@@ -39,6 +40,15 @@ def read_ahead(produce: Produce[T], workers: int) -> Iterator[T]:
     # Forked workers start at once and share the loaded modules; they use no GPU.
     context = multiprocessing.get_context("fork")
     processes, pipes = [], []
+
+    def end() -> None:
+        for process in processes:
+            # Nothing is lost with a worker, and it ignores anything milder.
+            process.kill()
+            process.join()
+
+    # A program that ends in between would ask its workers to end, and wait.
+    atexit.register(end)
     try:
         for worker in range(workers):
             pipe, sender = context.Pipe(duplex=False)
@@ -70,11 +80,8 @@ def read_ahead(produce: Produce[T], workers: int) -> Iterator[T]:
             yield item
             turn = (turn + 1) % workers
     finally:
-        for process in processes:
-            # Nothing is lost with a worker, and a handler that it inherited could make
-            # it survive anything milder.
-            process.kill()
-            process.join()
+        atexit.unregister(end)
+        end()
         for pipe in pipes:
             pipe.close()
 
