@@ -16,7 +16,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,9 @@ class CheckpointWriter:
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-                self._check_space()
+                reason = lacking_space(self._folder, self._run.parameters)
+                if reason is not None:
+                    raise TrainingError(f"{reason}, then start again to continue")
         self._snapshot()
         held_seconds = time.perf_counter() - started
         record = {
@@ -158,16 +159,6 @@ class CheckpointWriter:
         """How the last checkpoint was written, told once, when it is complete."""
         saved, self._saved = self._saved, None
         return saved
-
-    def _check_space(self) -> None:
-        needed = int(checkpoint_bytes(self._held.shapes) * _SPACE_MARGIN)
-        free = shutil.disk_usage(self._folder.checkpoints).free
-        if free < needed:
-            raise TrainingError(
-                f"a checkpoint takes {needed / 1e9:.3g} GB, and {self._folder.path} has "
-                f"{free / 1e9:.3g} GB free: make room, perhaps with --keep_checkpoints, "
-                "then start again to continue"
-            )
 
     @torch.no_grad()
     def _snapshot(self) -> None:
@@ -287,6 +278,16 @@ class CheckpointWriter:
 _KINDS = (WEIGHT, *MOMENTS)
 
 
-def checkpoint_bytes(shapes: Mapping[str, torch.Size]) -> int:
-    """Size of a checkpoint of tensors of these shapes, but for its index and record."""
-    return 4 * len(_KINDS) * sum(shape.numel() for shape in shapes.values())
+def lacking_space(folder: RunFolder, parameters: int) -> str | None:
+    """Why the disk has no room for a checkpoint of a run, or None."""
+    needed = int(4 * len(_KINDS) * parameters * _SPACE_MARGIN)
+    place = folder.checkpoints
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free >= needed:
+        return None
+    return (
+        f"--output_dir {folder.path} has {free / 1e9:.3g} GB free, and a checkpoint takes "
+        f"{needed / 1e9:.3g} GB: make room, perhaps with --keep_checkpoints"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -39,6 +40,12 @@ class ResolvedRun:
     validation: dict[str, Manifest]
     """Held-out sets by the source of a mixture that they belong to; of a single token
     set, or where --val_data is given, one under the name ""."""
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Weights of the model, buffers aside."""
+        with torch.device("meta"):
+            return TemporalEigenstateNetwork(self.model_config).num_parameters()
 
     def manifests(self) -> list[Manifest]:
         """The token sets of the run: training data, then validation data."""
@@ -102,14 +109,12 @@ class ResolvedRun:
     def describe(self) -> list[str]:
         """The run in words, one line a fact."""
         config = self.model_config
-        with torch.device("meta"):
-            parameters = TemporalEigenstateNetwork(config).num_parameters()
         kind = "transformer" if config.mixer == "attention" else "TEN"
         if config.hten_scales is not None:
             kind = f"HTEN {','.join(map(str, config.hten_scales))}"
         lines = [
             (
-                f"model: {self.training.config}, {kind}, {parameters:,} parameters, width "
+                f"model: {self.training.config}, {kind}, {self.parameters:,} parameters, width "
                 f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} "
                 f"eigenstates, vocabulary {config.vocab_size}, energy weight "
                 f"{config.energy_reg_weight}"

@@ -12,7 +12,7 @@ from ten_dist.checkpoint.export import export_weights
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.data import Mixture, read_tokenizer, verify_shards
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.checkpoint_writer import CheckpointWriter
+from ten_dist.engine.checkpoint_writer import CheckpointWriter, lacking_space
 from ten_dist.engine.checkpoints import (
     check_loadable,
     check_whole,
@@ -152,6 +152,9 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
             completed = folder.completed()
             if completed is None:
                 checkpoints = folder.all_checkpoints()
+                reason = lacking_space(folder, run.parameters)
+                if reason is not None:
+                    raise ConfigurationError(reason)
     checkpoint = newest_whole(ranks, checkpoints)
     if checkpoint is None and completed is None and resume not in ("auto", "never"):
         checkpoint = Path(resume)

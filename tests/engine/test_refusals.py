@@ -236,6 +236,30 @@ def test_a_run_that_stops_being_finite_is_stopped(capsys, tmp_path, options):
     )
 
 
+def test_a_disk_without_room(capsys, tmp_path, options, monkeypatch):
+    """Refused where the first checkpoint has no room; stopped where a later one has none."""
+    usage = shutil.disk_usage(tmp_path)
+    first = tmp_path / "run" / "checkpoints" / "step_00000001"
+    room = {False: 1000, True: 1000}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage._replace(free=room[first.exists()])
+    )
+    options = {**options, "checkpoint_interval": "1"}
+    line = refusal(capsys, options)
+    assert "has 1e-06 GB free, and a checkpoint takes 0.000343 GB" in line
+    assert not (tmp_path / "run").exists()
+    room[False] = usage.free
+    given = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["train", *SMALL_MODEL, *given]) == 1
+    assert "make room, perhaps with --keep_checkpoints, then start" in (
+        capsys.readouterr().err
+    )
+    room[True] = usage.free
+    assert main(["train", *SMALL_MODEL, *given]) == 0
+    output = capsys.readouterr().out
+    assert f"continuing from {first}, 1 steps done" in output
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path, options):
     arguments = {**options, "steps": "5", "checkpoint_interval": "1"}
     given = [f"--{name}={value}" for name, value in arguments.items()]
