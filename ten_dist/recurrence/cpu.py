@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ten_dist.recurrence.operator import register_tracing_and_autograd, unit_stride
+from ten_dist.recurrence.operator import register_tracing, unit_stride
 
 _SOURCE = Path(__file__).with_name("cpu_scan.cpp")
 # No -ffast-math: the source rounds by exact sums.
@@ -93,7 +93,7 @@ def unavailable() -> str | None:
             )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         return f"the scan could not be compiled: {str(error).splitlines()[0]}"
-    register_tracing_and_autograd("ten_dist_cpu", missing_gradients=False)
+    register_tracing("ten_dist_cpu")
     return None
 
 

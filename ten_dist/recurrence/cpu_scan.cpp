@@ -14,6 +14,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -751,6 +752,71 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> scan_backward(
   return {grad_beta, grad_modulation, grad_base.sum(0), grad_initial};
 }
 
+// Autograd in C++: that of an operator registered from Python takes longer, twice a layer,
+// than a scan of a short sequence. Both directions call the registered operators, so that a
+// compiled graph holds them.
+class Differentiable : public torch::autograd::Function<Differentiable> {
+ public:
+  using Variables = torch::autograd::variable_list;
+
+  static Variables forward(torch::autograd::AutogradContext* context, const at::Tensor& beta,
+                           const at::Tensor& alpha, const at::Tensor& omega,
+                           const at::Tensor& ranges, const std::optional<at::Tensor>& modulation,
+                           const std::optional<at::Tensor>& initial,
+                           const std::optional<at::Tensor>& resets,
+                           const std::string& input_norm) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static const auto operation = c10::Dispatcher::singleton()
+                                      .findSchemaOrThrow("ten_dist_cpu::scan_forward", "")
+                                      .typed<decltype(scan_forward)>();
+    const auto [states, final, energy] =
+        operation.call(beta, alpha, omega, ranges, modulation, initial, resets, input_norm);
+    context->save_for_backward({beta, alpha, omega, ranges, modulation.value_or(at::Tensor()),
+                                initial.value_or(at::Tensor()), resets.value_or(at::Tensor()),
+                                states});
+    context->saved_data["input_norm"] = input_norm;
+    return {states, final, energy};
+  }
+
+  static Variables backward(torch::autograd::AutogradContext* context, const Variables& grads) {
+    static const auto operation = c10::Dispatcher::singleton()
+                                      .findSchemaOrThrow("ten_dist_cpu::scan_backward", "")
+                                      .typed<decltype(scan_backward)>();
+    const Variables saved = context->get_saved_variables();
+    const auto optional = [](const at::Tensor& tensor) {
+      return tensor.defined() ? std::optional(tensor) : std::nullopt;
+    };
+    const at::Tensor& modulation = saved[4];
+    const at::Tensor& initial = saved[5];
+    // Rows of the states are read in vectors.
+    const at::Tensor grad_states =
+        grads[0].sym_stride(-1) == 1 ? grads[0] : grads[0].contiguous();
+    const auto [grad_beta, grad_modulation, grad_base, grad_initial] = operation.call(
+        grad_states, grads[1].contiguous(), grads[2].contiguous(), saved[7], saved[0], saved[1],
+        saved[2], saved[3], optional(modulation), optional(initial), optional(saved[6]),
+        context->saved_data["input_norm"].toStringRef());
+    const at::Tensor none;
+    return {grad_beta,
+            grad_base.select(0, 0),
+            grad_base.select(0, 1),
+            grad_base.narrow(0, 2, 2),
+            modulation.defined() ? grad_modulation : none,
+            initial.defined() ? grad_initial : none,
+            none,
+            none};
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_scan(
+    const at::Tensor& beta, const at::Tensor& alpha, const at::Tensor& omega,
+    const at::Tensor& ranges, const std::optional<at::Tensor>& modulation,
+    const std::optional<at::Tensor>& initial, const std::optional<at::Tensor>& resets,
+    const std::string& input_norm) {
+  const auto results = Differentiable::apply(beta, alpha, omega, ranges, modulation, initial,
+                                             resets, input_norm);
+  return {results[0], results[1], results[2]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(ten_dist_cpu, library) {
@@ -768,4 +834,8 @@ TORCH_LIBRARY(ten_dist_cpu, library) {
 TORCH_LIBRARY_IMPL(ten_dist_cpu, CPU, library) {
   library.impl("scan_forward", &scan_forward);
   library.impl("scan_backward", &scan_backward);
+}
+
+TORCH_LIBRARY_IMPL(ten_dist_cpu, Autograd, library) {
+  library.impl("scan_forward", &differentiable_scan);
 }

@@ -1,7 +1,7 @@
-"""What the registered operators of the scan share: shapes for tracing, and autograd.
+"""What the registered operators of the scan lack: shapes for tracing, and autograd.
 
-A namespace registers `scan_forward` and `scan_backward` with torch; this adds to them
-fake implementations, so that a graph can hold them, and the backward of the first.
+A namespace registers `scan_forward` and `scan_backward` with torch. Fake implementations
+let a graph hold them; autograd is added here where the operators bring none.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ def unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) -> None:
-    """Complete the operators `scan_forward` and `scan_backward` of `namespace`.
+def register_tracing(namespace: str) -> None:
+    """Add fake implementations to `scan_forward` and `scan_backward` of `namespace`."""
+    torch.library.register_fake(f"{namespace}::scan_forward", _fake_forward)
+    torch.library.register_fake(f"{namespace}::scan_backward", _fake_backward)
 
-    Args:
-        namespace: where torch has them.
-        missing_gradients: whether `scan_backward` takes None for the gradients of the
-            final state and of the energy; otherwise it is given zeros.
+
+def register_autograd(namespace: str) -> None:
+    """Make `scan_backward` of `namespace` the backward of its `scan_forward`.
+
+    It is given None for gradients of the final state and of the energy that are missing.
     """
     scan_backward = getattr(torch.ops, namespace).scan_backward
 
@@ -29,7 +32,7 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
         *tensors, input_norm = inputs
         ctx.save_for_backward(*tensors, output[0])
         ctx.input_norm = input_norm
-        ctx.set_materialize_grads(not missing_gradients)
+        ctx.set_materialize_grads(False)
 
     def backward(ctx, grad_states, grad_final, grad_energy):
         beta, alpha, omega, ranges, modulation, initial, resets, states = (
@@ -62,8 +65,6 @@ def register_tracing_and_autograd(namespace: str, *, missing_gradients: bool) ->
             None,
         )
 
-    torch.library.register_fake(f"{namespace}::scan_forward", _fake_forward)
-    torch.library.register_fake(f"{namespace}::scan_backward", _fake_backward)
     torch.library.register_autograd(
         f"{namespace}::scan_forward", backward, setup_context=save
     )

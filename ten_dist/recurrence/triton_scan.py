@@ -21,7 +21,11 @@ import os
 import torch
 from torch import Tensor
 
-from ten_dist.recurrence.operator import register_tracing_and_autograd, unit_stride
+from ten_dist.recurrence.operator import (
+    register_autograd,
+    register_tracing,
+    unit_stride,
+)
 
 BLOCK = 32
 """Eigenstates of a program."""
@@ -329,4 +333,5 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-register_tracing_and_autograd("ten_dist_triton", missing_gradients=True)
+register_tracing("ten_dist_triton")
+register_autograd("ten_dist_triton")
