@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The test suite: bash tests/run.sh [PYTEST ARGUMENTS], for instance -m "not slow" or a file.
+# Files are tested two at a time: most tests wait for processes that they start.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
 cd "$root"
 ruff check
 ruff format --check
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -1,0 +1,13 @@
+"""A short campaign of faults; the long one is `python -m tests.faults`."""
+
+import pytest
+
+from tests.faults import campaign
+
+
+@pytest.mark.slow
+def test_a_run_survives_kills_hangs_and_damage():
+    kinds = ("job", "rank", "stop", "flip")
+    happened, starts = campaign(faults=4, seed=7, steps=40, ranks=2, kinds=kinds)
+    assert 1 <= sum(happened.values()) <= 4
+    assert starts > 1
