@@ -32,7 +32,7 @@ def step(number):
 def save(number):
     path = folder / "checkpoints" / f"step_{number:08d}"
     path.mkdir()
-    record = {"step": number, "files": {}}
+    record = {"format": "ten_dist.checkpoint", "version": 2, "step": number, "files": {}}
     (path / "checkpoint.json").write_text(json.dumps(record))
 
 def complete():
