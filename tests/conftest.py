@@ -2,12 +2,17 @@
 
 import os
 import random
+import signal
 
 import pytest
 
 # Ranks of a test share two cores: with more threads than cores they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# A suite that was started in the background ignores interrupts, and so would the programs
+# that its tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _WORDS = [
     "the",

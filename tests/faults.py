@@ -1,6 +1,6 @@
 """A campaign of faults against one supervised run; it must end as if there were none.
 
-    python -m tests.faults [--faults 50] [--seed 0] [--steps 400] [--ranks 2]
+    python -m tests.faults [--faults 50] [--seed 0] [--steps 400] [--ranks 2] [--kinds KIND ...]
 
 Two runs of the same options: one undisturbed, and one under `ten-dist supervise` to which
 faults happen at random moments. At the end their final losses must agree, and the ledger
@@ -263,10 +263,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     given = parser.parse_args()
     print(f"seed {given.seed}, {given.faults} faults, {given.steps} steps", flush=True)
     started = time.monotonic()
-    happened, starts = campaign(given.faults, given.seed, given.steps, given.ranks)
+    happened, starts = campaign(
+        given.faults, given.seed, given.steps, given.ranks, given.kinds
+    )
     print(
         f"ended as the undisturbed run: {sum(happened.values())} faults "
         f"({', '.join(f'{n} {kind}' for kind, n in sorted(happened.items()))}), "

@@ -42,8 +42,10 @@ def read_ahead(produce: Produce[T], workers: int) -> Iterator[T]:
     processes, pipes = [], []
 
     def end() -> None:
-        for process in processes:
+        # Once: when the interpreter ends, what this needs may be gone at the second time.
+        while processes:
             # Nothing is lost with a worker, and it ignores anything milder.
+            process = processes.pop()
             process.kill()
             process.join()
 
@@ -80,8 +82,8 @@ def read_ahead(produce: Produce[T], workers: int) -> Iterator[T]:
             yield item
             turn = (turn + 1) % workers
     finally:
-        atexit.unregister(end)
         end()
+        atexit.unregister(end)
         for pipe in pipes:
             pipe.close()
 

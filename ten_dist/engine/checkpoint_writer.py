@@ -284,8 +284,9 @@ def lacking_space(folder: RunFolder, parameters: int) -> str | None:
     place = folder.checkpoints
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free >= needed:
+    total, _, free = shutil.disk_usage(place)
+    # A file system of no size, /proc for one, says nothing of its room.
+    if not total or free >= needed:
         return None
     return (
         f"--output_dir {folder.path} has {free / 1e9:.3g} GB free, and a checkpoint takes "
