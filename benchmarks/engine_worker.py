@@ -25,6 +25,7 @@ from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.step import Stepper
+from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.training_config import TrainingConfig
 
 PRESET = "pico"
@@ -64,6 +65,8 @@ def prepared_engine(
         global_batch_size=rows,
         deepspeed_config=stage,
         precision="fp32",
+        # So that the disk has blocks to write to again, as it has for DeepSpeed's.
+        keep_checkpoints=1,
         dry_run=True,
     )
     _, world_size = describe_ranks()
@@ -88,7 +91,7 @@ def overhead(folder: Path, stage: str) -> dict[str, float]:
     batches = random_batches(run, ranks.rank)
     numbers = itertools.count(2)
 
-    model = build_model(run.model_config, 0, {})
+    model = TemporalEigenstateNetwork(run.model_config)
     bare = DistributedDataParallel(model)
     groups = model.parameter_groups(run.training.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))

@@ -15,7 +15,7 @@ from ten_dist.checkpoint.layout import (
     read_record,
 )
 from ten_dist.checkpoint.reading import CheckpointReader
-from ten_dist.checkpoint.tensor_file import write_tensors
+from ten_dist.checkpoint.tensor_file import sync, write_tensors
 
 __all__ = [
     "EXP_AVG",
@@ -28,5 +28,6 @@ __all__ = [
     "checksum_damage",
     "damage",
     "read_record",
+    "sync",
     "write_tensors",
 ]

@@ -9,7 +9,7 @@ import torch
 
 from ten_dist.checkpoint.layout import WEIGHT
 from ten_dist.checkpoint.reading import CheckpointReader
-from ten_dist.checkpoint.tensor_file import write_tensors
+from ten_dist.checkpoint.tensor_file import sync, write_tensors
 from ten_dist.files import removed_on_error
 
 
@@ -37,4 +37,5 @@ def export_weights(
             dtype,
             lambda name: reader.tensor(WEIGHT, name).to(dtype),
         )
+        sync(temporary)
         os.replace(temporary, path)

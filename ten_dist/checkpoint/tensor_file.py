@@ -33,7 +33,7 @@ def write_tensors(
     dtype: torch.dtype,
     read: Callable[[str], Tensor],
 ) -> FileRecord:
-    """Write tensors to a new file and bring it to the disk.
+    """Write tensors to a new file; :func:`sync` brings it to the disk.
 
     Args:
         path: the file.
@@ -68,6 +68,10 @@ def write_tensors(
                 chunk = data[start : start + _CHUNK_BYTES]
                 crc32 = zlib.crc32(chunk, crc32)
                 file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     return FileRecord(len(head) + offset, crc32)
+
+
+def sync(path: Path) -> None:
+    """Bring the content of a file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from ten_dist.checkpoint import (
     WEIGHT,
     FileRecord,
     TensorSlice,
+    sync,
     write_tensors,
 )
 from ten_dist.checkpoint.layout import (
@@ -198,6 +199,9 @@ class CheckpointWriter:
                 files[name] = write_tensors(
                     partial / name, shapes, torch.float32, tensors.__getitem__
                 )
+            # All together: the disk is busy from the first byte on.
+            for name in files:
+                sync(partial / name)
         except OSError as failure:
             error = f"{partial} cannot be written: {failure.strerror or failure}"
         try:
