@@ -18,14 +18,13 @@ import io
 import itertools
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.measure import Report, chosen_measurements, paired, seconds_of
+from benchmarks.measure import Report, paired, run_measurements, seconds_of
 from data_prep.corpus import list_python_stdlib
 from data_prep.documents import Selection, read_documents
 from data_prep.journal import Skipped
@@ -258,16 +257,5 @@ MEASUREMENTS = {
 }
 
 
-def main() -> None:
-    """Run the measurements named on the command line, or all."""
-    names, output = chosen_measurements(__doc__, MEASUREMENTS)
-    report = Report()
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            MEASUREMENTS[name](report, Path(folder))
-    if output is not None:
-        report.write(output)
-
-
 if __name__ == "__main__":
-    main()
+    run_measurements(__doc__, MEASUREMENTS)

@@ -19,14 +19,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
-from benchmarks.measure import Report, chosen_measurements, paired
+from benchmarks.measure import Report, paired, run_measurements
 
 WORKER = "benchmarks.engine_worker"
 
@@ -152,16 +151,5 @@ MEASUREMENTS: dict[str, Callable[[Report, Path], None]] = {
 }
 
 
-def main() -> None:
-    """Run the measurements named on the command line, or all."""
-    names, output = chosen_measurements(__doc__, MEASUREMENTS)
-    report = Report()
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            MEASUREMENTS[name](report, Path(folder))
-    if output is not None:
-        report.write(output)
-
-
 if __name__ == "__main__":
-    main()
+    run_measurements(__doc__, MEASUREMENTS)

@@ -7,8 +7,9 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def chosen_measurements(
     if unknown:
         parser.error(f"no measurement {', '.join(sorted(unknown))}")
     return options.names or known, options.output
+
+
+def run_measurements(
+    description: str, measurements: Mapping[str, Callable[[Report, Path], None]]
+) -> None:
+    """Run what the command line names, or all, each with a folder of its own.
+
+    Args:
+        description: of the benchmark, for its help.
+        measurements: by name; each is given the report and an empty folder.
+    """
+    names, output = chosen_measurements(description, measurements)
+    report = Report()
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            measurements[name](report, Path(folder))
+    if output is not None:
+        report.write(output)
 
 
 def _module_name() -> str:

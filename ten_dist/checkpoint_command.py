@@ -23,7 +23,7 @@ from ten_dist.checkpoint.export import export_weights
 from ten_dist.checkpoint.layout import RECORD_NAME, file_records
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.monitor.console import complain, say
-from ten_dist.run_folder import RunFolder
+from ten_dist.run_folder import RunFolder, checkpoint_step
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,7 +79,7 @@ def _list(folder: RunFolder) -> None:
     for path in reversed(checkpoints):
         found = damage(path)
         if found is not None:
-            say(f"{int(path.name.removeprefix('step_')):>10,}  damaged: {found}")
+            say(f"{checkpoint_step(path):>10,}  damaged: {found}")
             continue
         record = read_record(path)
         size = sum(file.bytes for file in file_records(record).values())
@@ -96,6 +96,10 @@ def _checkpoints(path: Path) -> list[Path]:
     """The checkpoint at a path; of a run, all of its checkpoints, newest first."""
     folder = RunFolder(path)
     if not folder.exists():
+        if not (path / RECORD_NAME).is_file():
+            raise ConfigurationError(
+                f"{path} is neither a checkpoint nor the folder of a run"
+            )
         return [path]
     checkpoints = folder.all_checkpoints()
     if not checkpoints:
@@ -123,6 +127,7 @@ def _verify(path: Path) -> None:
 
 
 def _convert(path: Path, output: Path, dtype: torch.dtype) -> None:
+    _checkpoints(path)
     if RunFolder(path).exists():
         path = RunFolder(path).usable_checkpoint()
     fault = damage(path) or checksum_damage(path)

@@ -80,3 +80,9 @@ def test_convert(capsys, run_folder, damaged, tmp_path):
     nowhere = tmp_path / "no" / "folder"
     refused = command(capsys, 2, "convert", run_folder, "--output", nowhere)
     assert f"--output {nowhere} cannot be written" in refused.err
+
+
+@pytest.mark.parametrize("action", [["verify"], ["convert", "--output", "none"]])
+def test_what_is_no_checkpoint(capsys, tmp_path, action):
+    error = command(capsys, 2, *action, tmp_path / "nowhere").err
+    assert "nowhere is neither a checkpoint nor the folder of a run" in error

@@ -202,14 +202,15 @@ class CheckpointWriter:
             # All together: the disk is busy from the first byte on.
             for name in files:
                 sync(partial / name)
-        except OSError as failure:
-            error = f"{partial} cannot be written: {failure.strerror or failure}"
+        except Exception as failure:  # noqa: BLE001 - others wait for the word of this rank
+            reason = getattr(failure, "strerror", None) or repr(failure)
+            error = f"{partial} cannot be written: {reason}"
         try:
             written = self._ranks.background.gather((error, files, self._slices))
             if self._ranks.is_first:
                 error = self._complete(partial, record, written, started)
             self._failure = self._ranks.background.from_first(error)
-        except RuntimeError as failure:
+        except Exception as failure:  # noqa: BLE001 - a thread's error is seen by nobody
             self._failure = f"a rank was lost while a checkpoint was written: {failure}"
 
     def _complete(

@@ -82,8 +82,7 @@ class RunMonitor:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Report an optimizer step; `metrics` has step and the names of metrics.jsonl."""
-        self._log.write(metrics)
-        self._write_scalars(metrics)
+        self._record(metrics)
         # refresh=False leaves the pace of drawing to update().
         self._bar.set_postfix_str(
             f"ce {metrics['ce_loss']:.4f}, energy {metrics['energy_loss']:.4f}, "
@@ -95,8 +94,7 @@ class RunMonitor:
 
     def validation(self, metrics: dict[str, Any]) -> None:
         """Report a validation; `metrics` has step, val_loss and what follows from it."""
-        self._log.write(metrics)
-        self._write_scalars(metrics)
+        self._record(metrics)
         tqdm.write(
             f"step {metrics['step']:,}: validation loss {metrics['val_loss']:.4f}, "
             f"perplexity {metrics['val_perplexity']:.2f}, "
@@ -106,8 +104,7 @@ class RunMonitor:
 
     def checkpoint(self, metrics: dict[str, Any]) -> None:
         """Report a complete checkpoint; `metrics` has step, seconds and bytes."""
-        self._log.write(metrics)
-        self._write_scalars(metrics)
+        self._record(metrics)
         tqdm.write(
             f"step {metrics['step']:,}: saved {metrics['checkpoint_bytes'] / 1e9:.3g} GB "
             f"in {metrics['checkpoint_write_seconds']:.2f} s, of which training waited "
@@ -117,10 +114,10 @@ class RunMonitor:
 
     def health(self, metrics: dict[str, Any]) -> None:
         """Report the recurrence at a checkpoint; `metrics` has step and its figures."""
-        self._log.write(metrics)
-        self._write_scalars(metrics)
+        self._record(metrics)
 
-    def _write_scalars(self, metrics: dict[str, Any]) -> None:
+    def _record(self, metrics: dict[str, Any]) -> None:
+        self._log.write(metrics)
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
             kind, _, source = name.partition("/")

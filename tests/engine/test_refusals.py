@@ -260,6 +260,20 @@ def test_a_disk_without_room(capsys, tmp_path, options, monkeypatch):
     assert f"continuing from {first}, 1 steps done" in output
 
 
+def test_a_save_that_fails_in_the_background_ends_the_run(
+    capsys, tmp_path, options, monkeypatch
+):
+    def fail(*_):
+        raise ValueError("a fault of the program")
+
+    monkeypatch.setattr("ten_dist.engine.checkpoint_writer.write_tensors", fail)
+    given = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["train", *SMALL_MODEL, *given]) == 1
+    assert "a fault of the program" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "COMPLETED").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path, options):
     arguments = {**options, "steps": "5", "checkpoint_interval": "1"}
     given = [f"--{name}={value}" for name, value in arguments.items()]
