@@ -1,0 +1,190 @@
+"""Commands on the hosts of a run, over ssh; on this machine without it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from launch.hosts import Host, is_own, own_addresses
+from ten_dist.errors import ConfigurationError
+
+_Result = TypeVar("_Result")
+
+SSH_FAILED = 255
+"""Status of ssh itself where it did not reach the host, or lost it."""
+# A host that does not answer for 10 + 3 x 10 s has gone, and so does the command; a link
+# that is down for 20 s is ridden out.
+_ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SshConfig:
+    """How ssh reaches the hosts; each field is an option of the commands that do."""
+
+    ssh_config: str | None = None
+    """Configuration file for ssh, in place of ~/.ssh/config."""
+    ssh_port: int | None = None
+    """Port of the hosts' ssh servers."""
+    ssh_user: str | None = None
+    """Who to be on the hosts."""
+    connect_timeout: int = 10
+    """Seconds to wait for a host's ssh server."""
+
+    def __post_init__(self) -> None:
+        if self.ssh_config is not None and not Path(self.ssh_config).is_file():
+            raise ConfigurationError(f"--ssh_config {self.ssh_config} is not a file")
+        if self.ssh_port is not None and not 0 < self.ssh_port < 65536:
+            raise ConfigurationError(
+                f"--ssh_port must be from 1 to 65535, not {self.ssh_port}"
+            )
+        if self.connect_timeout < 1:
+            raise ConfigurationError(
+                f"--connect_timeout must be 1 or more, not {self.connect_timeout}"
+            )
+
+    def options(self) -> list[str]:
+        """Words between `ssh` and the host. Nothing is ever asked of the terminal."""
+        words = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={self.connect_timeout}"]
+        words += _ALIVE
+        if self.ssh_config is not None:
+            words = ["-F", str(Path(self.ssh_config).resolve()), *words]
+        if self.ssh_port is not None:
+            words += ["-p", str(self.ssh_port)]
+        if self.ssh_user is not None:
+            words += ["-l", self.ssh_user]
+        return words
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command on a host ended."""
+
+    host: Host
+    status: int | None
+    """Exit status, -N after signal N; None where it took too long and was given up."""
+    output: str
+    errors: str
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the command may not have run at all."""
+        return self.status in (None, SSH_FAILED)
+
+    def complaint(self) -> str:
+        """The last line that it printed to its error output, or how it ended."""
+        lines = [line for line in self.errors.splitlines() if line.strip()]
+        if lines:
+            return lines[-1].strip()
+        return "no answer" if self.status is None else f"status {self.status}"
+
+
+class Remote:
+    """Runs commands on hosts.
+
+    Args:
+        ssh: how to reach them.
+
+    Raises:
+        ConfigurationError: there is no ssh here.
+    """
+
+    def __init__(self, ssh: SshConfig) -> None:
+        if shutil.which("ssh") is None:
+            raise ConfigurationError(
+                "there is no ssh on this machine: install its client (Debian: "
+                "openssh-client)"
+            )
+        self.ssh = ssh
+        self._own = own_addresses()
+
+    def is_own(self, host: Host) -> bool:
+        """Whether a host is this machine."""
+        return is_own(host, self._own)
+
+    def command(self, host: Host, words: Sequence[str]) -> list[str]:
+        """The command of this machine that runs `words` on a host."""
+        if self.is_own(host):
+            return list(words)
+        return ["ssh", *self.ssh.options(), host.address, shlex.join(words)]
+
+    def start(
+        self, host: Host, words: Sequence[str], **options: object
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on a host; `options` are those of ``subprocess.Popen``.
+
+        When ssh ends, its command goes on: whoever starts one has to end it.
+        """
+        return subprocess.Popen(self.command(host, words), **options)
+
+    def run(
+        self,
+        host: Host,
+        words: Sequence[str],
+        *,
+        timeout: float,
+        stdin: bytes = b"",
+    ) -> Outcome:
+        """Run a command on a host and wait for its end.
+
+        Args:
+            host: where.
+            words: the command.
+            timeout: seconds to wait; what runs on is left to itself.
+            stdin: what it reads.
+        """
+        # A session of its own: Ctrl-C is for the caller, who may have to clean up.
+        process = self.start(
+            host,
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            output, errors = process.communicate(stdin, timeout)
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, errors = process.communicate()
+            status = None
+        return Outcome(
+            host,
+            status,
+            output.decode(errors="replace"),
+            errors.decode(errors="replace"),
+        )
+
+    def run_on_all(
+        self,
+        hosts: Sequence[Host],
+        words: Sequence[str],
+        *,
+        timeout: float,
+        stdin: bytes = b"",
+    ) -> list[Outcome]:
+        """Run a command on all hosts at once; the outcomes in their order."""
+        return on_all(
+            hosts, lambda host: self.run(host, words, timeout=timeout, stdin=stdin)
+        )
+
+
+def on_all(hosts: Sequence[Host], action: Callable[[Host], _Result]) -> list[_Result]:
+    """Do something with all hosts at once; the results in their order."""
+    if not hosts:
+        return []
+    with concurrent.futures.ThreadPoolExecutor(min(len(hosts), 128)) as pool:
+        return list(pool.map(action, hosts))
+
+
+def with_environment(words: Sequence[str], environment: dict[str, str]) -> list[str]:
+    """A command with variables set, and in the current folder, for another machine."""
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return ["env", "--chdir", os.getcwd(), *settings, *words]
