@@ -65,8 +65,7 @@ class PreflightReport:
                 [
                     problem.severity,
                     str(problem.host or "all hosts"),
-                    problem.what,
-                    f"-> {problem.cure}",
+                    f"{problem.what} -> {problem.cure}",
                 ]
                 for problem in sorted(self.problems, key=lambda p: p.severity)
             ]

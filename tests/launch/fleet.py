@@ -98,9 +98,7 @@ class TestHost:
                 it is started anew.
             environment: the variables, besides those of earlier starts.
         """
-        if self._sshd is not None:
-            self._sshd.kill()
-            self._sshd.wait()
+        self.stop_sshd()
         self.environment |= environment
         settings = self._fleet.folder / f"sshd_{self.name}"
         settings.write_text(
@@ -138,6 +136,17 @@ class TestHost:
             assert time.monotonic() < deadline, "sshd does not answer"
             time.sleep(0.05)
 
+    def stop_sshd(self):
+        """End its sshd: it refuses connections, and keeps those that it has."""
+        if self._sshd is not None:
+            self._sshd.kill()
+            self._sshd.wait()
+            self._sshd = None
+
+    def ip(self, *words):
+        """Run ip(8) on this host."""
+        return _ip("-n", self.namespace, *words)
+
     def write_hosts(self, lines):
         """Give the host an /etc/hosts of these lines; for programs that start later."""
         folder = Path("/etc/netns") / self.namespace
@@ -152,8 +161,8 @@ class TestHost:
             *("peer", "name", name, "netns", self.namespace),
         )
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
-        _ip("-n", self.namespace, "address", "add", address, "dev", name)
-        _ip("-n", self.namespace, "link", "set", name, "up")
+        self.ip("address", "add", address, "dev", name)
+        self.ip("link", "set", name, "up")
 
     def link(self, state, name="eth0"):
         """Set the link of an interface `up` or `down`."""
@@ -233,7 +242,7 @@ class Fleet:
 
     def _connect(self, host):
         _ip("netns", "add", host.namespace)
-        _ip("-n", host.namespace, "link", "set", "lo", "up")
+        host.ip("link", "set", "lo", "up")
         host.add_interface("eth0", f"{host.address}/24")
 
     def __exit__(self, *_):
