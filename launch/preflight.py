@@ -30,6 +30,7 @@ from launch.checks.machine import (
     check_disks,
     check_packages,
     check_python,
+    check_sections,
 )
 from launch.checks.network import (
     check_interfaces,
@@ -43,7 +44,7 @@ from launch.hosts import Host, parse_hosts, read_hostfile
 from launch.hosts import check_names as check_own_names
 from launch.remote import Remote, SshConfig
 from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError
-from ten_dist.files import write_json
+from ten_dist.files import unwritable, write_json
 from ten_dist.monitor.console import say
 from ten_dist.options import add_options, given_options
 
@@ -89,6 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = read_hostfile(Path(arguments.hostfile))
     else:
         hosts = parse_hosts(arguments.hosts)
+    if arguments.json is not None:
+        reason = unwritable(Path(arguments.json).absolute().parent)
+        if reason is not None:
+            raise ConfigurationError(f"--json {arguments.json}: its folder {reason}")
     settings = PreflightSettings(**given_options(arguments, PreflightSettings))
     remote = Remote(SshConfig(**given_options(arguments, SshConfig)))
     report = check_hosts(hosts, remote, settings, say)
@@ -122,6 +127,7 @@ def check_hosts(
     interfaces, addresses, unusable = private_interfaces(reports, settings)
     backend = chosen_backend(reports, settings.backend)
     problems += [
+        *check_sections(reports),
         *unusable,
         *check_clock(reports, settings),
         *check_python(reports),

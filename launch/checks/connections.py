@@ -11,7 +11,7 @@ from launch.checks.settings import PreflightSettings
 from launch.hosts import Host
 from launch.remote import SSH_FAILED, Remote, on_all
 
-_SECONDS = 12
+_SECONDS = 10
 """Time that the hosts have to meet; those that can need a fraction of a second."""
 
 

@@ -27,6 +27,18 @@ _SMALL_TEMPORARY = 1e9
 _SET_UP = "run launch/environment.sh there"
 
 
+def check_sections(reports: Sequence[HostReport]) -> Iterator[Problem]:
+    """Parts of a report that a host could not give."""
+    for report in reports:
+        for name, found in report.facts.items():
+            if isinstance(found, dict) and "error" in found:
+                yield Problem(
+                    report.host,
+                    f"its report lacks `{name}`: {found['error']}",
+                    "mend that there; nothing else is known of it",
+                )
+
+
 def check_clock(
     reports: Sequence[HostReport], settings: PreflightSettings
 ) -> Iterator[Problem]:
@@ -130,9 +142,8 @@ def check_code(reports: Sequence[HostReport], root: str) -> Iterator[Problem]:
         place = ""
         if code(report)["imported_from"] != code(typical)["imported_from"]:
             place = f", imported from {code(report)['imported_from']}"
-        if code(report)["commit"] == code(typical)["commit"]:
-            version = "the same commit with other files"
-        else:
+        version = "the same commit with other files"
+        if code(report)["commit"] != code(typical)["commit"]:
             version = (
                 f"commit {code(report)['commit']}, while {typical.host} has "
                 f"{code(typical)['commit']}"
@@ -140,8 +151,7 @@ def check_code(reports: Sequence[HostReport], root: str) -> Iterator[Problem]:
         yield Problem(
             report.host,
             f"its code is another: {version}{place}: {changed[0]}{more}",
-            f"in {root}: git checkout {code(typical)['commit']}; git status must say "
-            "the same on all hosts",
+            _same_code(root, typical),
         )
     same = [report for report in with_code if report not in others]
     typical, others = differing(same, lambda report: code(report)["commit"])
@@ -150,9 +160,17 @@ def check_code(reports: Sequence[HostReport], root: str) -> Iterator[Problem]:
             report.host,
             f"its commit is {code(report)['commit']}, that of {typical.host} "
             f"{code(typical)['commit']}, with the same code",
-            f"in {root}: git checkout {code(typical)['commit']}",
+            _same_code(root, typical),
             WARNING,
         )
+
+
+def _same_code(root: str, typical: HostReport) -> str:
+    """How to give a host the code of another."""
+    commit = typical.facts["code"]["commit"]
+    if commit is None:
+        return f"copy {root} from {typical.host}"
+    return f"in {root}: git checkout {commit}, and `git status` as on {typical.host}"
 
 
 def check_packages(reports: Sequence[HostReport]) -> Iterator[Problem]:
@@ -202,13 +220,6 @@ def check_disks(
     """Output folders that cannot be written to, and disks without room."""
     for report in reports:
         output = report.section("output")
-        failed = report.facts.get("output") if output is None else None
-        if failed is not None:
-            yield Problem(
-                report.host,
-                f"--output_dir {settings.output_path()}: {failed['error']}",
-                "choose a folder that every host can write to",
-            )
         if output is not None and output["problem"] is not None:
             yield Problem(
                 report.host,

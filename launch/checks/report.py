@@ -71,7 +71,7 @@ class PreflightReport:
             ]
             lines += ["", *_columns(rows)]
         warnings = len(self.problems) - len(self.errors)
-        lines += ["", f"{len(self.errors)} errors, {warnings} warnings"]
+        lines += ["", f"errors: {len(self.errors)}, warnings: {warnings}"]
         return "\n".join(lines)
 
     def network_line(self) -> str:

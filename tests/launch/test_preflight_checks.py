@@ -356,7 +356,7 @@ def test_the_table_has_hosts_then_errors_then_warnings():
         "error 10.0.0.2 gone -> bring it back",
         "warning all hosts slow -> wait",
     ]
-    assert lines[-1] == "1 errors, 1 warnings"
+    assert lines[-1] == "errors: 1, warnings: 1"
     assert report.interface is None and report.master_address == "10.0.0.1"
 
 
