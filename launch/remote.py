@@ -103,6 +103,7 @@ class Remote:
             )
         self.ssh = ssh
         self._own = own_addresses()
+        self._waited_for: set[subprocess.Popen[bytes]] = set()
 
     def is_own(self, host: Host) -> bool:
         """Whether a host is this machine."""
@@ -148,6 +149,7 @@ class Remote:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        self._waited_for.add(process)
         try:
             output, errors = process.communicate(stdin, timeout)
             status = process.returncode
@@ -155,6 +157,8 @@ class Remote:
             process.kill()
             output, errors = process.communicate()
             status = None
+        finally:
+            self._waited_for.discard(process)
         return Outcome(
             host,
             status,
@@ -171,17 +175,28 @@ class Remote:
         stdin: bytes = b"",
     ) -> list[Outcome]:
         """Run a command on all hosts at once; the outcomes in their order."""
-        return on_all(
+        return self.on_all(
             hosts, lambda host: self.run(host, words, timeout=timeout, stdin=stdin)
         )
 
+    def on_all(
+        self, hosts: Sequence[Host], action: Callable[[Host], _Result]
+    ) -> list[_Result]:
+        """Do something with all hosts at once; the results in their order.
 
-def on_all(hosts: Sequence[Host], action: Callable[[Host], _Result]) -> list[_Result]:
-    """Do something with all hosts at once; the results in their order."""
-    if not hosts:
-        return []
-    with concurrent.futures.ThreadPoolExecutor(min(len(hosts), 128)) as pool:
-        return list(pool.map(action, hosts))
+        What :meth:`run` waits for is given up when this is interrupted.
+        """
+        if not hosts:
+            return []
+        with concurrent.futures.ThreadPoolExecutor(min(len(hosts), 128)) as pool:
+            try:
+                return list(pool.map(action, hosts))
+            except BaseException:
+                # The threads have to end first, which they would in their own time.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(self._waited_for):
+                    process.kill()
+                raise
 
 
 def with_environment(words: Sequence[str], environment: dict[str, str]) -> list[str]:

@@ -198,8 +198,8 @@ def _cure(stage: str) -> str:
             "compare MTUs with that of the network (`ping -M do -s 1472 HOST`)"
         )
     return (
-        "open all TCP ports between the hosts on that network; NCCL_DEBUG=INFO has NCCL "
-        "tell more"
+        "open all TCP ports between the hosts on that network; where GLOO_SOCKET_IFNAME "
+        "or NCCL_SOCKET_IFNAME is set, correct it; NCCL_DEBUG=INFO has NCCL tell more"
     )
 
 

@@ -9,7 +9,7 @@ from launch.checks.findings import HostReport, Problem
 from launch.checks.gathering import lines_of, run_script, unreachable
 from launch.checks.settings import PreflightSettings
 from launch.hosts import Host
-from launch.remote import SSH_FAILED, Remote, on_all
+from launch.remote import SSH_FAILED, Remote
 
 _SECONDS = 10
 """Time that the hosts have to meet; those that can need a fraction of a second."""
@@ -68,7 +68,7 @@ def connect(
             )
         return found["shared"], problems
 
-    results = on_all(list(numbers), meet)
+    results = remote.on_all(list(numbers), meet)
     problems = [problem for _, found in results for problem in found]
     seen = [shared for shared, _ in results[1:]]
     for report, shared in zip(reports[1:], seen):

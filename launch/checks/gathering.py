@@ -13,7 +13,7 @@ import launch
 from launch.checks.findings import HostReport, Problem
 from launch.checks.settings import PreflightSettings
 from launch.hosts import Host
-from launch.remote import SSH_FAILED, Outcome, Remote, on_all
+from launch.remote import SSH_FAILED, Outcome, Remote
 
 ROOT = Path(launch.__file__).resolve().parents[1]
 """The checkout, which lies at the same path on every host."""
@@ -73,7 +73,7 @@ def gather_reports(
             return _no_report(outcome, facts, settings)
         return HostReport(host, facts, facts["clock"] - arrival)
 
-    answers = on_all(hosts, ask)
+    answers = remote.on_all(hosts, ask)
     return (
         [answer for answer in answers if isinstance(answer, HostReport)],
         [answer for answer in answers if isinstance(answer, Problem)],

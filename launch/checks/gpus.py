@@ -137,8 +137,8 @@ def _check_count(report: HostReport) -> Iterator[Problem]:
         yield Problem(
             report.host,
             f"it has no nvidia-smi, so no GPU for its {slots} slots",
-            "install the driver there, leave the host out, or train with --backend gloo "
-            "on CPUs",
+            "install the driver there, leave the host out, or say --backend gloo to "
+            "train on CPUs",
         )
         return
     query = found["devices"]

@@ -8,7 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-from ten_dist.data import is_url, parse_mixture
 from ten_dist.errors import ConfigurationError
 
 BACKENDS = ("auto", "gloo", "nccl")
@@ -70,6 +69,9 @@ class PreflightSettings:
         """
         if self.data is None:
             return []
+        # Imports torch, which takes seconds.
+        from ten_dist.data import is_url, parse_mixture
+
         mixture = parse_mixture(self.data)
         addresses = [s.address for s in mixture] if mixture else [self.data]
         return [a if is_url(a) else os.path.abspath(a) for a in addresses]
