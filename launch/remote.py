@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,7 +139,7 @@ class Remote:
         Args:
             host: where.
             words: the command.
-            timeout: seconds to wait; what runs on is left to itself.
+            timeout: seconds to wait; what runs on another host then is left to itself.
             stdin: what it reads.
         """
         # A session of its own: Ctrl-C is for the caller, who may have to clean up.
@@ -154,8 +156,11 @@ class Remote:
             output, errors = process.communicate(stdin, timeout)
             status = process.returncode
         except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
+            _kill(process)
+            try:
+                output, errors = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired as stuck:
+                output, errors = stuck.output or b"", stuck.stderr or b""
             status = None
         finally:
             self._waited_for.discard(process)
@@ -195,8 +200,14 @@ class Remote:
                 # The threads have to end first, which they would in their own time.
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in tuple(self._waited_for):
-                    process.kill()
+                    _kill(process)
                 raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that has a session of its own, and its children with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def with_environment(words: Sequence[str], environment: dict[str, str]) -> list[str]:
