@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from launch.checks.network import (
 )
 from launch.checks.report import PreflightReport
 from launch.checks.settings import PreflightSettings
-from launch.hosts import Host, parse_hosts, read_hostfile
+from launch.hosts import Host, parse_hosts, read_hostfile, slurm_hosts
 from launch.hosts import check_names as check_own_names
 from launch.remote import Remote, SshConfig
 from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError
@@ -55,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ten-dist preflight`."""
     hosts = parser.add_argument_group("hosts")
     hosts.add_argument(
-        "--hostfile", metavar="FILE", help="a line `ADDRESS slots=GPUS` for each host"
+        "--hostfile",
+        metavar="FILE",
+        help="a line `ADDRESS slots=GPUS` for each host; without it and --hosts, the "
+        "hosts of the Slurm allocation",
     )
     hosts.add_argument(
         "--hosts", metavar="A:N,B:N", help="addresses and slots, in place of a hostfile"
@@ -84,12 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: an option is wrong, or the list of hosts.
     """
-    if (arguments.hostfile is None) == (arguments.hosts is None):
-        raise ConfigurationError("give either --hostfile FILE or --hosts A:N,B:N")
-    if arguments.hostfile is not None:
-        hosts = read_hostfile(Path(arguments.hostfile))
-    else:
-        hosts = parse_hosts(arguments.hosts)
+    hosts = _listed(arguments)
     if arguments.json is not None:
         reason = unwritable(Path(arguments.json).absolute().parent)
         if reason is not None:
@@ -101,6 +100,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(Path(arguments.json), report.to_dict())
     return EXIT_CONFIGURATION_ERROR if report.errors else 0
+
+
+def _listed(arguments: argparse.Namespace) -> list[Host]:
+    """The hosts that the options name, or those of the Slurm allocation."""
+    if arguments.hostfile is not None and arguments.hosts is not None:
+        raise ConfigurationError("--hostfile and --hosts both name the hosts: keep one")
+    if arguments.hostfile is not None:
+        return read_hostfile(Path(arguments.hostfile))
+    if arguments.hosts is not None:
+        return parse_hosts(arguments.hosts)
+    if "SLURM_JOB_NODELIST" in os.environ:
+        return slurm_hosts()
+    raise ConfigurationError(
+        "give --hostfile FILE or --hosts A:N,B:N, or start inside a Slurm allocation"
+    )
 
 
 def check_hosts(

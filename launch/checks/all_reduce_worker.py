@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any
 
-_WARM_UP, _REPEATS = 5, 20
+_WARM_UP = 5
 _FIRST_BYTES = 1 << 20
 _LAST_BYTES = {"gloo": 1 << 25, "nccl": 1 << 28}
 _LONG = 0.5
@@ -53,26 +53,27 @@ def main(wanted: dict[str, Any]) -> None:
         timeout=datetime.timedelta(seconds=wanted["seconds"]),
     )
 
-    def timed(tensor: torch.Tensor) -> float:
-        start = time.perf_counter()
-        dist.all_reduce(tensor)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+    def seconds_of(count: int, repeats: int) -> float:
+        """Median time of an all-reduce of some float32."""
+        times = []
+        for _ in range(repeats):
+            tensor = torch.full((count,), float(rank + 1), device=device)
+            start = time.perf_counter()
+            dist.all_reduce(tensor)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+            if not bool((tensor == size * (size + 1) / 2).all()):
+                raise RuntimeError(f"the sum of {count} numbers came out wrong")
+        return sorted(times)[repeats // 2]
 
     _tell(stage="reducing one number")
-    for _ in range(_WARM_UP):
-        timed(torch.ones(1, device=device))
-    times = sorted(timed(torch.ones(1, device=device)) for _ in range(_REPEATS))
-    latency = times[_REPEATS // 2]
+    seconds_of(1, _WARM_UP)
+    latency = seconds_of(1, 20)
     count = _FIRST_BYTES
     while True:
         _tell(stage=f"reducing {count >> 20} MiB")
-        tensor = torch.full((count // 4,), float(rank + 1), device=device)
-        seconds = torch.tensor([timed(tensor)], device=device)
-        expected = size * (size + 1) / 2
-        if not bool((tensor == expected).all()):
-            raise RuntimeError(f"the sum of {count >> 20} MiB came out wrong")
+        seconds = torch.tensor([seconds_of(count // 4, 3)], device=device)
         # The slowest rank decides, so that all go on to the next size or none.
         dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
         if seconds.item() > _LONG or count >= _LAST_BYTES[backend]:

@@ -130,10 +130,9 @@ def _no_report(
             f"run launch/environment.sh there, in {ROOT}, or give --python",
         )
     if "begin" in facts:
-        ended = "did not get beyond" if outcome.status is None else "ended at"
         return Problem(
             host,
-            f"its report {ended} `{facts['begin']}` in {settings.report_timeout} s",
+            f"its report did not get beyond `{facts['begin']}`: {outcome.complaint()}",
             f"is a file system or device of it stuck? `ssh {host} dmesg` may tell; "
             "--report_timeout gives it more time",
         )

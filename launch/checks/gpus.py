@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 from launch.checks.findings import WARNING, HostReport, Problem, differing
@@ -78,9 +79,11 @@ def devices(report: HostReport) -> list[Gpu]:
 
 
 def chosen_backend(reports: Sequence[HostReport], backend: str) -> str:
-    """gloo or nccl: what was asked for, or for `auto` nccl where any host has GPUs."""
+    """gloo or nccl: what was asked for, or for `auto` what DeepSpeed will use."""
     if backend != "auto":
         return backend
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return "gloo"
     # One whose nvidia-smi fails was meant to have some.
     return "nccl" if any(report.section("gpus") for report in reports) else "gloo"
 

@@ -136,48 +136,53 @@ def check_interfaces(
 def check_names(
     reports: Sequence[HostReport], names: Mapping[Host, str]
 ) -> Iterator[Problem]:
-    """Names that resolve on a host to something else than they should."""
+    """Names that resolve on a host to something else than they should.
+
+    Args:
+        reports: of the hosts.
+        names: the interface of each host that carries the traffic between them.
+    """
     if len(reports) < 2:
         return
-    listed = {report.host.address for report in reports}
-    own = {report.host.address: _own_addresses(report) for report in reports}
+    addresses = {report.host.address: _own_addresses(report) for report in reports}
     for report in reports:
-        network = report.section("network")
-        if network is None:
-            continue
+        network = report.section("network") or {"names": {}, "host_name": ""}
         for name, found in network["names"].items():
             loopback = [a for a in found if ipaddress.ip_address(a).is_loopback]
-            if name in listed:
-                if not found:
-                    yield Problem(
-                        report.host,
-                        f"it does not know the name {name}",
-                        f"a line `ADDRESS {name}` in its /etc/hosts, or list {name} "
-                        "with its address",
-                    )
-                elif loopback:
-                    yield Problem(
-                        report.host,
-                        f"{name} resolves to {loopback[0]} there, at which every "
-                        "machine finds itself",
-                        f"correct {name} in its /etc/hosts, or list {name} with its "
-                        "address",
-                    )
-                elif name in own and own[name] and own[name].isdisjoint(found):
-                    yield Problem(
-                        report.host,
-                        f"{name} resolves to {', '.join(found)} there, which is not an "
-                        "address of that host",
-                        "correct its /etc/hosts or name server",
-                    )
-            elif loopback and name == network["host_name"]:
+            own = name in (network["host_name"], report.host.address)
+            if own and loopback:
                 interface = names.get(report.host, "INTERFACE")
                 yield Problem(
                     report.host,
-                    f"its host name {name} resolves to {loopback[0]} there, so that "
-                    "gloo offers the others an address at which they find themselves",
+                    f"its name {name} resolves to {loopback[0]} there, so that gloo "
+                    "offers the others an address at which they find themselves",
                     f"give {name} its address in its /etc/hosts; until then "
                     f"GLOO_SOCKET_IFNAME={interface} is needed",
+                    WARNING,
+                )
+            elif name not in addresses:
+                continue
+            elif not found:
+                yield Problem(
+                    report.host,
+                    f"it does not know the name {name}",
+                    f"a line `ADDRESS {name}` in its /etc/hosts, or list {name} with "
+                    "its address",
+                )
+            elif loopback:
+                yield Problem(
+                    report.host,
+                    f"{name} resolves to {loopback[0]} there, at which every machine "
+                    "finds itself",
+                    f"correct {name} in its /etc/hosts, or list {name} with its address",
+                )
+            elif addresses[name] and addresses[name].isdisjoint(found):
+                yield Problem(
+                    report.host,
+                    f"{name} resolves to {', '.join(found)} there, which none of that "
+                    "host's interfaces has",
+                    "correct its /etc/hosts or name server, unless it stands for that "
+                    "host from outside",
                     WARNING,
                 )
 

@@ -28,7 +28,8 @@ class PreflightSettings:
     master_port: int = 29500
     """Port of the first host at which the ranks will meet."""
     backend: str = "auto"
-    """What the ranks will talk over: gloo, nccl, or auto for nccl where hosts have GPUs."""
+    """What the ranks will talk over: gloo, nccl, or auto for nccl where hosts have GPUs
+    and DS_ACCELERATOR is not cpu."""
     python: str = sys.executable
     """Interpreter on the hosts."""
     max_clock_skew: float = 5.0

@@ -215,19 +215,28 @@ def test_hosts_that_differ_are_named(fleet, token_data, tmp_path):
     assert list(runs.iterdir()) == []
 
 
-def test_hosts_that_give_no_report_are_named(fleet):
-    _, refuses, unplugged, bare = fleet.hosts
+def test_hosts_that_give_no_report_are_named(fleet, tmp_path):
+    stuck, refuses, unplugged, bare = fleet.hosts
+    # To read it is to wait for ever, as on a file system whose server has gone.
+    os.mkfifo(tmp_path / "manifest.json")
     refuses.stop_sshd()
     unplugged.link("down")
     try:
         with changed(bare, [["-t", "tmpfs", "tmpfs", Path(sys.executable).parent]]):
             output = preflight(
-                fleet, hosts=[host.address for host in fleet.hosts], expect=2
+                fleet,
+                *("--data", tmp_path, "--report_timeout", 6),
+                hosts=[host.address for host in fleet.hosts],
+                expect=2,
             )
     finally:
         unplugged.link("up")
         refuses.start_sshd()
     found = Problems(output)
+    found.take(
+        *("error", stuck.address, "did not get beyond `data`: it took more than 6 s"),
+        "--report_timeout",
+    )
     found.take(
         *("error", refuses.address, "its ssh server refuses connections"),
         "start sshd there",
@@ -280,7 +289,14 @@ def test_names_ports_and_gpus_are_named(fleet, gpus_of):
         third.ip("link", "set", "eth0", "mtu", "1400")
         with changed(second, PATH=sound), changed(third, PATH=ill):
             hosts = ["node1", second.address, third.address]
-            output = preflight(fleet, hosts=hosts, slots=2, expect=2, PATH=sound)
+            output = preflight(
+                fleet,
+                *("--backend", "nccl"),
+                hosts=hosts,
+                slots=2,
+                expect=2,
+                PATH=sound,
+            )
     finally:
         server.kill()
         server.wait()
@@ -293,7 +309,7 @@ def test_names_ports_and_gpus_are_named(fleet, gpus_of):
         "choose another --master_port",
     )
     found.take(
-        *("warning", second.address, "its host name node2 resolves to 127.0.1.1"),
+        *("warning", second.address, "its name node2 resolves to 127.0.1.1"),
         "give node2 its address in its /etc/hosts",
     )
     found.take(
