@@ -24,15 +24,7 @@ from launch.checks.connections import connect
 from launch.checks.findings import ERROR, NetworkMeasurement, Problem
 from launch.checks.gathering import ROOT, gather_reports
 from launch.checks.gpus import check_gpus, chosen_backend
-from launch.checks.machine import (
-    check_clock,
-    check_code,
-    check_data,
-    check_disks,
-    check_packages,
-    check_python,
-    check_sections,
-)
+from launch.checks.machine import check_clock, check_data, check_disks, check_sections
 from launch.checks.network import (
     check_interfaces,
     check_master_port,
@@ -41,6 +33,7 @@ from launch.checks.network import (
 )
 from launch.checks.report import PreflightReport
 from launch.checks.settings import PreflightSettings
+from launch.checks.software import check_code, check_packages, check_python
 from launch.hosts import Host, parse_hosts, read_hostfile, slurm_hosts
 from launch.hosts import check_names as check_own_names
 from launch.remote import Remote, SshConfig

@@ -53,15 +53,19 @@ def main(wanted: dict[str, Any]) -> None:
         timeout=datetime.timedelta(seconds=wanted["seconds"]),
     )
 
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     def seconds_of(count: int, repeats: int) -> float:
         """Median time of an all-reduce of some float32."""
         times = []
         for _ in range(repeats):
             tensor = torch.full((count,), float(rank + 1), device=device)
+            synchronize()
             start = time.perf_counter()
             dist.all_reduce(tensor)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
             times.append(time.perf_counter() - start)
             if not bool((tensor == size * (size + 1) / 2).all()):
                 raise RuntimeError(f"the sum of {count} numbers came out wrong")

@@ -35,8 +35,8 @@ class HostReport:
     """Sections of the report, see :mod:`launch.checks.probe`. One that failed there has
     the key `error`; one that was not reached is missing."""
     clock_offset: float
-    """Seconds that the host's clock is ahead of the one here, less what its answer took
-    to come."""
+    """Seconds that the host's clock is ahead of the one here, at least; negative where it
+    is behind, 0 where it may be right."""
 
     def section(self, name: str) -> Any:
         """A section; None where there is none or it failed."""

@@ -66,12 +66,16 @@ def gather_reports(
             "data": settings.data_addresses(),
             "seconds": settings.report_timeout,
         }
+        start = time.time()
         outcome = run_script(remote, host, settings, "probe.py", wanted)
-        arrival = time.time()
+        end = time.time()
         facts = lines_of(outcome.output)
-        if outcome.status != 0 or "clock" not in facts:
+        if outcome.status != 0 or "ended" not in facts:
             return _no_report(outcome, facts, settings)
-        return HostReport(host, facts, facts["clock"] - arrival)
+        # It began after `start` and ended before `end`, or its clock is off.
+        least, most = facts["ended"] - end, facts["started"] - start
+        offset = least if least > 0 else min(most, 0.0)
+        return HostReport(host, facts, offset)
 
     answers = remote.on_all(hosts, ask)
     return (

@@ -39,6 +39,7 @@ _CODE = {".py", ".cpp", ".json", ".sh"}
 
 def main(wanted):
     """Report everything; `wanted` is what the controller asks for."""
+    tell({"started": time.time()})
     # The controller may be gone by then. Unwinds, so that no file stays.
     seconds = wanted["seconds"]
     end = f"it took more than {seconds} s"
@@ -64,7 +65,7 @@ def main(wanted):
         except Exception as error:  # noqa: BLE001 - the other sections still count
             found = {"error": f"{type(error).__name__}: {error}"}
         tell({name: found})
-    tell({"clock": time.time()})
+    tell({"ended": time.time()})
 
 
 def tell(value):
@@ -289,3 +290,5 @@ def output_of(*words):
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
         main(json.loads(sys.argv[1]))
+    # At once: by the time of this end the clock is judged.
+    os._exit(0)

@@ -13,16 +13,11 @@ from launch.checks.gpus import (
     parse_devices,
     parse_processes,
 )
-from launch.checks.machine import (
-    check_clock,
-    check_code,
-    check_disks,
-    check_packages,
-    check_python,
-)
+from launch.checks.machine import check_clock, check_disks
 from launch.checks.network import check_interfaces, check_names, private_interfaces
 from launch.checks.report import PreflightReport
 from launch.checks.settings import PreflightSettings
+from launch.checks.software import check_code, check_packages, check_python
 from launch.hosts import Host
 from launch.remote import Outcome
 from ten_dist.cli import main
