@@ -37,7 +37,7 @@ _SSH_FAULTS = (
     (
         "timed out|No route to host|Network is unreachable",
         "ssh gets no answer from it: {complaint}",
-        "is it running, its address right, its link up, and port 22 open to us?",
+        "is it running, its address right, its link up, and its ssh port open to us?",
     ),
     (
         "Could not resolve hostname",
@@ -54,8 +54,11 @@ def gather_reports(
 
     Returns:
         The reports of those that answered, and a problem for each that did not.
+
+    Raises:
+        ConfigurationError: `settings.data` is not what `ten-dist train` takes.
     """
-    output = settings.output_path()
+    output, data = settings.output_path(), settings.data_addresses()
 
     def ask(host: Host) -> HostReport | Problem:
         wanted = {
@@ -63,7 +66,7 @@ def gather_reports(
             "names": sorted({host.address for host in hosts}),
             "master_port": settings.master_port if host == hosts[0] else None,
             "output_dir": None if output is None else str(output),
-            "data": settings.data_addresses(),
+            "data": data,
             "seconds": settings.report_timeout,
         }
         start = time.time()
