@@ -36,6 +36,10 @@ _COMMANDS = {
         "ten_dist.supervise",
         "start a training, and again whenever it ends early",
     ),
+    "droplets": (
+        "launch.droplets.command",
+        "rent the machines of a run from DigitalOcean, and give them back",
+    ),
     "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }
@@ -68,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # A request that was under way is of no interest any more.
         logging.getLogger("asyncio").disabled = True
-        continues = "; the same command again continues" if name == "train" else ""
-        _complain(f"interrupted{continues}")
+        continued = name in ("train", "droplets")
+        again = "; the same command again continues" if continued else ""
+        _complain(f"interrupted{again}")
         return EXIT_INTERRUPTED
 
 

@@ -1,0 +1,343 @@
+"""`ten-dist droplets up`: the droplets of a run, created once each and waited for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from launch.droplets.api import Api, ApiError
+from launch.droplets.catalogue import Catalogue
+from launch.droplets.fleet import (
+    Droplet,
+    list_droplets,
+    of_run,
+    total_cost,
+    untagged_of_run,
+)
+from launch.droplets.network import ensure_firewall, ensure_vpc, parse_sources
+from launch.droplets.removal import destroy
+from launch.droplets.tags import RunTags, check_run_name, droplet_name
+from launch.droplets.user_data import own_commit, user_data
+from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.monitor.console import say, warn
+
+_NAMES_PER_REQUEST = 10
+_LARGEST_USER_DATA = 64 * 1024
+# Listings may lag behind answers; a droplet that is in so many of them not, is not there.
+_ABSENT_LISTINGS = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpConfig:
+    """What to create; each field is an option of `ten-dist droplets up`."""
+
+    run: str | None = None
+    """Name of the run that the droplets are for."""
+    count: int = 1
+    """How many droplets."""
+    size: str | None = None
+    """Size of each; `ten-dist droplets plan` has them with their prices."""
+    region: str | None = None
+    """Region of all."""
+    image: str | None = None
+    """Image, by slug or number."""
+    ssh_key: str | None = None
+    """Keys of the account that may log in, by name, number or fingerprint, with commas."""
+    ssh_from: str | None = None
+    """IP addresses and networks from where ssh is let in, with commas; 0.0.0.0/0 is
+    from everywhere."""
+    max_hours: float | None = None
+    """Hours after which `reap` destroys the droplets."""
+    max_dollars: float | None = None
+    """Dollars that the run may cost: more is not created, and `reap` destroys the
+    droplets when they have cost it."""
+    repository: str | None = None
+    """URL that the droplets clone the code from, without a password."""
+    commit: str | None = None
+    """Commit or tag that they check out, by default that of this checkout."""
+    wait_minutes: float = 20.0
+    """Minutes to wait until all droplets run; what is not there then stays and is
+    billed."""
+    poll_interval: float = 5.0
+    """Seconds between looks at the droplets."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "run",
+            "size",
+            "region",
+            "image",
+            "ssh_key",
+            "ssh_from",
+            "max_hours",
+            "repository",
+        ):
+            if getattr(self, name) in (None, ""):
+                raise ConfigurationError(f"--{name} is needed")
+        check_run_name(self.run)
+        if self.count < 1:
+            raise ConfigurationError(f"--count must be 1 or more, not {self.count}")
+        for name in ("max_hours", "max_dollars", "wait_minutes", "poll_interval"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(f"--{name} must be more than 0, not {value}")
+
+
+class Creation:
+    """One call of `up`: looks at what there is, and brings it to what is wanted.
+
+    Nothing is created before all has been checked. What is created has its tags in the
+    same request, and names that are the same in every call, so that it is found again
+    when the answer was lost or this process ended.
+
+    Args:
+        api: where.
+        config: what.
+
+    Raises:
+        ConfigurationError: it cannot be as asked, or costs too much.
+        ApiError: the API fails.
+    """
+
+    def __init__(self, api: Api, config: UpConfig) -> None:
+        self._api = api
+        self._config = config
+        script = user_data(config.repository, config.commit or own_commit())
+        if len(script.encode()) > _LARGEST_USER_DATA:
+            raise ConfigurationError("--repository is too long")
+        self._ssh_from = parse_sources(config.ssh_from)
+        self._wanted = [droplet_name(config.run, i) for i in range(config.count)]
+        catalogue = Catalogue(api)
+        size = catalogue.size(config.size)
+        catalogue.check_region(config.region)
+        self._body: dict[str, Any] = {
+            "region": config.region,
+            "size": config.size,
+            "image": catalogue.image(config.image, config.region),
+            "ssh_keys": catalogue.ssh_keys(config.ssh_key.split(",")),
+            "monitoring": True,
+            "user_data": script,
+        }
+        self._price = size.hourly_price
+        there = list_droplets(api)
+        ours = of_run(there, config.run) + untagged_of_run(there, config.run)
+        failed = self._failed_ids(ours)
+        self._failed = [droplet for droplet in ours if droplet.id in failed]
+        self._kept = [droplet for droplet in ours if droplet.id not in failed]
+        self._check_alike()
+        names = {droplet.name for droplet in self._kept}
+        self._missing = [name for name in self._wanted if name not in names]
+        if self._missing:
+            # What is sold out matters only to those who want more of it.
+            catalogue.size_in(config.size, config.region)
+        # Once: the API tells its time in whole seconds, and differently each time.
+        now = api.now()
+        self._tags = self._run_tags(ours, now)
+        self._check_cost(now)
+
+    def run(self) -> None:
+        """Create what is missing and wait until all of it runs.
+
+        Raises:
+            TrainingError: not all of it runs; what there is stays, with its tags.
+            ApiError, ConfigurationError: as :meth:`Api.change`.
+        """
+        api, run = self._api, self._config.run
+        tags = self._tags.names()
+        ensure_firewall(api, run, tags, self._ssh_from)
+        self._body |= {
+            "vpc_uuid": ensure_vpc(api, run, self._config.region),
+            "tags": tags,
+        }
+        try:
+            self._replace_failed()
+            self._create()
+            if not api.config.dry_run:
+                self._wait()
+        except BaseException:
+            warn(
+                f"what there is of run {run} is billed until it is destroyed: the same "
+                f"command goes on, `ten-dist droplets status --run {run}` shows it, "
+                f"`ten-dist droplets down --run {run}` destroys it"
+            )
+            raise
+
+    def _check_alike(self) -> None:
+        config = self._config
+        for droplet in self._kept:
+            if (droplet.size, droplet.region) != (config.size, config.region):
+                raise ConfigurationError(
+                    f"run {config.run} has {droplet.name} of size {droplet.size} in "
+                    f"{droplet.region}: give these as --size and --region, or another "
+                    "--run"
+                )
+
+    def _run_tags(self, droplets: Sequence[Droplet], now: float) -> RunTags:
+        """The tags of new droplets: the expiry is that of the run's first one."""
+        config = self._config
+        known = [droplet.tags for droplet in droplets if droplet.tags is not None]
+        expiries = [tags.expires for tags in known if tags.expires is not None]
+        budgets = [tags.budget for tags in known if tags.budget is not None]
+        if config.max_dollars is not None:
+            budgets.append(config.max_dollars)
+        expires = min(expiries, default=math.floor(now + config.max_hours * 3600))
+        if expires <= now:
+            raise ConfigurationError(
+                f"run {config.run} has expired: `ten-dist droplets down --run "
+                f"{config.run}` ends it, or give another --run"
+            )
+        return RunTags(config.run, expires, min(budgets, default=None))
+
+    def _check_cost(self, now: float) -> None:
+        until = self._tags.expires
+        hours = (until - now) / 3600
+        new = len(self._missing) * self._price
+        cost = total_cost(self._kept, until) + new * hours
+        rate = new + sum(droplet.hourly_price or 0.0 for droplet in self._kept)
+        say(
+            f"run {self._config.run}: {len(self._missing)} to create and "
+            f"{len(self._kept)} there, {self._config.size} in {self._config.region}; "
+            f"${rate:,.2f} an hour, ${cost:,.2f} until it expires in {hours:,.1f} hours"
+        )
+        budget = self._tags.budget
+        if self._missing and budget is not None and cost > budget:
+            raise ConfigurationError(
+                f"run {self._config.run} would cost ${cost:,.2f} until it expires, more "
+                f"than --max_dollars {budget:g}: nothing was created; allow more, or "
+                "give a smaller --count or fewer --max_hours"
+            )
+
+    def _replace_failed(self) -> None:
+        """Destroy the droplets whose creation failed, which are billed all the same."""
+        failed = {droplet.id for droplet in self._failed}
+        left = destroy(
+            self._api,
+            lambda: [d for d in list_droplets(self._api) if d.id in failed],
+            self._config.wait_minutes * 60,
+            self._config.poll_interval,
+        )
+        if left:
+            raise TrainingError(
+                f"{_listed(left)} could not be created, and not destroyed either"
+            )
+
+    def _create(self) -> None:
+        names, attempt = self._missing, 1
+        while names:
+            batch = names[:_NAMES_PER_REQUEST]
+            body = {"names": batch, **self._body}
+            try:
+                self._api.change_once(self._api.client.droplets.create, body=body)
+            except ApiError as error:
+                if not error.unknown_outcome or attempt == self._api.config.attempts:
+                    raise
+                # Perhaps they are being created: look before asking for them again.
+                self._api.pause(attempt, error)
+                attempt += 1
+                there = {droplet.name for droplet in list_droplets(self._api)}
+                names = [name for name in names if name not in there]
+            else:
+                names, attempt = names[len(batch) :], 1
+
+    def _wait(self) -> None:
+        """Wait until all wanted droplets run, with their tags."""
+        config, shown = self._config, None
+        deadline = time.monotonic() + config.wait_minutes * 60
+        absences = dict.fromkeys(self._wanted, 0)
+        while True:
+            there = list_droplets(self._api)
+            ours = of_run(there, config.run) + untagged_of_run(there, config.run)
+            named = {
+                name: [droplet for droplet in ours if droplet.name == name]
+                for name in self._wanted
+            }
+            self._tag(ours)
+            failed = self._failed_ids(ours)
+            waiting, lost = [], []
+            for name, droplets in named.items():
+                absences[name] = 0 if droplets else absences[name] + 1
+                if any(d.ready and d.tags is not None for d in droplets):
+                    continue
+                gone = absences[name] >= _ABSENT_LISTINGS or any(
+                    d.id in failed or d.status in ("off", "archive") for d in droplets
+                )
+                (lost if gone else waiting).append(name)
+            ready = len(named) - len(waiting) - len(lost)
+            if ready != shown:
+                say(f"{ready} of {len(named)} droplets run")
+                shown = ready
+            if not waiting or time.monotonic() >= deadline:
+                break
+            time.sleep(config.poll_interval)
+        self._conclude(named, waiting, lost)
+
+    def _conclude(
+        self, named: dict[str, list[Droplet]], waiting: list[str], lost: list[str]
+    ) -> None:
+        """Say that all is well.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        faults = []
+        if lost:
+            faults.append(f"{', '.join(lost)} could not be created or do not run")
+        if waiting:
+            faults.append(
+                f"{', '.join(waiting)} are not there after --wait_minutes "
+                f"{self._config.wait_minutes:g}"
+            )
+        for name, droplets in named.items():
+            if len(droplets) > 1:
+                ids = ", ".join(str(droplet.id) for droplet in droplets)
+                faults.append(
+                    f"{name} is there {len(droplets)} times, all billed ({ids}): end "
+                    f"all but one with `ten-dist droplets down --run {self._config.run} "
+                    "--droplet ID`"
+                )
+        if faults:
+            ready = len(named) - len(waiting) - len(lost)
+            raise TrainingError(
+                f"run {self._config.run} has {ready} of {len(named)} droplets: "
+                f"{'; '.join(faults)}"
+            )
+        run = self._config.run
+        say(
+            f"run {run} is up; next: `ten-dist droplets setup --run {run}` and "
+            f"`ten-dist droplets hostfile --run {run} --output hostfile`"
+        )
+
+    def _tag(self, droplets: Sequence[Droplet]) -> None:
+        """Give the tags of the run to those that the API has not given them to yet."""
+        for droplet in droplets:
+            if droplet.tags is not None and droplet.tags.expires is not None:
+                continue
+            resource = {"resource_id": str(droplet.id), "resource_type": "droplet"}
+            for tag in self._tags.names():
+                self._api.change(
+                    self._api.client.tags.assign_resources,
+                    tag_id=tag,
+                    body={"resources": [resource]},
+                )
+
+    def _failed_ids(self, droplets: Sequence[Droplet]) -> set[int]:
+        """Those whose creation the API has given up."""
+        new = {droplet.id for droplet in droplets if droplet.status == "new"}
+        if not new:
+            return set()
+        # One page: the newest actions of the account.
+        client = self._api.client
+        answer = self._api.read(client.actions.list, per_page=200, page=1)
+        return {
+            action["resource_id"]
+            for action in answer["actions"]
+            if action["resource_id"] in new
+            and (action["type"], action["status"]) == ("create", "errored")
+        }
+
+
+def _listed(droplets: Sequence[Droplet]) -> str:
+    return ", ".join(f"{droplet.name} ({droplet.id})" for droplet in droplets)

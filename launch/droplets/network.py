@@ -1,0 +1,165 @@
+"""The private network of a run, and the firewall around its droplets."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launch.droplets.api import Api, ApiError
+from launch.droplets.tags import PREFIX, run_tag
+from ten_dist.errors import ConfigurationError
+from ten_dist.monitor.console import say
+
+_EVERYWHERE = ["0.0.0.0/0", "::/0"]
+_PROTOCOLS = ("tcp", "udp", "icmp")
+# How the API writes "every port".
+_ALL_PORTS = "0"
+_SSH_PORT = "22"
+_NOT_FOUND = 404
+_FORBIDDEN = 403
+
+
+def parse_sources(text: str) -> list[str]:
+    """Addresses and networks of a list with commas.
+
+    Raises:
+        ConfigurationError: one is neither.
+    """
+    sources = [part.strip() for part in text.split(",") if part.strip()]
+    for source in sources:
+        try:
+            ipaddress.ip_network(source, strict=False)
+        except ValueError:
+            raise ConfigurationError(
+                f"--ssh_from {source} is neither an IP address nor a network such as "
+                "203.0.113.0/24"
+            ) from None
+    return sources
+
+
+def ensure_firewall(
+    api: Api, run: str, tags: Sequence[str], ssh_from: Sequence[str]
+) -> None:
+    """Make the firewall of a run, or have it let in ssh from these sources only.
+
+    It also lets in everything from droplets of the run, and everything out.
+
+    Args:
+        api: where.
+        run: its name.
+        tags: of the run's droplets.
+        ssh_from: IP addresses and networks.
+
+    Raises:
+        ApiError, ConfigurationError: as :meth:`Api.ensure`.
+    """
+    tag, name = run_tag(run), _name(run)
+    # A firewall takes tags that exist only.
+    for each in tags:
+        api.change(api.client.tags.create, body={"name": each})
+    inbound = [
+        {
+            "protocol": "tcp",
+            "ports": _SSH_PORT,
+            "sources": {"addresses": list(ssh_from)},
+        }
+    ]
+    inbound += [
+        {"protocol": protocol, "ports": _ALL_PORTS, "sources": {"tags": [tag]}}
+        for protocol in _PROTOCOLS
+    ]
+    outbound = [
+        {
+            "protocol": protocol,
+            "ports": _ALL_PORTS,
+            "destinations": {"addresses": _EVERYWHERE},
+        }
+        for protocol in _PROTOCOLS
+    ]
+    body = {
+        "name": name,
+        "inbound_rules": inbound,
+        "outbound_rules": outbound,
+        "tags": [tag],
+    }
+    firewalls = api.client.firewalls
+    firewall = api.ensure(
+        lambda: next(iter(_firewalls(api, run)), None),
+        firewalls.create,
+        placeholder=body,
+        body=body,
+    )
+    sources = {
+        address
+        for rule in firewall["inbound_rules"]
+        for address in rule["sources"].get("addresses") or []
+    }
+    if sources != set(ssh_from):
+        api.change(firewalls.update, firewall_id=firewall["id"], body=body)
+
+
+def ensure_vpc(api: Api, run: str, region: str) -> str:
+    """Make the private network of a run in a region unless it is there.
+
+    Returns:
+        Its identifier.
+
+    Raises:
+        ApiError, ConfigurationError: as :meth:`Api.ensure`.
+    """
+    # With the region in its name: the VPC of a run that was elsewhere may have stayed.
+    name = f"{_name(run)}-{region}"
+    body = {"name": name, "region": region, "description": f"ten-dist run {run}"}
+    vpc = api.ensure(
+        lambda: next((v for v in _vpcs(api, run) if v["region"] == region), None),
+        api.client.vpcs.create,
+        placeholder={"id": f"<identifier of the VPC {name}>"},
+        body=body,
+    )
+    return vpc["id"]
+
+
+def remove_network(api: Api, run: str) -> None:
+    """Remove the firewall and the VPCs of a run that has no droplets any more.
+
+    They cost nothing: a VPC that cannot be removed is named, and stays.
+
+    Raises:
+        ApiError, ConfigurationError: as :meth:`Api.change`.
+    """
+    client = api.client
+    for firewall in _firewalls(api, run):
+        _delete(api, client.firewalls.delete, firewall_id=firewall["id"])
+    for vpc in _vpcs(api, run):
+        try:
+            _delete(api, client.vpcs.delete, vpc_id=vpc["id"])
+        except ApiError as error:
+            if error.status != _FORBIDDEN:
+                raise
+            # The first VPC of a region is its default for ever, and one that has just
+            # lost its droplets may still count them.
+            say(f"the VPC {vpc['name']} stays, which costs nothing: {error}")
+
+
+def _name(run: str) -> str:
+    return f"{PREFIX}-{run}"
+
+
+def _firewalls(api: Api, run: str) -> list[dict[str, Any]]:
+    there = api.pages(api.client.firewalls.list, "firewalls")
+    return [firewall for firewall in there if firewall["name"] == _name(run)]
+
+
+def _vpcs(api: Api, run: str) -> list[dict[str, Any]]:
+    there = api.pages(api.client.vpcs.list, "vpcs")
+    return [vpc for vpc in there if vpc["name"] == f"{_name(run)}-{vpc['region']}"]
+
+
+def _delete(api: Api, call: Callable[..., Any], **arguments: str) -> None:
+    try:
+        api.change(call, **arguments)
+    except ApiError as error:
+        # An earlier attempt, or somebody else, was faster.
+        if error.status != _NOT_FOUND:
+            raise

@@ -1,0 +1,243 @@
+"""Destroying droplets: those of a run, and those whose time or money is up."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from launch.droplets.api import Api, ApiConfig, ApiError
+from launch.droplets.fleet import (
+    Droplet,
+    list_droplets,
+    of_run,
+    total_cost,
+    untagged_of_run,
+)
+from launch.droplets.network import remove_network
+from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.monitor.console import say, warn
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_NOT_FOUND = 404
+WAIT_MINUTES = 10.0
+"""Minutes to wait until what was destroyed is not listed any more."""
+POLL_SECONDS = 5.0
+"""Seconds between looks."""
+
+
+def destroy(
+    api: Api,
+    find: Callable[[], list[Droplet]],
+    wait_seconds: float,
+    poll_interval: float,
+) -> list[Droplet]:
+    """Destroy what `find` finds, until it finds nothing more.
+
+    What could not be destroyed is tried again: the API refuses to while a droplet is
+    still being created, for instance. One that fails does not keep the others alive.
+
+    Args:
+        api: where.
+        find: lists the droplets that are to go.
+        wait_seconds: how long to go on.
+        poll_interval: seconds between two listings.
+
+    Returns:
+        Survivors.
+
+    Raises:
+        ApiError, ConfigurationError: they cannot be listed.
+    """
+    deadline = time.monotonic() + wait_seconds
+    told: set[int] = set()
+    while True:
+        left = find()
+        if not left or (told and time.monotonic() >= deadline):
+            return left
+        for droplet in left:
+            try:
+                api.change(api.client.droplets.destroy, droplet_id=droplet.id)
+            except ApiError as error:
+                if error.status != _NOT_FOUND:
+                    warn(f"{droplet.name} ({droplet.id}) is not destroyed yet: {error}")
+            else:
+                if droplet.id not in told and not api.config.dry_run:
+                    say(f"destroying {droplet.name} ({droplet.id})")
+            told.add(droplet.id)
+        if api.config.dry_run:
+            return []
+        time.sleep(poll_interval)
+
+
+def down(
+    api: Api,
+    run: str,
+    ids: Sequence[int] = (),
+    *,
+    wait_minutes: float = WAIT_MINUTES,
+    poll_interval: float = POLL_SECONDS,
+) -> None:
+    """Destroy the droplets of a run and its network, or some of the droplets.
+
+    Raises:
+        ConfigurationError: one of `ids` is no droplet of the run.
+        TrainingError: some are still there.
+        ApiError: the API fails.
+    """
+    everything = list_droplets(api)
+    known = {droplet.id for droplet in of_run(everything, run)}
+    for wanted in ids:
+        if wanted not in known:
+            raise ConfigurationError(
+                f"--droplet {wanted} is none of run {run}, which has "
+                f"{', '.join(map(str, sorted(known))) or 'none'}"
+            )
+    for droplet in untagged_of_run(everything, run):
+        warn(
+            f"{droplet.name} ({droplet.id}) has a name of run {run} but not its tag, and "
+            "is left alone"
+        )
+    if not known:
+        say(f"run {run} has no droplets")
+
+    def find() -> list[Droplet]:
+        there = of_run(list_droplets(api), run)
+        return [droplet for droplet in there if not ids or droplet.id in ids]
+
+    survivors = destroy(api, find, wait_minutes * 60, poll_interval)
+    if survivors:
+        names = ", ".join(f"{droplet.name} ({droplet.id})" for droplet in survivors)
+        raise TrainingError(
+            f"{len(survivors)} droplets of run {run} are still there and billed: "
+            f"{names}; the same command goes on"
+        )
+    if not ids:
+        remove_network(api, run)
+    if known and not api.config.dry_run:
+        say(
+            f"run {run}: {len(ids or known)} destroyed, none of them is listed any more"
+        )
+
+
+def overdue(droplets: Iterable[Droplet], now: float) -> dict[int, str]:
+    """Why droplets are to be destroyed, by their identifiers.
+
+    Args:
+        droplets: of any runs; those without the tag of one are never among the result.
+        now: seconds since 1970.
+    """
+    runs: dict[str, list[Droplet]] = {}
+    for droplet in droplets:
+        if droplet.tags is not None:
+            runs.setdefault(droplet.tags.run, []).append(droplet)
+    reasons = {}
+    for run, members in runs.items():
+        budgets = [d.tags.budget for d in members if d.tags.budget is not None]
+        budget, cost = min(budgets, default=None), total_cost(members, now)
+        for droplet in members:
+            expires = droplet.tags.expires
+            if expires is not None and now >= expires:
+                reasons[droplet.id] = f"expired {(now - expires) / 3600:,.1f} hours ago"
+            elif budget is not None and cost >= budget:
+                reasons[droplet.id] = (
+                    f"run {run} has cost ${cost:,.2f} of ${budget:,.2f}"
+                )
+    return reasons
+
+
+def reap(
+    api: Api,
+    run: str | None = None,
+    *,
+    wait_minutes: float = WAIT_MINUTES,
+    poll_interval: float = POLL_SECONDS,
+) -> int:
+    """Destroy every droplet whose time or whose run's money is up.
+
+    Args:
+        api: where.
+        run: only those of this run.
+        wait_minutes: how long to go on.
+        poll_interval: seconds between looks.
+
+    Returns:
+        How many were to go.
+
+    Raises:
+        TrainingError: some are still there.
+        ApiError, ConfigurationError: the API fails.
+    """
+    seen: dict[int, Droplet] = {}
+
+    def find() -> list[Droplet]:
+        there = list_droplets(api)
+        there = there if run is None else of_run(there, run)
+        reasons = overdue(there, api.now())
+        due = [droplet for droplet in there if droplet.id in reasons]
+        for droplet in due:
+            if droplet.id not in seen:
+                say(f"{droplet.name} ({droplet.id}): {reasons[droplet.id]}")
+                seen[droplet.id] = droplet
+        return due
+
+    for droplet in list_droplets(api):
+        if droplet.tags is not None and droplet.tags.expires is None:
+            warn(
+                f"{droplet.name} ({droplet.id}) has lost its expiry: it is never reaped"
+            )
+    survivors = destroy(api, find, wait_minutes * 60, poll_interval)
+    if survivors:
+        names = ", ".join(f"{droplet.name} ({droplet.id})" for droplet in survivors)
+        raise TrainingError(f"still there and billed: {names}; reap again")
+    if seen:
+        left = {d.tags.run for d in list_droplets(api) if d.tags is not None}
+        for ended in sorted({droplet.tags.run for droplet in seen.values()} - left):
+            remove_network(api, ended)
+    return len(seen)
+
+
+def reap_expired(config: ApiConfig | None = None, run: str | None = None) -> int:
+    """As :func:`reap`, with a connection of its own."""
+    with contextlib.closing(Api(config or ApiConfig())) as api:
+        return reap(api, run)
+
+
+class Reaper:
+    """Reaps every few minutes in a thread, until it is told to stop; a context manager.
+
+    A failure is said and does not end it.
+
+    Args:
+        minutes: between two times.
+        config: how the API is reached.
+
+    Raises:
+        ConfigurationError: there is no token or PyDo.
+    """
+
+    def __init__(self, minutes: float, config: ApiConfig | None = None) -> None:
+        self._api = Api(config or ApiConfig())
+        self._seconds = minutes * 60
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                reap(self._api)
+            except Exception as error:  # noqa: BLE001 - the next time may be better
+                warn(f"reaping droplets failed: {error}")
+            if self._stopped.wait(self._seconds):
+                return

@@ -1,0 +1,69 @@
+"""What a droplet does at its first start."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ten_dist.errors import ConfigurationError
+
+_SCRIPT = Path(__file__).with_name("user_data.sh")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+READY_FILE = ".ten-dist/ready"
+"""In the home folder of a droplet: the commit that is installed, once all is."""
+LOG_FILE = ".ten-dist/setup.log"
+"""In the home folder of a droplet: what the script has printed."""
+
+
+def user_data(repository: str, commit: str) -> str:
+    """The script that cloud-init runs: packages, scratch disks, checkout, environment.
+
+    Args:
+        repository: where git clones from.
+        commit: what it checks out.
+
+    Raises:
+        ConfigurationError: the repository's URL holds a password, which every program
+            on a droplet could read; or one of them is no such thing.
+    """
+    parts = urlsplit(repository) if "://" in repository else None
+    if parts is not None and (
+        parts.password or (parts.scheme != "ssh" and parts.username)
+    ):
+        raise ConfigurationError(
+            "--repository must not hold a user or password: every program on a droplet "
+            "can read what it was started with"
+        )
+    if not repository or repository.startswith("-"):
+        raise ConfigurationError(f"--repository {repository!r} is not a URL")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", commit):
+        raise ConfigurationError(f"--commit {commit!r} is not a commit, tag or branch")
+    return (
+        "#!/usr/bin/env bash\n"
+        f"repository={shlex.quote(repository)}\n"
+        f"commit={shlex.quote(commit)}\n"
+        f"{_SCRIPT.read_text(encoding='utf-8')}"
+    )
+
+
+def own_commit() -> str:
+    """The commit of this checkout.
+
+    Raises:
+        ConfigurationError: this is no checkout.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_CHECKOUT), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        raise ConfigurationError(
+            "this is no git checkout whose commit the droplets could have: give --commit"
+        ) from None
+    return done.stdout.strip()
