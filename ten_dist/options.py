@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -78,6 +79,7 @@ def given_options(namespace: argparse.Namespace, config_class: type) -> dict[str
     return {name: value for name, value in vars(namespace).items() if name in names}
 
 
+@functools.cache
 def field_descriptions(config_class: type) -> dict[str, str]:
     """The string that follows each field in the source of a dataclass, on one line."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))

@@ -531,18 +531,33 @@ class Commands:
         *POLLS,
     )
 
-    def __init__(self, api, capsys):
-        self.api, self._capsys, self.output = api, capsys, ""
+    def __init__(self, monkeypatch, capsys):
+        self.api, self.output = None, ""
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def use(self, api):
+        """Turn to a server."""
+        self.api = api
+        self._monkeypatch.setenv("DIGITALOCEAN_API_URL", api.url)
+
+    def run(self, action, *words):
+        """Returns the status."""
+        arguments = ["droplets", action, *words, *self.QUICK]
+        return main([str(word) for word in arguments])
 
     def __call__(self, action, *words, status=0):
         """Returns (output, lines of the error output); asserts the status."""
-        arguments = ["droplets", action, *words, *self.QUICK]
-        self._capsys.readouterr()
-        ended = main([str(word) for word in arguments])
+        self.show()
+        ended = self.run(action, *words)
+        out, err = self.show()
+        assert ended == status, (out, err)
+        return out, err.splitlines()
+
+    def show(self):
+        """What was printed since this was last called."""
         shown = self._capsys.readouterr()
         self.output += shown.out + shown.err
-        assert ended == status, shown
-        return shown.out, shown.err.splitlines()
+        return shown
 
     def up(self, run, count, *words, **expected):
         return self("up", "--run", run, "--count", count, *self.UP, *words, **expected)
@@ -569,10 +584,10 @@ class Commands:
 def droplets(monkeypatch, capsys):
     """Commands against a server; at the end, that none of them has shown the token."""
     monkeypatch.delenv("DIGITALOCEAN_ACCESS_TOKEN", raising=False)
+    monkeypatch.setenv("DIGITALOCEAN_TOKEN", TOKEN)
+    commands = Commands(monkeypatch, capsys)
     with DigitalOcean() as api:
-        monkeypatch.setenv("DIGITALOCEAN_TOKEN", TOKEN)
-        monkeypatch.setenv("DIGITALOCEAN_API_URL", api.url)
-        commands = Commands(api, capsys)
+        commands.use(api)
         yield commands
-        shown = capsys.readouterr()
-        assert TOKEN not in commands.output + shown.out + shown.err
+    commands.show()
+    assert TOKEN not in commands.output
