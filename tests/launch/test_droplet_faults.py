@@ -70,7 +70,7 @@ def run_a_command(droplets, draw):
         api.fail(*request, draw_fault(draw, request), times, skip)
     run, count = draw.choice(RUNS), draw.randint(1, 4)
     action = draw.choice(("up", "up", "up", "down", "reap", "wait"))
-    few = ("--attempts", 3, "--wait_minutes", 0.0004)
+    few = ("--attempts", 3, "--wait_minutes", 0.0002)
     if action == "wait":
         api.advance(draw.choice((0.5, 6)))
         return
