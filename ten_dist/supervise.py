@@ -15,6 +15,7 @@ Exit status: 0 the run is complete; 1 gave up; 2 the job was refused and would b
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     output_dir = find_output_dir(command)
     from ten_dist.supervision.supervisor import Supervisor
 
-    return Supervisor(command, output_dir, config).run()
+    with contextlib.ExitStack() as stack:
+        if config.reap_droplets:
+            from launch.droplets.removal import Reaper
+
+            stack.enter_context(Reaper(config.reap_droplets))
+        return Supervisor(command, output_dir, config).run()
 
 
 def find_output_dir(command: Sequence[str]) -> Path:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NOT_FOUND = 404
+_SECONDS_TO_END = 10.0
 WAIT_MINUTES = 10.0
 """Minutes to wait until what was destroyed is not listed any more."""
 POLL_SECONDS = 5.0
@@ -55,23 +56,26 @@ def destroy(
     """
     deadline = time.monotonic() + wait_seconds
     told: set[int] = set()
-    while True:
-        left = find()
-        if not left or (told and time.monotonic() >= deadline):
-            return left
+    left = find()
+    while left:
         for droplet in left:
             try:
                 api.change(api.client.droplets.destroy, droplet_id=droplet.id)
             except ApiError as error:
                 if error.status != _NOT_FOUND:
                     warn(f"{droplet.name} ({droplet.id}) is not destroyed yet: {error}")
-            else:
-                if droplet.id not in told and not api.config.dry_run:
-                    say(f"destroying {droplet.name} ({droplet.id})")
-            told.add(droplet.id)
+                continue
+            if droplet.id not in told and not api.config.dry_run:
+                say(f"destroying {droplet.name} ({droplet.id})")
+                told.add(droplet.id)
         if api.config.dry_run:
             return []
-        time.sleep(poll_interval)
+        left = find()
+        if time.monotonic() >= deadline:
+            break
+        if left:
+            time.sleep(poll_interval)
+    return left
 
 
 def down(
@@ -232,6 +236,8 @@ class Reaper:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        # What is under way has a moment to end.
+        self._thread.join(_SECONDS_TO_END)
 
     def _run(self) -> None:
         while True:

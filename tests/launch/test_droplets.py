@@ -11,6 +11,7 @@ import time
 import pytest
 
 from launch.hosts import Host, read_hostfile
+from ten_dist.cli import main
 from tests.launch.digitalocean import TOKEN, Refusal
 from tests.launching import ROOT
 
@@ -223,6 +224,39 @@ def test_a_run_that_has_expired_is_not_added_to(droplets):
     droplets.api.advance(hours=11)
     error = droplets.refusal("up", "--run", "first", "--count", 2, *droplets.UP)
     assert "run first has expired" in error
+
+
+def test_a_supervisor_reaps_beside_its_job(droplets, tmp_path):
+    api = droplets.api
+    droplets.up("first", 1)
+    api.advance(hours=11)
+    reaped = tmp_path / "reaped"
+    # The first time fails, and the next does not.
+    api.fail("GET", "/droplets", 404)
+    api.fail("DELETE", "/droplets/[0-9]+", reaped.touch)
+    run = tmp_path / "run"
+    script = (
+        "import os, sys, time\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.05)\n"
+        "os.makedirs(sys.argv[3], exist_ok=True)\n"
+        "open(os.path.join(sys.argv[3], 'COMPLETED'), 'w').write('{}')"
+    )
+    job = [sys.executable, "-c", script, str(reaped), "--output_dir", str(run)]
+    assert main(["supervise", "--reap_droplets", "0.001", "--", *job]) == 0
+    assert not api.droplets
+    assert (
+        "reaping droplets failed: GET /v2/droplets: status 404" in droplets.show().err
+    )
+
+
+def test_a_supervisor_that_could_not_reap_does_not_start(
+    droplets, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("DIGITALOCEAN_TOKEN")
+    job = ["true", "--output_dir", str(tmp_path / "run")]
+    assert main(["supervise", "--reap_droplets", "5", "--", *job]) == 2
+    assert "there is no token" in droplets.show().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_has_cost_its_budget_is_reaped(droplets):
