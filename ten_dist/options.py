@@ -29,6 +29,11 @@ _PLACEHOLDERS = {
     "ssh_config": "FILE",
     "deepspeed_config": "FILE",
     "resume": "auto|never|PATH",
+    "endpoint": "URL",
+    "repository": "URL",
+    "pip_index": "URL",
+    "ssh_key": "KEY,...",
+    "ssh_from": "ADDRESS,...",
 }
 
 

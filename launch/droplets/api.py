@@ -221,35 +221,38 @@ class Api:
 
     def ensure(
         self,
-        find: Callable[[], _Result | None],
-        call: Callable[..., Any],
-        placeholder: _Result,
-        **arguments: Any,
-    ) -> _Result:
+        find: Callable[[], dict[str, Any] | None],
+        call: Callable[..., dict[str, Any]],
+        key: str,
+        body: dict[str, Any],
+        placeholder: dict[str, Any],
+    ) -> dict[str, Any]:
         """Find something or make it, once also where the answer of making it is lost.
 
         Args:
             find: looks for it.
             call: PyDo's method that makes it.
+            key: of what was made in the answer.
+            body: argument of the method.
             placeholder: what a dry run has in place of what it does not make.
-            arguments: of the method.
 
         Raises:
             ApiError, ConfigurationError: as :meth:`change_once`.
         """
-        for attempt in range(1, self.config.attempts + 1):
+        attempt = 0
+        while True:
             found = find()
             if found is not None:
                 return found
+            attempt += 1
             try:
-                self.change_once(call, **arguments)
+                answer = self.change_once(call, body=body)
             except ApiError as error:
                 if not error.unknown_outcome or attempt == self.config.attempts:
                     raise
                 self.pause(attempt, error)
-            if self.config.dry_run:
-                return placeholder
-        raise ApiError("what was made is not in the API's listings")
+            else:
+                return placeholder if answer is None else answer[key]
 
     def pause(self, attempt: int, error: ApiError) -> None:
         """Say that an attempt has failed, and wait before the next."""

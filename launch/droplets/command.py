@@ -314,7 +314,12 @@ def _ready(api: Api, run: str) -> list[Droplet]:
 def _hostfile(droplets: Sequence[Droplet], path: Path) -> None:
     # A droplet without a GPU runs one process, for rehearsals.
     hosts = [Host(droplet.private, droplet.gpus or 1) for droplet in droplets]
-    write_hostfile(path, hosts)
+    try:
+        write_hostfile(path, hosts)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {path} cannot be written: {error.strerror}"
+        ) from None
     slots = sum(host.slots for host in hosts)
     say(
         f"{path}: {len(hosts)} hosts, {slots} slots; the first is --master_addr "

@@ -58,6 +58,8 @@ class UpConfig:
     """URL that the droplets clone the code from, without a password."""
     commit: str | None = None
     """Commit or tag that they check out, by default that of this checkout."""
+    pip_index: str | None = None
+    """URL of a further package index, such as that of torch's builds for AMD GPUs."""
     wait_minutes: float = 20.0
     """Minutes to wait until all droplets run; what is not there then stays and is
     billed."""
@@ -105,7 +107,8 @@ class Creation:
     def __init__(self, api: Api, config: UpConfig) -> None:
         self._api = api
         self._config = config
-        script = user_data(config.repository, config.commit or own_commit())
+        commit = config.commit or own_commit()
+        script = user_data(config.repository, commit, config.pip_index)
         if len(script.encode()) > _LARGEST_USER_DATA:
             raise ConfigurationError("--repository is too long")
         self._ssh_from = parse_sources(config.ssh_from)

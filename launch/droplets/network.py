@@ -18,6 +18,7 @@ _ALL_PORTS = "0"
 _SSH_PORT = "22"
 _NOT_FOUND = 404
 _FORBIDDEN = 403
+_THERE_ALREADY = (409, 422)
 
 
 def parse_sources(text: str) -> list[str]:
@@ -57,7 +58,11 @@ def ensure_firewall(
     tag, name = run_tag(run), _name(run)
     # A firewall takes tags that exist only.
     for each in tags:
-        api.change(api.client.tags.create, body={"name": each})
+        try:
+            api.change(api.client.tags.create, body={"name": each})
+        except ApiError as error:
+            if error.status not in _THERE_ALREADY:
+                raise
     inbound = [
         {
             "protocol": "tcp",
@@ -87,8 +92,9 @@ def ensure_firewall(
     firewall = api.ensure(
         lambda: next(iter(_firewalls(api, run)), None),
         firewalls.create,
+        "firewall",
+        body,
         placeholder=body,
-        body=body,
     )
     sources = {
         address
@@ -114,8 +120,9 @@ def ensure_vpc(api: Api, run: str, region: str) -> str:
     vpc = api.ensure(
         lambda: next((v for v in _vpcs(api, run) if v["region"] == region), None),
         api.client.vpcs.create,
+        "vpc",
+        body,
         placeholder={"id": f"<identifier of the VPC {name}>"},
-        body=body,
     )
     return vpc["id"]
 

@@ -93,6 +93,8 @@ def set_up(droplets: Sequence[Droplet], ssh: SshConfig, wait_minutes: float) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = dataclasses.asdict(ssh)
+        # As droplets want it, whoever one is here.
+        settings["ssh_user"] = ssh.ssh_user or "root"
         known_hosts = str(Path(folder) / "known_hosts")
         remote = Remote(_FreshSsh(**settings, known_hosts=known_hosts))
         _wait(remote, droplets, wait_minutes * 60)

@@ -177,10 +177,12 @@ def reap(
         ApiError, ConfigurationError: the API fails.
     """
     seen: dict[int, Droplet] = {}
+    unlimited: set[int] = set()
 
     def find() -> list[Droplet]:
         there = list_droplets(api)
         there = there if run is None else of_run(there, run)
+        _tell_unlimited(there, unlimited)
         reasons = overdue(there, api.now())
         due = [droplet for droplet in there if droplet.id in reasons]
         for droplet in due:
@@ -189,11 +191,6 @@ def reap(
                 seen[droplet.id] = droplet
         return due
 
-    for droplet in list_droplets(api):
-        if droplet.tags is not None and droplet.tags.expires is None:
-            warn(
-                f"{droplet.name} ({droplet.id}) has lost its expiry: it is never reaped"
-            )
     survivors = destroy(api, find, wait_minutes * 60, poll_interval)
     if survivors:
         names = ", ".join(f"{droplet.name} ({droplet.id})" for droplet in survivors)
@@ -203,6 +200,23 @@ def reap(
         for ended in sorted({droplet.tags.run for droplet in seen.values()} - left):
             remove_network(api, ended)
     return len(seen)
+
+
+def _tell_unlimited(droplets: Iterable[Droplet], told: set[int]) -> None:
+    """Name the droplets whose limits cannot be held, except those in `told`."""
+    for droplet in droplets:
+        tags = droplet.tags
+        if tags is None or droplet.id in told:
+            continue
+        name = f"{droplet.name} ({droplet.id})"
+        if tags.expires is None:
+            warn(
+                f"{name} has lost its expiry: it is reaped for its cost only, if at all"
+            )
+            told.add(droplet.id)
+        if tags.budget is not None and droplet.hourly_price is None:
+            warn(f"{name} has no price in the API: it is not part of its run's cost")
+            told.add(droplet.id)
 
 
 def reap_expired(config: ApiConfig | None = None, run: str | None = None) -> int:

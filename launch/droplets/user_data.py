@@ -18,35 +18,39 @@ LOG_FILE = ".ten-dist/setup.log"
 """In the home folder of a droplet: what the script has printed."""
 
 
-def user_data(repository: str, commit: str) -> str:
+def user_data(repository: str, commit: str, pip_index: str | None = None) -> str:
     """The script that cloud-init runs: packages, scratch disks, checkout, environment.
 
     Args:
         repository: where git clones from.
         commit: what it checks out.
+        pip_index: a further index that pip takes packages from.
 
     Raises:
-        ConfigurationError: the repository's URL holds a password, which every program
-            on a droplet could read; or one of them is no such thing.
+        ConfigurationError: a URL holds a password, which every program on a droplet
+            could read; or one of them is no such thing.
     """
-    parts = urlsplit(repository) if "://" in repository else None
-    if parts is not None and (
-        parts.password or (parts.scheme != "ssh" and parts.username)
-    ):
-        raise ConfigurationError(
-            "--repository must not hold a user or password: every program on a droplet "
-            "can read what it was started with"
-        )
-    if not repository or repository.startswith("-"):
-        raise ConfigurationError(f"--repository {repository!r} is not a URL")
+    for name, url in (("repository", repository), ("pip_index", pip_index or "")):
+        _check_url(name, url)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", commit):
         raise ConfigurationError(f"--commit {commit!r} is not a commit, tag or branch")
-    return (
-        "#!/usr/bin/env bash\n"
-        f"repository={shlex.quote(repository)}\n"
-        f"commit={shlex.quote(commit)}\n"
-        f"{_SCRIPT.read_text(encoding='utf-8')}"
-    )
+    lines = ["#!/usr/bin/env bash"]
+    lines += [f"repository={shlex.quote(repository)}", f"commit={shlex.quote(commit)}"]
+    if pip_index:
+        lines += [f"export PIP_EXTRA_INDEX_URL={shlex.quote(pip_index)}"]
+    return "\n".join([*lines, _SCRIPT.read_text(encoding="utf-8")])
+
+
+def _check_url(name: str, url: str) -> None:
+    """Raise ConfigurationError for a URL with a password, or what git takes for an option."""
+    parts = urlsplit(url)
+    if parts.password or (parts.scheme.startswith("http") and parts.username):
+        raise ConfigurationError(
+            f"--{name} must not hold a user or password: every program on a droplet can "
+            "read what it was started with"
+        )
+    if url.startswith("-"):
+        raise ConfigurationError(f"--{name} {url} is not a URL")
 
 
 def own_commit() -> str:

@@ -110,7 +110,7 @@ def test_no_droplet_is_untracked_after_any_faults(droplets):
             api.dying = draw.choice((0, 2))
             api.tag_delay = draw.choice((0, 0, 0, 4))
             try:
-                for _ in range(draw.randint(2, 4)):
+                for _ in range(draw.randint(1, 3)):
                     run_a_command(droplets, draw)
                     check_all_is_tracked(droplets)
                 api.heal()

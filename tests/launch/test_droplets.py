@@ -203,6 +203,8 @@ def test_slow_provisioning_is_waited_for_and_given_up(droplets):
 def test_what_has_expired_is_reaped_and_nothing_else(droplets):
     api = droplets.api
     droplets.up("early", 2)
+    # Whether a tag that is there is made again or refused is all the same.
+    api.fail("POST", "/tags", 422)
     api.advance(hours=4)
     droplets.up("later", 1)
     foreign = next(iter(api.droplets.values())) | {"id": 1, "tags": ["web"]}
@@ -270,6 +272,19 @@ def test_a_run_that_has_cost_its_budget_is_reaped(droplets):
         droplet["size"]["price_hourly"] = 30.0
     out, _ = droplets.reap()
     assert "run dear has cost $540." in out and not api.droplets
+
+
+def test_a_droplet_without_an_expiry_is_named(droplets):
+    api = droplets.api
+    droplets.up("first", 2)
+    kept = next(iter(api.droplets))
+    api.droplets[kept]["tags"] = ["ten-dist-run-first"]
+    api.advance(hours=11)
+    _, errors = droplets.reap()
+    assert len(errors) == 1
+    assert f"ten-dist-first-0 ({kept}) has lost its expiry: it is" in errors[0]
+    assert list(api.droplets) == [kept]
+    assert "never" in droplets("status")[0]
 
 
 def test_what_costs_too_much_is_not_created(droplets):
@@ -397,7 +412,9 @@ def test_what_the_api_does_not_have_is_named(droplets):
             ("--repository", "https://me:pass@git.example/x"),
             "--repository must not hold",
         ),
-        (("--commit", "-x"), "--commit"),
+        (("--pip_index", "https://me@pip.example"), "--pip_index must not hold"),
+        (("--repository", "--upload-pack=x"), "--repository --upload-pack=x is not"),
+        (("--commit", "-x"), "--commit '-x' is not"),
         (("--endpoint", "http://api.example"), "--endpoint must be a URL"),
         (("--endpoint", "nonsense"), "--endpoint must be a URL"),
         (("--attempts", 0), "--attempts must be 1 or more"),
