@@ -61,7 +61,7 @@ def check_all_is_tracked(droplets):
     api._faults = faults
 
 
-def run_a_command(droplets, draw):
+def run_a_command(droplets, draw, must_create):
     """A random command among random faults; what it promises holds if it succeeds."""
     api = droplets.api
     for _ in range(draw.randint(0, 2)):
@@ -69,7 +69,8 @@ def run_a_command(droplets, draw):
         times, skip = draw.choice((1, 1, 2, 9)), draw.choice((0, 0, 1, 3))
         api.fail(*request, draw_fault(draw, request), times, skip)
     run, count = draw.choice(RUNS), draw.randint(1, 4)
-    action = draw.choice(("up", "up", "up", "down", "reap", "wait"))
+    action = draw.choice(("up", "up", "down", "reap", "wait"))
+    action = "up" if must_create else action
     few = ("--attempts", 3, "--wait_minutes", 0.0002)
     if action == "wait":
         api.advance(draw.choice((0.5, 6)))
@@ -110,8 +111,8 @@ def test_no_droplet_is_untracked_after_any_faults(droplets):
             api.dying = draw.choice((0, 2))
             api.tag_delay = draw.choice((0, 0, 0, 4))
             try:
-                for _ in range(draw.randint(1, 3)):
-                    run_a_command(droplets, draw)
+                for step in range(draw.randint(1, 3)):
+                    run_a_command(droplets, draw, must_create=step == 0)
                     check_all_is_tracked(droplets)
                 api.heal()
                 check_all_is_tracked(droplets)
