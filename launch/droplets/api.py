@@ -178,10 +178,10 @@ class Api:
             number, last, total = 1, False, 0
             while not last:
                 answer = self.read(call, per_page=_PER_PAGE, page=number, **filters)
-                for item in answer.get(key) or []:
-                    found[item.get("id", item.get("slug"))] = item
+                items = answer.get(key) or []
+                found |= {item.get("id", item.get("slug")): item for item in items}
                 links = (answer.get("links") or {}).get("pages") or {}
-                last = "next" not in links
+                last = not items or "next" not in links
                 total = (answer.get("meta") or {}).get("total") or 0
                 number += 1
             # What goes while pages are read moves others to pages that were read already.

@@ -26,7 +26,7 @@ from ten_dist.monitor.console import say, warn
 
 _NAMES_PER_REQUEST = 10
 _LARGEST_USER_DATA = 64 * 1024
-# Listings may lag behind answers; a droplet that is in so many of them not, is not there.
+# Listings may lag behind answers; what so many of them lack is not there.
 _ABSENT_LISTINGS = 5
 
 
@@ -50,7 +50,7 @@ class UpConfig:
     """IP addresses and networks from where ssh is let in, with commas; 0.0.0.0/0 is
     from everywhere."""
     max_hours: float | None = None
-    """Hours after which `reap` destroys the droplets."""
+    """Hours after which `reap` destroys the droplets, from the first call for the run."""
     max_dollars: float | None = None
     """Dollars that the run may cost: more is not created, and `reap` destroys the
     droplets when they have cost it."""
@@ -120,7 +120,9 @@ class Creation:
             "region": config.region,
             "size": config.size,
             "image": catalogue.image(config.image, config.region),
-            "ssh_keys": catalogue.ssh_keys(config.ssh_key.split(",")),
+            "ssh_keys": catalogue.ssh_keys(
+                [name.strip() for name in config.ssh_key.split(",")]
+            ),
             "monitoring": True,
             "user_data": script,
         }
@@ -280,10 +282,10 @@ class Creation:
     def _conclude(
         self, named: dict[str, list[Droplet]], waiting: list[str], lost: list[str]
     ) -> None:
-        """Say that all is well.
+        """Say what comes next.
 
         Raises:
-            TrainingError: it is not.
+            TrainingError: not all is well.
         """
         faults = []
         if lost:

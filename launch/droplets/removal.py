@@ -106,14 +106,16 @@ def down(
             f"{droplet.name} ({droplet.id}) has a name of run {run} but not its tag, and "
             "is left alone"
         )
-    if not known:
-        say(f"run {run} has no droplets")
 
     def find() -> list[Droplet]:
         there = of_run(list_droplets(api), run)
         return [droplet for droplet in there if not ids or droplet.id in ids]
 
     survivors = destroy(api, find, wait_minutes * 60, poll_interval)
+    if not survivors and not api.config.dry_run:
+        # What an `up` that was cut off has asked for may be listed only now.
+        time.sleep(poll_interval)
+        survivors = destroy(api, find, wait_minutes * 60, poll_interval)
     if survivors:
         names = ", ".join(f"{droplet.name} ({droplet.id})" for droplet in survivors)
         raise TrainingError(
@@ -122,10 +124,9 @@ def down(
         )
     if not ids:
         remove_network(api, run)
-    if known and not api.config.dry_run:
-        say(
-            f"run {run}: {len(ids or known)} destroyed, none of them is listed any more"
-        )
+    if not api.config.dry_run:
+        what = "of these droplets" if ids else f"of run {run}"
+        say(f"nothing {what} is listed any more")
 
 
 def overdue(droplets: Iterable[Droplet], now: float) -> dict[int, str]:

@@ -33,7 +33,7 @@ def user_data(repository: str, commit: str, pip_index: str | None = None) -> str
     for name, url in (("repository", repository), ("pip_index", pip_index or "")):
         _check_url(name, url)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", commit):
-        raise ConfigurationError(f"--commit {commit!r} is not a commit, tag or branch")
+        raise ConfigurationError(f"--commit {commit!r} is not a commit or tag")
     lines = ["#!/usr/bin/env bash"]
     lines += [f"repository={shlex.quote(repository)}", f"commit={shlex.quote(commit)}"]
     if pip_index:

@@ -9,7 +9,9 @@ import email.utils
 import functools
 import itertools
 import json
+import os
 import re
+import signal
 import socket
 import struct
 import threading
@@ -100,6 +102,7 @@ class DigitalOcean:
         provisioning: listings until a new droplet is active.
         dying: listings until a destroyed droplet is gone.
         tag_delay: listings until a new droplet has its tags.
+        hidden: listings that a new droplet is absent from.
     """
 
     def __init__(self):
@@ -107,7 +110,7 @@ class DigitalOcean:
         self.sizes = [dict(size) for size in SIZES]
         self.droplets, self.tags, self.vpcs, self.firewalls = {}, {}, {}, {}
         self.actions = []
-        self.provisioning, self.dying, self.tag_delay = 2, 0, 0
+        self.provisioning, self.dying, self.tag_delay, self.hidden = 2, 0, 0, 0
         self.extra_limit = None
         self._late = []
         self._faults = []
@@ -301,7 +304,7 @@ class DigitalOcean:
                 continue
             droplet["asked"] += 1
             self._age(droplet)
-            if droplet["id"] in self.droplets:
+            if droplet["id"] in self.droplets and droplet["asked"] > self.hidden:
                 shown.append(droplet)
         return self._page("droplets", shown, query)
 
@@ -511,6 +514,11 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         pass
+
+
+def interrupt():
+    """A fault: Ctrl-C while the command waits for its answer."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 class Commands:

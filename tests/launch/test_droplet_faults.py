@@ -1,12 +1,10 @@
 """No billed droplet is ever untracked, whatever fails and whenever a command is cut off."""
 
-import os
 import random
-import signal
 
 import pytest
 
-from tests.launch.digitalocean import DigitalOcean, Refusal
+from tests.launch.digitalocean import DigitalOcean, Refusal, interrupt
 
 SEQUENCES = 200
 RUNS = ("one", "two")
@@ -24,10 +22,6 @@ REQUESTS = [
     ("GET", "/actions"),
     ("GET", "/sizes"),
 ]
-
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def draw_fault(draw, request):

@@ -1,9 +1,6 @@
 """ten-dist droplets, through PyDo, against a server that behaves as the API does."""
 
-import http.client
 import logging
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +9,7 @@ import pytest
 
 from launch.hosts import Host, read_hostfile
 from ten_dist.cli import main
-from tests.launch.digitalocean import TOKEN, Refusal
+from tests.launch.digitalocean import TOKEN, Refusal, interrupt
 from tests.launching import ROOT
 
 
@@ -303,17 +300,26 @@ def test_what_costs_too_much_is_not_created(droplets):
 def test_an_interrupted_end_is_continued(droplets):
     api = droplets.api
     droplets.up("first", 4)
-    api.fail(
-        "DELETE",
-        "/droplets/[0-9]+",
-        lambda: os.kill(os.getpid(), signal.SIGINT),
-        skip=1,
-    )
+    api.fail("DELETE", "/droplets/[0-9]+", interrupt, skip=1)
     _, errors = droplets.down("first", status=130)
     assert "the same command again continues" in errors[-1]
     assert 0 < len(api.droplets) <= 3
     droplets.down("first")
     assert not api.droplets
+
+
+def test_what_is_listed_late_is_waited_for_and_destroyed(droplets):
+    api = droplets.api
+    api.hidden = 3
+    droplets.up("first", 2)
+    assert len(api.droplets) == 2
+    api.fail("POST", "/droplets", interrupt)
+    api.hidden = 2
+    _, errors = droplets.up("second", 2, status=130)
+    assert "ten-dist droplets down --run second" in errors[0]
+    assert len(api.droplets) == 4
+    droplets.down("second")
+    assert names(api) == ["ten-dist-first-0", "ten-dist-first-1"]
 
 
 def test_survivors_are_reported(droplets):
@@ -461,8 +467,7 @@ def test_not_even_an_api_that_repeats_the_token_has_it_shown(droplets):
     assert "bad token ..." in errors[0]
 
 
-def test_the_token_is_in_no_debug_log(droplets, caplog, monkeypatch):
-    monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 0)
+def test_the_token_is_in_no_debug_log(droplets, caplog):
     with caplog.at_level(logging.DEBUG):
         droplets.up("first", 1)
         droplets.api.fail("GET", "/droplets", "drop", times=2)
