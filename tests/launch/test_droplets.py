@@ -55,6 +55,24 @@ def test_a_run_from_its_plan_to_its_end(droplets, tmp_path):
     assert droplets.status() == []
 
 
+def test_the_plan_is_what_the_api_has_at_the_moment(droplets):
+    out, _ = droplets("plan", "--count", 2, "--max_hours", 100)
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert list(rows) == ["gpu-gone", "gpu-one", "gpu-eight"]
+    assert (
+        "8 x nvidia_h100 640 GiB" in rows["gpu-eight"] and "40 TiB" in rows["gpu-eight"]
+    )
+    assert rows["gpu-eight"].split()[-4:] == ["24.00", "48.00", "4,800.00", "tor1"]
+    assert rows["gpu-gone"].endswith("nowhere now")
+    droplets.api.sizes[1]["price_hourly"] = 31.0
+    out, _ = droplets("plan", "--region", "nyc2")
+    assert [line.split()[0] for line in out.splitlines()] == ["size", "gpu-one"]
+    out, _ = droplets("plan", "--all_sizes")
+    assert len(out.splitlines()) == 1 + len(droplets.api.sizes)
+    assert "31.00" in out
+    assert droplets.api.changes() == []
+
+
 def test_droplets_are_created_behind_a_firewall_with_all_that_finds_them(droplets):
     api = droplets.api
     droplets.up("first", 2, "--max_dollars", 500.25)
@@ -223,6 +241,29 @@ def test_a_run_that_has_expired_is_not_added_to(droplets):
     droplets.api.advance(hours=11)
     error = droplets.refusal("up", "--run", "first", "--count", 2, *droplets.UP)
     assert "run first has expired" in error
+
+
+def test_a_run_without_droplets_has_no_hosts(droplets, tmp_path):
+    path = tmp_path / "hostfile"
+    for words in (("setup",), ("hostfile", "--output", path)):
+        error = droplets.refusal(*words, "--run", "none")
+        assert "--run none has no droplets" in error
+    droplets.up("first", 1)
+    error = droplets.refusal(
+        "hostfile", "--run", "first", "--output", tmp_path / "nowhere" / "hostfile"
+    )
+    assert "cannot be written: No such file" in error
+
+
+def test_reaping_goes_on_through_failures_until_it_is_stopped(droplets):
+    api = droplets.api
+    droplets.up("first", 1)
+    api.advance(hours=11)
+    api.fail("GET", "/droplets", 404)
+    api.fail("GET", "/droplets", interrupt, skip=8)
+    out, errors = droplets.reap("--every", 0.0001, status=130)
+    assert "status 404" in errors[0] and "nothing has expired" in out
+    assert not api.droplets
 
 
 def test_a_supervisor_reaps_beside_its_job(droplets, tmp_path):
