@@ -21,7 +21,8 @@ _ENDPOINT = "https://api.digitalocean.com"
 INSTALL_COMMAND = "pip install 'ten_dist[droplets]'"
 _PER_PAGE = 200
 _LONGEST_WAIT_SECONDS = 60.0
-_LONGEST_RATE_LIMIT_SECONDS = 900.0
+# That the API may ask for.
+_LONGEST_ASKED_SECONDS = 900.0
 # Statuses below 500 that the same request may not get again: timeout, too early, too many.
 _PASSING_STATUSES = (408, 425, 429)
 RATE_LIMITED = 429
@@ -248,11 +249,18 @@ class Api:
             try:
                 answer = self.change_once(call, body=body)
             except ApiError as error:
-                if not error.unknown_outcome or attempt == self.config.attempts:
+                if not error.unknown_outcome or self.is_last(attempt, error):
                     raise
                 self.pause(attempt, error)
             else:
                 return placeholder if answer is None else answer[key]
+
+    def is_last(self, attempt: int, error: ApiError) -> bool:
+        """Whether there is no attempt after this one, which has failed."""
+        return (
+            attempt >= self.config.attempts
+            or (error.wait or 0) > _LONGEST_ASKED_SECONDS
+        )
 
     def pause(self, attempt: int, error: ApiError) -> None:
         """Say that an attempt has failed, and wait before the next."""
@@ -282,13 +290,13 @@ class Api:
             RetryCallState,
             Retrying,
             retry_if_exception,
-            stop_after_attempt,
         )
 
+        def give_up(state: RetryCallState) -> bool:
+            return self.is_last(state.attempt_number, state.outcome.exception())
+
         def repeatable(error: BaseException) -> bool:
-            return isinstance(error, ApiError) and (
-                again(error) and (error.wait or 0) <= _LONGEST_RATE_LIMIT_SECONDS
-            )
+            return isinstance(error, ApiError) and again(error)
 
         def wait(state: RetryCallState) -> float:
             return self._wait_seconds(state.attempt_number, state.outcome.exception())
@@ -304,7 +312,7 @@ class Api:
             )
 
         return Retrying(
-            stop=stop_after_attempt(self.config.attempts),
+            stop=give_up,
             wait=wait,
             retry=retry_if_exception(repeatable),
             before_sleep=announce,

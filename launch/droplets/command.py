@@ -329,10 +329,7 @@ def _hostfile(droplets: Sequence[Droplet], path: Path) -> None:
 
 def _reap(api: Api, arguments: argparse.Namespace) -> None:
     while True:
-        # With --every, what fails once may succeed the next time.
-        with contextlib.ExitStack() as stack:
-            if arguments.every is not None:
-                stack.enter_context(_complained())
+        try:
             count = reap(
                 api,
                 arguments.run,
@@ -341,17 +338,14 @@ def _reap(api: Api, arguments: argparse.Namespace) -> None:
             )
             if not count:
                 say("nothing has expired")
+        except TrainingError as error:
+            if arguments.every is None:
+                raise
+            # The next time may be better.
+            complain(str(error))
         if arguments.every is None:
             return
         time.sleep(arguments.every * 60)
-
-
-@contextlib.contextmanager
-def _complained() -> Any:
-    try:
-        yield
-    except TrainingError as error:
-        complain(str(error))
 
 
 def _table(

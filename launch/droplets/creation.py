@@ -237,7 +237,7 @@ class Creation:
             try:
                 self._api.change_once(self._api.client.droplets.create, body=body)
             except ApiError as error:
-                if not error.unknown_outcome or attempt == self._api.config.attempts:
+                if not error.unknown_outcome or self._api.is_last(attempt, error):
                     raise
                 # Perhaps they are being created: look before asking for them again.
                 self._api.pause(attempt, error)

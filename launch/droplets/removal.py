@@ -185,12 +185,12 @@ def reap(
         there = there if run is None else of_run(there, run)
         _tell_unlimited(there, unlimited)
         reasons = overdue(there, api.now())
-        due = [droplet for droplet in there if droplet.id in reasons]
-        for droplet in due:
-            if droplet.id not in seen:
+        for droplet in there:
+            if droplet.id in reasons and droplet.id not in seen:
                 say(f"{droplet.name} ({droplet.id}): {reasons[droplet.id]}")
                 seen[droplet.id] = droplet
-        return due
+        # A run costs less once some of it has gone, which must not save the others.
+        return [droplet for droplet in there if droplet.id in seen]
 
     survivors = destroy(api, find, wait_minutes * 60, poll_interval)
     if survivors:

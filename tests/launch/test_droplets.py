@@ -308,6 +308,8 @@ def test_a_run_that_has_cost_its_budget_is_reaped(droplets):
     # The API's word counts, also when it has become dearer.
     for droplet in api.droplets.values():
         droplet["size"]["price_hourly"] = 30.0
+    # What is destroyed first does not make the rest cheap enough to stay.
+    api.fail("DELETE", "/droplets/[0-9]+", 422)
     out, _ = droplets.reap()
     assert "run dear has cost $540." in out and not api.droplets
 
@@ -415,6 +417,10 @@ def test_rate_limits_and_outages_are_ridden_out(droplets):
     api.fail("GET", "/droplets", hours, times=2)
     _, errors = droplets("status", status=1)
     assert len(errors) == 1 and "too many" in errors[0]
+    api.heal()
+    api.fail("POST", "/droplets", Refusal(503, "later", {"Retry-After": "3000"}))
+    _, errors = droplets.up("first", 3, status=1)
+    assert "later" in errors[-1] and len(api.droplets) == 2
 
 
 def test_what_the_api_does_not_have_is_named(droplets):
