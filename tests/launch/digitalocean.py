@@ -103,6 +103,8 @@ class DigitalOcean:
         dying: listings until a destroyed droplet is gone.
         tag_delay: listings until a new droplet has its tags.
         hidden: listings that a new droplet is absent from.
+        faults: see :meth:`fail`.
+        late: what was asked for and is still to be done.
     """
 
     def __init__(self):
@@ -112,8 +114,8 @@ class DigitalOcean:
         self.actions = []
         self.provisioning, self.dying, self.tag_delay, self.hidden = 2, 0, 0, 0
         self.extra_limit = None
-        self._late = []
-        self._faults = []
+        self.late = []
+        self.faults = []
         self._offset = 0.0
         self._ids = itertools.count(1000)
         self._lock = threading.RLock()
@@ -150,18 +152,18 @@ class DigitalOcean:
                 ("half") or have the last droplet fail ("errored"); or a function that is
                 called when it has been done.
         """
-        self._faults.append([method, path, fault, times, skip])
+        self.faults.append([method, path, fault, times, skip])
 
     def heal(self):
         """No more faults; what is late is done."""
         with self._lock:
-            self._faults.clear()
+            self.faults.clear()
             self.settle()
 
     def settle(self):
         """Do now what is late."""
         with self._lock:
-            late, self._late = self._late, []
+            late, self.late = self.late, []
             for _, action in late:
                 with contextlib.suppress(Refusal):
                     action()
@@ -173,7 +175,7 @@ class DigitalOcean:
     # What follows answers requests.
 
     def _fault(self, method, path):
-        for fault in self._faults:
+        for fault in self.faults:
             if fault[0] == method and re.search(fault[1] + "$", path) and fault[3] > 0:
                 if fault[4] > 0:
                     fault[4] -= 1
@@ -183,8 +185,8 @@ class DigitalOcean:
         return None
 
     def _do_what_is_late(self):
-        due = [entry for entry in self._late if entry[0] <= len(self.requests)]
-        self._late = [entry for entry in self._late if entry not in due]
+        due = [entry for entry in self.late if entry[0] <= len(self.requests)]
+        self.late = [entry for entry in self.late if entry not in due]
         for _, action in due:
             with contextlib.suppress(Refusal):
                 action()
@@ -202,7 +204,7 @@ class DigitalOcean:
             if fault == "late":
                 # The token is right, or the fault would not be worth its name.
                 action = functools.partial(self._act, method, path, query, body)
-                self._late.append((len(self.requests) + 12, action))
+                self.late.append((len(self.requests) + 12, action))
                 return None
             try:
                 if token != TOKEN:
