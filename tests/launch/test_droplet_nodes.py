@@ -103,9 +103,7 @@ esac""",
     program(programs, "mount", f'echo "$@" >>{tmp_path}/mounts')
     # As blkid finds labels, of the one disk that may have come to hold one.
     blkid = shutil.which("blkid", path=_ADMIN_PATH)
-    found = (
-        f'[ "$({blkid} -p -s LABEL -o value {tmp_path}/empty)" = "${{5#LABEL=}}" ]'
-    )
+    found = f'[ "$({blkid} -p -s LABEL -o value {tmp_path}/empty)" = "${{5#LABEL=}}" ]'
     program(programs, "blkid", f"{found} && echo {tmp_path}/empty")
     (tmp_path / "fstab").write_text("")
     environment = {
