@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.droplets.fleet import Droplet
 from launch.droplets.user_data import LOG_FILE, READY_FILE
 from launch.hosts import Host
-from launch.remote import Outcome, Remote, SshConfig, on_all
+from launch.remote import Outcome, Remote, SshConfig
 from ten_dist.errors import TrainingError
 from ten_dist.monitor.console import say
 
@@ -148,7 +148,7 @@ def _wait(remote: Remote, droplets: Sequence[Droplet], seconds: float) -> None:
                 say(f"waiting for {name} ({host}): {told}")
             time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
 
-    outcomes = on_all(list(by_host), wait)
+    outcomes = remote.on_all(list(by_host), wait)
     faults = [
         f"{by_host[outcome.host].name} ({outcome.host}): {outcome.complaint()}"
         for outcome in outcomes
