@@ -58,9 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         if config.reap_droplets:
+            from launch.droplets.api import ApiConfig
             from launch.droplets.removal import Reaper
 
-            stack.enter_context(Reaper(config.reap_droplets))
+            stack.enter_context(Reaper(config.reap_droplets, ApiConfig()))
         return Supervisor(command, output_dir, config).run()
 
 

@@ -220,9 +220,9 @@ def _tell_unlimited(droplets: Iterable[Droplet], told: set[int]) -> None:
             told.add(droplet.id)
 
 
-def reap_expired(config: ApiConfig | None = None, run: str | None = None) -> int:
+def reap_expired(config: ApiConfig, run: str | None = None) -> int:
     """As :func:`reap`, with a connection of its own."""
-    with contextlib.closing(Api(config or ApiConfig())) as api:
+    with contextlib.closing(Api(config)) as api:
         return reap(api, run)
 
 
@@ -239,8 +239,10 @@ class Reaper:
         ConfigurationError: there is no token or PyDo.
     """
 
-    def __init__(self, minutes: float, config: ApiConfig | None = None) -> None:
-        self._api = Api(config or ApiConfig())
+    def __init__(self, minutes: float, config: ApiConfig) -> None:
+        # What is missing is said now rather than in the thread.
+        Api(config).close()
+        self._config = config
         self._seconds = minutes * 60
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -257,7 +259,7 @@ class Reaper:
     def _run(self) -> None:
         while True:
             try:
-                reap(self._api)
+                reap_expired(self._config)
             except Exception as error:  # noqa: BLE001 - the next time may be better
                 warn(f"reaping droplets failed: {error}")
             if self._stopped.wait(self._seconds):
