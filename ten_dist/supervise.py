@@ -53,9 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
             "`ten-dist supervise -- ten-dist train --output_dir RUN ...`"
         )
     output_dir = find_output_dir(command)
+    from ten_dist.supervision.job import CommandJobs
     from ten_dist.supervision.supervisor import Supervisor
 
-    return Supervisor(command, output_dir, config).run()
+    jobs = CommandJobs(command, str(output_dir.resolve()), config.keep_lines)
+    return Supervisor(jobs, output_dir, config, "ten-dist supervise").run()
 
 
 def find_output_dir(command: Sequence[str]) -> Path:
