@@ -35,6 +35,10 @@ _COMMANDS = {
         "ten_dist.supervise",
         "start a training, and again whenever it ends early",
     ),
+    "launch": (
+        "launch.run",
+        "start a training on several hosts, and again whenever it ends early",
+    ),
     "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
 }

@@ -199,9 +199,9 @@ class Job:
                 self._tail.append(text)
 
 
-def signal_ranks(mark: str, number: int) -> bool:
+def signal_ranks(mark: str, number: int, variable: str = MARK) -> bool:
     """Send a signal to every rank of a job on this machine; whether there is one."""
-    own = marked(mark)
+    own = marked(mark, variable)
     ranks = [pid for pid, process in own.items() if rank_of(process) is not None]
     # Their data workers are told by them.
     first = [pid for pid in ranks if _parent(own[pid]) not in ranks]
@@ -211,9 +211,9 @@ def signal_ranks(mark: str, number: int) -> bool:
     return bool(first)
 
 
-def kill_processes(mark: str) -> None:
+def kill_processes(mark: str, variable: str = MARK) -> None:
     """Kill all processes with a mark at once."""
-    for process in marked(mark).values():
+    for process in marked(mark, variable).values():
         with contextlib.suppress(psutil.Error):
             process.kill()
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ten_dist.errors import (
@@ -20,13 +18,12 @@ from ten_dist.errors import (
 )
 from ten_dist.monitor.hang_reports import read_reports
 from ten_dist.run_folder import RunFolder
-from ten_dist.supervision.job import Jobs, StartedJob
+from ten_dist.supervision.job import Jobs
 from ten_dist.supervision.log import SupervisorLog
 from ten_dist.supervision.policy import Ending, Policy, SupervisionConfig
+from ten_dist.supervision.signals import PassedSignals
 from ten_dist.supervision.standing import Standing, standing
 
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_POLL_SECONDS = 0.2
 _SECONDS_FOR_LEFTOVERS = 10.0
 _REASONS = {
     0: "ended with status 0, but the run is not complete",
@@ -90,8 +87,7 @@ class Supervisor:
         self._config = config
         self._name = name
         self._attempts: list[_Attempt] = []
-        self._signals: list[int] = []
-        self._woken = threading.Event()
+        self._signals = PassedSignals(self._tell)
 
     def run(self) -> int:
         """Supervise until the end; only from the main thread.
@@ -108,7 +104,7 @@ class Supervisor:
         log = SupervisorLog(self._folder.supervisor_log)
         status = EXIT_CONFIGURATION_ERROR
         try:
-            with self._signals_caught():
+            with self._signals:
                 self._tell_leftovers(
                     self._jobs.clear(_SECONDS_FOR_LEFTOVERS), "an earlier start"
                 )
@@ -135,7 +131,7 @@ class Supervisor:
                 log.write("decision", action="done")
                 self._tell(f"{self._folder.path} is complete")
                 return 0
-            if self._signals:
+            if self._signals.first:
                 return self._stopped(log, now)
             decision = policy.decide(
                 Ending(
@@ -162,8 +158,8 @@ class Supervisor:
                 f"{attempt.describe()}, {max(saved, 0):,} new steps saved; "
                 f"{decision.reason}, in {decision.delay:g} s, from {now.beginning}"
             )
-            self._woken.wait(decision.delay)
-            if self._signals:
+            self._signals.sleep(decision.delay)
+            if self._signals.first:
                 return self._stopped(log, now)
 
     def _attempt(self, log: SupervisorLog, before: Standing) -> _Attempt:
@@ -179,7 +175,7 @@ class Supervisor:
         self._tell(f"start {number} from {before.beginning}")
         job = self._jobs.start()
         try:
-            status = self._wait(job)
+            status = self._signals.wait(job, self._config.grace)
         finally:
             leftovers = job.end(_SECONDS_FOR_LEFTOVERS)
         self._tell_leftovers(leftovers, "this start")
@@ -216,36 +212,10 @@ class Supervisor:
         )
         return attempt
 
-    def _wait(self, job: StartedJob) -> int:
-        """Wait for the end of the job, passing signals on; returns its status."""
-        passed_on, deadline = 0, None
-        while True:
-            status = job.poll()
-            if status is not None:
-                return status
-            if len(self._signals) > passed_on:
-                name = signal.Signals(self._signals[0]).name
-                if passed_on:
-                    self._tell(f"{name} again: the job is killed")
-                    deadline = 0.0
-                else:
-                    self._tell(
-                        f"{name}: passed on to the job, which has "
-                        f"{self._config.grace:g} s to end"
-                    )
-                    job.send(self._signals[0])
-                    deadline = time.monotonic() + self._config.grace
-                passed_on = len(self._signals)
-            if deadline is not None and time.monotonic() >= deadline:
-                job.kill()
-                deadline = None
-            self._woken.wait(_POLL_SECONDS)
-            self._woken.clear()
-
     def _stopped(self, log: SupervisorLog, now: Standing) -> int:
-        log.write("decision", action="stopped", signal=self._signals[0])
+        log.write("decision", action="stopped", signal=self._signals.first)
         self._tell(
-            f"stopped by {signal.Signals(self._signals[0]).name}; the same command "
+            f"stopped by {self._signals.first.name}; the same command "
             f"continues from {now.beginning}"
         )
         return EXIT_STOPPED
@@ -263,25 +233,6 @@ class Supervisor:
         lines += [f"  {line}" for line in last.last_lines]
         lines += [f"all of it: {self._folder.supervisor_log}"]
         self._tell("\n".join(lines))
-
-    @contextlib.contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """Keep signals for :meth:`_wait` instead of ending by them."""
-
-        def keep(number: int, _frame: object) -> None:
-            self._signals.append(number)
-            self._woken.set()
-
-        before = {}
-        for number in _PASSED_ON:
-            # What nohup has had ignored stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, keep)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _tell(self, message: str) -> None:
         tell(self._name, message)

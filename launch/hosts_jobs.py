@@ -1,0 +1,293 @@
+"""Starting a training on several hosts again and again, on those that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.connection import AGENT
+from launch.exports import with_interface
+from launch.hosts import Host, resolve
+from launch.hosts_job import HostsJob, HostsStart
+from launch.launch_config import LaunchConfig
+from launch.remote import Outcome, Remote, with_environment
+from launch.selection import micro_batch_option, select_hosts
+from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.training_config import TrainingConfig
+
+_SECONDS_FOR_SIGKILL = 30.0
+_SECONDS_BETWEEN_QUESTIONS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a host has said before a start."""
+
+    host: Host
+    ended: list[str]
+    """What was left of earlier starts and had to be ended."""
+    interface: str
+    """Its network interface on the way to the master."""
+    port: int
+    """A free port."""
+
+
+class HostsJobs:
+    """A training on several hosts as the job of a supervisor.
+
+    Args:
+        command: words of the whole, for the log.
+        hosts: all hosts of the run.
+        remote: how to reach them.
+        config: options of the launch.
+        environment: variables of the ranks.
+        training, train: options of the training, parsed and as they were given.
+        logs: folder with a folder of logs for each start.
+        keep_lines: last lines of a rank that failed to show.
+        tell: prints a line.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        hosts: Sequence[Host],
+        remote: Remote,
+        config: LaunchConfig,
+        environment: dict[str, str],
+        training: TrainingConfig,
+        train: Sequence[str],
+        logs: Path,
+        keep_lines: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.command = list(command)
+        self._hosts, self._remote, self._config = list(hosts), remote, config
+        self._environment = environment
+        self._training, self._train = training, list(train)
+        self._logs, self._keep_lines = logs, keep_lines
+        self._tell = tell
+        self._mark = str(logs.parent)
+        self._taking_part = list(hosts)
+        self._answers: list[Answer] | None = None
+
+    def clear(self, grace: float) -> list[str]:
+        """End what is left on all hosts; see :meth:`ten_dist.supervision.job.Jobs.clear`.
+
+        Raises:
+            ConfigurationError: a host does not answer.
+        """
+        answers, complaints = self._ask(grace)
+        if complaints:
+            host, complaint = next(iter(complaints.items()))
+            raise ConfigurationError(
+                f"host {host} {complaint}; set it right, or leave it out of the hosts"
+            )
+        self._answers = answers
+        return [
+            f"{len(answer.ended)} processes on {answer.host}"
+            for answer in answers
+            if answer.ended
+        ]
+
+    def start(self) -> HostsJob:
+        """Start on the hosts that answer; see
+        :meth:`ten_dist.supervision.job.Jobs.start`.
+
+        Raises:
+            ConfigurationError: too few hosts answer, or the batch divides over none.
+        """
+        answers = self._answers or self._answers_of_some()
+        self._answers = None
+        chosen = select_hosts(
+            [answer.host for answer in answers],
+            self._training.global_batch_size,
+            self._config.min_hosts,
+        )
+        ranks = sum(host.slots for host in chosen)
+        self._tell_changes(chosen, answers, ranks)
+        by_host = {answer.host: answer for answer in answers}
+        port = self._config.master_port or by_host[chosen[0]].port
+        start = self._plan(chosen, port)
+        if self._config.launcher == "pdsh":
+            interface = self._common_interface([by_host[host] for host in chosen])
+            environment = with_interface(start.environment, interface)
+            start = dataclasses.replace(start, environment=environment)
+        return HostsJob(
+            start, self._remote, self._config.host_timeout, self._keep_lines, self._tell
+        )
+
+    def _plan(self, chosen: list[Host], port: int) -> HostsStart:
+        batch = self._training.global_batch_size
+        ranks = sum(host.slots for host in chosen)
+        own = micro_batch_option(self._training.micro_batch_size, batch, ranks)
+        if own:
+            self._tell(
+                f"{' '.join(own)}: {self._training.micro_batch_size} does not divide "
+                f"the share of {ranks} ranks"
+            )
+        logs = self._logs / f"start_{next_number(self._logs):03d}"
+        return HostsStart(
+            hosts=chosen,
+            launcher=self._config.launcher,
+            master_address=master_address(chosen, self._hosts, self._config),
+            master_port=port,
+            environment=self._environment,
+            train=[*self._train, *own],
+            mark=self._mark,
+            start=uuid.uuid4().hex,
+            logs=logs,
+            hostfile=logs / "hostfile",
+        )
+
+    def describe(self) -> list[str]:
+        """What the first start would do, one line a fact."""
+        start = self._plan(self._hosts, self._config.master_port or 0)
+        port = start.master_port or "PORT"
+        lines = [
+            f"{host}: ranks {', '.join(map(str, start.ranks_of(node)))}"
+            for node, host in enumerate(self._hosts)
+        ]
+        lines.append(
+            f"master: {start.master_address}:{port}, a free port if none is given"
+        )
+        lines.append("interface: that of each host on the way to the master")
+        lines += [f"{name}={value}" for name, value in start.exports().items()]
+        if start.launcher == "pdsh":
+            commands = [(None, start.pdsh_command(self._remote.ssh.ssh_user))]
+        else:
+            commands = [
+                (host, start.node_command(node))
+                for node, host in enumerate(self._hosts)
+            ]
+        for host, command in commands:
+            where = "here" if host is None else f"on {host}"
+            lines.append(f"{where}: {shlex.join(command)}")
+        return lines
+
+    def _answers_of_some(self) -> list[Answer]:
+        """Answers of the hosts that are there, as soon as they are enough."""
+        deadline = time.monotonic() + self._config.host_timeout
+        while True:
+            answers, complaints = self._ask(0.0)
+            for host, complaint in complaints.items():
+                self._tell(f"host {host} {complaint}")
+            try:
+                select_hosts(
+                    [answer.host for answer in answers],
+                    self._training.global_batch_size,
+                    self._config.min_hosts,
+                )
+            except ConfigurationError:
+                # The network between may be what is down.
+                if not complaints or time.monotonic() >= deadline:
+                    raise
+            else:
+                return answers
+            time.sleep(_SECONDS_BETWEEN_QUESTIONS)
+
+    def _ask(self, grace: float) -> tuple[list[Answer], dict[Host, str]]:
+        """End what is left on all hosts; answers, and complaints about those without."""
+        request = {
+            "do": "clear",
+            "mark": self._mark,
+            "grace": grace,
+            "master": master_address(self._hosts, self._hosts, self._config),
+        }
+        outcomes = self._remote.run_on_all(
+            self._hosts,
+            with_environment(AGENT, {}),
+            timeout=self._remote.ssh.connect_timeout + grace + _SECONDS_FOR_SIGKILL,
+            stdin=json.dumps(request).encode() + b"\n",
+        )
+        answers, complaints = [], {}
+        for outcome in outcomes:
+            try:
+                answers.append(_answer(outcome))
+            except ConfigurationError as error:
+                complaints[outcome.host] = str(error)
+        return answers, complaints
+
+    def _tell_changes(
+        self, chosen: list[Host], answers: list[Answer], ranks: int
+    ) -> None:
+        answering = {answer.host for answer in answers}
+        for host in self._hosts:
+            if host in answering and host not in chosen:
+                self._tell(
+                    f"host {host} is left out: --global_batch_size "
+                    f"{self._training.global_batch_size} divides over {ranks} ranks, "
+                    "but not with its own"
+                )
+            if host in chosen and host not in self._taking_part:
+                self._tell(f"host {host} takes part again")
+        self._taking_part = chosen
+        if len(chosen) < len(self._hosts):
+            self._tell(
+                f"{len(chosen)} of {len(self._hosts)} hosts, {ranks} ranks: "
+                f"{', '.join(map(str, chosen))}"
+            )
+
+    def _common_interface(self, answers: list[Answer]) -> str:
+        """The interface that has the same name on all hosts.
+
+        Raises:
+            ConfigurationError: it has not.
+        """
+        first = answers[0]
+        for answer in answers:
+            if answer.interface != first.interface:
+                raise ConfigurationError(
+                    f"the network interface is {first.interface} on {first.host} and "
+                    f"{answer.interface} on {answer.host}, and pdsh gives all hosts the "
+                    "same variables: use --launcher ssh"
+                )
+        return first.interface
+
+
+def _answer(outcome: Outcome) -> Answer:
+    """Read what an agent has said.
+
+    Raises:
+        ConfigurationError: the host cannot take part; the message goes on after its name.
+        TrainingError: processes of an earlier start cannot be ended there.
+    """
+    if outcome.unreachable:
+        raise ConfigurationError(f"does not answer: {outcome.complaint()}")
+    try:
+        said = json.loads(outcome.output.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise ConfigurationError(
+            f"cannot run {' '.join(AGENT)} ({outcome.complaint()}): the checkout and "
+            "its environment must be at the same path on every host"
+        ) from None
+    if "error" in said:
+        if said["refused"]:
+            raise ConfigurationError(f"cannot take part: {said['error']}")
+        raise TrainingError(f"host {outcome.host}: {said['error']}")
+    return Answer(outcome.host, said["ended"], said["interface"], said["port"])
+
+
+def master_address(
+    chosen: Sequence[Host], hosts: Sequence[Host], config: LaunchConfig
+) -> str:
+    """Address at which the ranks meet: --master_address while its host takes part.
+
+    Args:
+        chosen: hosts of a start.
+        hosts: all hosts.
+        config: options of the launch.
+    """
+    if config.master_address is not None and chosen[0] == hosts[0]:
+        return config.master_address
+    return resolve(chosen[0].address)[0]
+
+
+def next_number(logs: Path) -> int:
+    """Number of the next start, from what earlier ones have left in the log folder."""
+    found = [path.name.removeprefix("start_") for path in logs.glob("start_*")]
+    return max((int(name) for name in found if name.isdecimal()), default=0) + 1

@@ -1,0 +1,126 @@
+"""One host's ranks, started on the host itself: `ten-dist launch --no_ssh`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.exports import interface_towards, with_interface
+from launch.hosts import Host, write_hostfile
+from launch.hosts_job import HostsStart
+from launch.node import Node
+from launch.rank_logs import Follower, last_lines, rank_log
+from ten_dist.errors import EXIT_FAILED, EXIT_HANG, EXIT_STOPPED, ConfigurationError
+from ten_dist.run_folder import RunFolder
+from ten_dist.supervision.job import MARK, end_processes
+from ten_dist.supervision.policy import SupervisionConfig
+from ten_dist.supervision.signals import PassedSignals
+
+_SECONDS_FOR_LEFTOVERS = 10.0
+
+
+def own_node_rank(given: int | None, hosts: Sequence[Host]) -> int:
+    """Which of the hosts this machine is.
+
+    Args:
+        given: --node_rank, or None.
+        hosts: all hosts.
+
+    Raises:
+        ConfigurationError: nothing says it, or there is no such host.
+    """
+    text = os.environ.get("SLURM_NODEID") if given is None else str(given)
+    if text is None:
+        raise ConfigurationError(
+            "--no_ssh needs --node_rank N: which line of the hosts this machine is, "
+            "from 0"
+        )
+    if not text.isdecimal() or int(text) >= len(hosts):
+        raise ConfigurationError(
+            f"--node_rank must be from 0 to {len(hosts) - 1}, as there are "
+            f"{len(hosts)} hosts, not {text}"
+        )
+    return int(text)
+
+
+def run_own_node(
+    hosts: Sequence[Host],
+    node: int,
+    master: tuple[str, int],
+    environment: dict[str, str],
+    train: Sequence[str],
+    folder: RunFolder,
+    config: SupervisionConfig,
+    tell: Callable[[str], None],
+) -> int:
+    """Start the ranks of this host, and wait for their end; they are not started again.
+
+    Args:
+        hosts: all hosts.
+        node: which of them this is.
+        master: address and port where the ranks meet.
+        environment: variables of the ranks.
+        train: options of the training.
+        folder: the run.
+        config: of it, seconds of grace and lines to show.
+        tell: prints a line.
+
+    Returns:
+        Exit status: that of the training.
+
+    Raises:
+        ConfigurationError: there is no way to the master.
+        TrainingError: processes of the job cannot be killed.
+    """
+    mark = str(folder.path.resolve())
+    if os.environ.get(MARK) != mark:
+        # Those of a supervisor that runs this are its own.
+        end_processes(mark, _SECONDS_FOR_LEFTOVERS)
+    # Every host finds the same number: it changes when all ranks have met.
+    begun = folder.read_config().get("attempts", 0) if folder.exists() else 0
+    logs = folder.logs.resolve() / f"start_{begun + 1:03d}"
+    interface = interface_towards(master[0])
+    with (
+        tempfile.TemporaryDirectory(prefix="ten_dist_") as temporary,
+        PassedSignals(tell) as signals,
+    ):
+        start = HostsStart(
+            hosts=list(hosts),
+            launcher="ssh",
+            master_address=master[0],
+            master_port=master[1],
+            environment=with_interface(environment, interface),
+            train=list(train),
+            mark=mark,
+            start=uuid.uuid4().hex,
+            logs=logs,
+            hostfile=Path(temporary) / "hostfile",
+        )
+        logs.mkdir(parents=True, exist_ok=True)
+        write_hostfile(start.hostfile, start.hosts)
+        ranks = start.ranks_of(node)
+        follower = Follower(rank_log(logs, ranks.start))
+        job = Node(
+            start.node_command(node),
+            start.exports(),
+            logs / f"node{node:04d}.log",
+            mark,
+            start.mark_of(node),
+            ranks,
+        )
+        try:
+            status = signals.wait(job, config.grace)
+            ended = job.ended_ranks()
+        finally:
+            job.end(_SECONDS_FOR_LEFTOVERS)
+            follower.close()
+    if status == 0 or status == EXIT_STOPPED:
+        return status
+    for rank in [rank for rank in ended if rank != ranks.start][:1]:
+        path = rank_log(logs, rank)
+        lines = "\n".join(last_lines(path, config.keep_lines))
+        tell(f"rank {rank} ended early, end of {path}:\n{lines}")
+    return status if 0 < status <= EXIT_HANG else EXIT_FAILED
