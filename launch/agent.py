@@ -35,7 +35,7 @@ ALIVE_SECONDS = 3.0
 _POLL_SECONDS = 0.2
 # The ranks of a launcher that has gone may still be able to save.
 _SECONDS_TO_SAVE = 30.0
-_SECONDS_FOR_FOLDER = 10.0
+_SECONDS_FOR_FOLDER = 5.0
 
 
 def main() -> int:
