@@ -77,7 +77,7 @@ def _serve(request: dict[str, Any]) -> None:
     node = Node(
         request["command"],
         environment,
-        Path(request["logs"]) / request["output"],
+        Path(request["output"]),
         request["mark"],
         request["start"],
         range(*request["ranks"]),

@@ -6,17 +6,15 @@ import collections
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
 
 from launch.agent import ALIVE_SECONDS
+from launch.clearing import AGENT
 from launch.hosts import Host
 from launch.remote import Remote, with_environment
 
-AGENT = [sys.executable, "-m", "launch.agent"]
-"""Command of an agent: the same checkout and environment are on every host."""
 _KEEP_LINES = 20
 
 

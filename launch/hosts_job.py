@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from launch.clearing import clear_hosts
 from launch.connection import Connection
 from launch.exports import RANK_LOGS, write_deepspeed_env
 from launch.hosts import Host, write_hostfile
@@ -71,6 +72,10 @@ class HostsStart:
         """Ranks that run on a host."""
         first = sum(host.slots for host in self.hosts[:node])
         return range(first, first + self.hosts[node].slots)
+
+    def node_log(self, node: int) -> Path:
+        """What the launcher of a host prints; its ranks have logs of their own."""
+        return self.logs / f"node{node:04d}.log"
 
     def host_of(self, rank: int) -> Host:
         """The host that a rank runs on."""
@@ -165,7 +170,7 @@ class HostsJob:
             "start": start.mark_of(node),
             "ranks": [ranks.start, ranks.stop],
             "logs": str(start.logs),
-            "output": f"node{node:04d}.log",
+            "output": str(start.node_log(node)),
             "silence": self._host_timeout,
         }
 
@@ -283,10 +288,12 @@ class HostsJob:
     def end(self, grace: float) -> list[str]:
         """See :meth:`ten_dist.supervision.job.StartedJob.end`.
 
-        What runs on a host that is lost ends by itself, see :mod:`launch.agent`.
+        A host that does not answer ends its own, see :mod:`launch.agent`.
         """
         # Without all of the ranks nothing can be saved.
         grace = 0.0 if self._lost else grace
+        # The agent may be what was lost, and the host be there.
+        unattended = [lost.host for lost in self._lost if lost.closed]
         in_touch = [
             connection
             for connection in self._connections
@@ -312,11 +319,17 @@ class HostsJob:
         for connection in in_touch:
             if connection.error is not None:
                 raise TrainingError(f"{connection.host}: {connection.error[0]}")
-        return [
-            f"{len(connection.gone)} processes on {connection.host}"
+        ended = [
+            (len(connection.gone), connection.host)
             for connection in in_touch
             if connection.gone
         ]
+        start = self._start
+        answers, _ = clear_hosts(
+            self._remote, unattended, start.mark, 0.0, start.master_address
+        )
+        ended += [(len(a.ended), a.host) for a in answers if a.ended]
+        return [f"{count} processes on {host}" for count, host in ended]
 
     def _end_runner(self) -> None:
         """End deepspeed and pdsh here, once the hosts have nothing left for them.

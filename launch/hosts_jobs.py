@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.connection import AGENT
+from launch.clearing import Answer, clear_hosts
 from launch.exports import with_interface
 from launch.hosts import Host, resolve
 from launch.hosts_job import HostsJob, HostsStart
 from launch.launch_config import LaunchConfig
-from launch.remote import Outcome, Remote, with_environment
+from launch.remote import Remote
 from launch.selection import micro_batch_option, select_hosts
-from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.errors import ConfigurationError
 from ten_dist.training_config import TrainingConfig
 
-_SECONDS_FOR_SIGKILL = 30.0
 _SECONDS_BETWEEN_QUESTIONS = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a host has said before a start."""
-
-    host: Host
-    ended: list[str]
-    """What was left of earlier starts and had to be ended."""
-    interface: str
-    """Its network interface on the way to the master."""
-    port: int
-    """A free port."""
 
 
 class HostsJobs:
@@ -127,8 +112,8 @@ class HostsJobs:
         own = micro_batch_option(self._training.micro_batch_size, batch, ranks)
         if own:
             self._tell(
-                f"{' '.join(own)}: {self._training.micro_batch_size} does not divide "
-                f"the share of {ranks} ranks"
+                f"{' '.join(own)} in place of {self._training.micro_batch_size}, which "
+                f"does not divide the share of {ranks} ranks"
             )
         logs = self._logs / f"start_{next_number(self._logs):03d}"
         return HostsStart(
@@ -191,26 +176,8 @@ class HostsJobs:
             time.sleep(_SECONDS_BETWEEN_QUESTIONS)
 
     def _ask(self, grace: float) -> tuple[list[Answer], dict[Host, str]]:
-        """End what is left on all hosts; answers, and complaints about those without."""
-        request = {
-            "do": "clear",
-            "mark": self._mark,
-            "grace": grace,
-            "master": master_address(self._hosts, self._hosts, self._config),
-        }
-        outcomes = self._remote.run_on_all(
-            self._hosts,
-            with_environment(AGENT, {}),
-            timeout=self._remote.ssh.connect_timeout + grace + _SECONDS_FOR_SIGKILL,
-            stdin=json.dumps(request).encode() + b"\n",
-        )
-        answers, complaints = [], {}
-        for outcome in outcomes:
-            try:
-                answers.append(_answer(outcome))
-            except ConfigurationError as error:
-                complaints[outcome.host] = str(error)
-        return answers, complaints
+        master = master_address(self._hosts, self._hosts, self._config)
+        return clear_hosts(self._remote, self._hosts, self._mark, grace, master)
 
     def _tell_changes(
         self, chosen: list[Host], answers: list[Answer], ranks: int
@@ -247,29 +214,6 @@ class HostsJobs:
                     "same variables: use --launcher ssh"
                 )
         return first.interface
-
-
-def _answer(outcome: Outcome) -> Answer:
-    """Read what an agent has said.
-
-    Raises:
-        ConfigurationError: the host cannot take part; the message goes on after its name.
-        TrainingError: processes of an earlier start cannot be ended there.
-    """
-    if outcome.unreachable:
-        raise ConfigurationError(f"does not answer: {outcome.complaint()}")
-    try:
-        said = json.loads(outcome.output.splitlines()[-1])
-    except (ValueError, IndexError):
-        raise ConfigurationError(
-            f"cannot run {' '.join(AGENT)} ({outcome.complaint()}): the checkout and "
-            "its environment must be at the same path on every host"
-        ) from None
-    if "error" in said:
-        if said["refused"]:
-            raise ConfigurationError(f"cannot take part: {said['error']}")
-        raise TrainingError(f"host {outcome.host}: {said['error']}")
-    return Answer(outcome.host, said["ended"], said["interface"], said["port"])
 
 
 def master_address(

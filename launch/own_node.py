@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import uuid
@@ -13,7 +14,13 @@ from launch.hosts import Host, write_hostfile
 from launch.hosts_job import HostsStart
 from launch.node import Node
 from launch.rank_logs import Follower, last_lines, rank_log
-from ten_dist.errors import EXIT_FAILED, EXIT_HANG, EXIT_STOPPED, ConfigurationError
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_HANG,
+    EXIT_STOPPED,
+    ConfigurationError,
+)
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.job import MARK, end_processes
 from ten_dist.supervision.policy import SupervisionConfig
@@ -102,11 +109,13 @@ def run_own_node(
         logs.mkdir(parents=True, exist_ok=True)
         write_hostfile(start.hostfile, start.hosts)
         ranks = start.ranks_of(node)
-        follower = Follower(rank_log(logs, ranks.start))
+        tell(f"ranks {ranks.start} to {ranks.stop - 1}, what they print is in {logs}")
+        # Rank 0 speaks for all.
+        follower = Follower(rank_log(logs, 0)) if node == 0 else None
         job = Node(
             start.node_command(node),
             start.exports(),
-            logs / f"node{node:04d}.log",
+            start.node_log(node),
             mark,
             start.mark_of(node),
             ranks,
@@ -116,11 +125,25 @@ def run_own_node(
             ended = job.ended_ranks()
         finally:
             job.end(_SECONDS_FOR_LEFTOVERS)
-            follower.close()
-    if status == 0 or status == EXIT_STOPPED:
+            if follower is not None:
+                follower.close()
+    if status == EXIT_CONFIGURATION_ERROR:
+        _remove_logs(start, node)
+    if status in (0, EXIT_CONFIGURATION_ERROR, EXIT_STOPPED):
         return status
-    for rank in [rank for rank in ended if rank != ranks.start][:1]:
+    for rank in [rank for rank in ended if rank][:1]:
         path = rank_log(logs, rank)
         lines = "\n".join(last_lines(path, config.keep_lines))
         tell(f"rank {rank} ended early, end of {path}:\n{lines}")
     return status if 0 < status <= EXIT_HANG else EXIT_FAILED
+
+
+def _remove_logs(start: HostsStart, node: int) -> None:
+    """Remove what this host has written of a start that was refused."""
+    for rank in start.ranks_of(node):
+        rank_log(start.logs, rank).unlink(missing_ok=True)
+    start.node_log(node).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        start.logs.rmdir()
+        start.logs.parent.rmdir()
+        start.logs.parent.parent.rmdir()

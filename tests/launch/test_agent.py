@@ -47,7 +47,7 @@ def start(agent, folder, command, silence=40.0, **environment):
         start=f"{folder}/0",
         ranks=[0, 1],
         logs=str(folder),
-        output="node.log",
+        output=str(folder / "node.log"),
         silence=silence,
     )
 
