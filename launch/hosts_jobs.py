@@ -11,13 +11,12 @@ from pathlib import Path
 
 from launch.clearing import Answer, clear_hosts
 from launch.exports import with_interface
-from launch.hosts import Host, resolve
+from launch.hosts import Host
 from launch.hosts_job import HostsJob, HostsStart
-from launch.launch_config import LaunchConfig
+from launch.launch_config import Launch
 from launch.remote import Remote
 from launch.selection import micro_batch_option, select_hosts
 from ten_dist.errors import ConfigurationError
-from ten_dist.training_config import TrainingConfig
 
 _SECONDS_BETWEEN_QUESTIONS = 5.0
 
@@ -26,38 +25,23 @@ class HostsJobs:
     """A training on several hosts as the job of a supervisor.
 
     Args:
+        launch: what to start and where.
+        remote: how to reach the hosts.
         command: words of the whole, for the log.
-        hosts: all hosts of the run.
-        remote: how to reach them.
-        config: options of the launch.
-        environment: variables of the ranks.
-        training, train: options of the training, parsed and as they were given.
-        logs: folder with a folder of logs for each start.
-        keep_lines: last lines of a rank that failed to show.
         tell: prints a line.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
-        hosts: Sequence[Host],
+        launch: Launch,
         remote: Remote,
-        config: LaunchConfig,
-        environment: dict[str, str],
-        training: TrainingConfig,
-        train: Sequence[str],
-        logs: Path,
-        keep_lines: int,
+        command: Sequence[str],
         tell: Callable[[str], None],
     ) -> None:
         self.command = list(command)
-        self._hosts, self._remote, self._config = list(hosts), remote, config
-        self._environment = environment
-        self._training, self._train = training, list(train)
-        self._logs, self._keep_lines = logs, keep_lines
+        self._launch, self._remote = launch, remote
         self._tell = tell
-        self._mark = str(logs.parent)
-        self._taking_part = list(hosts)
+        self._taking_part = launch.hosts
         self._answers: list[Answer] | None = None
 
     def clear(self, grace: float) -> list[str]:
@@ -90,40 +74,44 @@ class HostsJobs:
         self._answers = None
         chosen = select_hosts(
             [answer.host for answer in answers],
-            self._training.global_batch_size,
-            self._config.min_hosts,
+            self._launch.training.global_batch_size,
+            self._launch.config.min_hosts,
         )
         ranks = sum(host.slots for host in chosen)
         self._tell_changes(chosen, answers, ranks)
         by_host = {answer.host: answer for answer in answers}
-        port = self._config.master_port or by_host[chosen[0]].port
+        port = self._launch.config.master_port or by_host[chosen[0]].port
         start = self._plan(chosen, port)
-        if self._config.launcher == "pdsh":
+        if self._launch.config.launcher == "pdsh":
             interface = self._common_interface([by_host[host] for host in chosen])
             environment = with_interface(start.environment, interface)
             start = dataclasses.replace(start, environment=environment)
         return HostsJob(
-            start, self._remote, self._config.host_timeout, self._keep_lines, self._tell
+            start,
+            self._remote,
+            self._launch.config.host_timeout,
+            self._launch.supervision.keep_lines,
+            self._tell,
         )
 
     def _plan(self, chosen: list[Host], port: int) -> HostsStart:
-        batch = self._training.global_batch_size
+        batch = self._launch.training.global_batch_size
         ranks = sum(host.slots for host in chosen)
-        own = micro_batch_option(self._training.micro_batch_size, batch, ranks)
+        own = micro_batch_option(self._launch.training.micro_batch_size, batch, ranks)
         if own:
             self._tell(
-                f"{' '.join(own)} in place of {self._training.micro_batch_size}, which "
+                f"{' '.join(own)} in place of {self._launch.training.micro_batch_size}, which "
                 f"does not divide the share of {ranks} ranks"
             )
-        logs = self._logs / f"start_{next_number(self._logs):03d}"
+        logs = self._launch.logs / f"start_{next_number(self._launch.logs):03d}"
         return HostsStart(
             hosts=chosen,
-            launcher=self._config.launcher,
-            master_address=master_address(chosen, self._hosts, self._config),
+            launcher=self._launch.config.launcher,
+            master_address=self._launch.master_address(chosen),
             master_port=port,
-            environment=self._environment,
-            train=[*self._train, *own],
-            mark=self._mark,
+            environment=self._launch.environment,
+            train=[*self._launch.train, *own],
+            mark=self._launch.mark,
             start=uuid.uuid4().hex,
             logs=logs,
             hostfile=logs / "hostfile",
@@ -131,11 +119,11 @@ class HostsJobs:
 
     def describe(self) -> list[str]:
         """What the first start would do, one line a fact."""
-        start = self._plan(self._hosts, self._config.master_port or 0)
+        start = self._plan(self._launch.hosts, self._launch.config.master_port or 0)
         port = start.master_port or "PORT"
         lines = [
             f"{host}: ranks {', '.join(map(str, start.ranks_of(node)))}"
-            for node, host in enumerate(self._hosts)
+            for node, host in enumerate(self._launch.hosts)
         ]
         lines.append(
             f"master: {start.master_address}:{port}, a free port if none is given"
@@ -147,7 +135,7 @@ class HostsJobs:
         else:
             commands = [
                 (host, start.node_command(node))
-                for node, host in enumerate(self._hosts)
+                for node, host in enumerate(self._launch.hosts)
             ]
         for host, command in commands:
             where = "here" if host is None else f"on {host}"
@@ -156,7 +144,7 @@ class HostsJobs:
 
     def _answers_of_some(self) -> list[Answer]:
         """Answers of the hosts that are there, as soon as they are enough."""
-        deadline = time.monotonic() + self._config.host_timeout
+        deadline = time.monotonic() + self._launch.config.host_timeout
         while True:
             answers, complaints = self._ask(0.0)
             for host, complaint in complaints.items():
@@ -164,8 +152,8 @@ class HostsJobs:
             try:
                 select_hosts(
                     [answer.host for answer in answers],
-                    self._training.global_batch_size,
-                    self._config.min_hosts,
+                    self._launch.training.global_batch_size,
+                    self._launch.config.min_hosts,
                 )
             except ConfigurationError:
                 # The network between may be what is down.
@@ -176,26 +164,28 @@ class HostsJobs:
             time.sleep(_SECONDS_BETWEEN_QUESTIONS)
 
     def _ask(self, grace: float) -> tuple[list[Answer], dict[Host, str]]:
-        master = master_address(self._hosts, self._hosts, self._config)
-        return clear_hosts(self._remote, self._hosts, self._mark, grace, master)
+        master = self._launch.master_address(self._launch.hosts)
+        return clear_hosts(
+            self._remote, self._launch.hosts, self._launch.mark, grace, master
+        )
 
     def _tell_changes(
         self, chosen: list[Host], answers: list[Answer], ranks: int
     ) -> None:
         answering = {answer.host for answer in answers}
-        for host in self._hosts:
+        for host in self._launch.hosts:
             if host in answering and host not in chosen:
                 self._tell(
                     f"host {host} is left out: --global_batch_size "
-                    f"{self._training.global_batch_size} divides over {ranks} ranks, "
+                    f"{self._launch.training.global_batch_size} divides over {ranks} ranks, "
                     "but not with its own"
                 )
             if host in chosen and host not in self._taking_part:
                 self._tell(f"host {host} takes part again")
         self._taking_part = chosen
-        if len(chosen) < len(self._hosts):
+        if len(chosen) < len(self._launch.hosts):
             self._tell(
-                f"{len(chosen)} of {len(self._hosts)} hosts, {ranks} ranks: "
+                f"{len(chosen)} of {len(self._launch.hosts)} hosts, {ranks} ranks: "
                 f"{', '.join(map(str, chosen))}"
             )
 
@@ -214,21 +204,6 @@ class HostsJobs:
                     "same variables: use --launcher ssh"
                 )
         return first.interface
-
-
-def master_address(
-    chosen: Sequence[Host], hosts: Sequence[Host], config: LaunchConfig
-) -> str:
-    """Address at which the ranks meet: --master_address while its host takes part.
-
-    Args:
-        chosen: hosts of a start.
-        hosts: all hosts.
-        config: options of the launch.
-    """
-    if config.master_address is not None and chosen[0] == hosts[0]:
-        return config.master_address
-    return resolve(chosen[0].address)[0]
 
 
 def next_number(logs: Path) -> int:

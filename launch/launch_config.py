@@ -1,11 +1,17 @@
-"""Options of `ten-dist launch`."""
+"""Options of `ten-dist launch`, and the command line that they make up."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
+from launch.hosts import Host, resolve
+from launch.remote import SshConfig
 from ten_dist.errors import ConfigurationError
+from ten_dist.run_folder import RunFolder
+from ten_dist.supervision.policy import SupervisionConfig
+from ten_dist.training_config import TrainingConfig
 
 LAUNCHERS = ("ssh", "pdsh", "slurm")
 
@@ -61,3 +67,39 @@ class LaunchConfig:
             raise ConfigurationError(
                 f"--min_hosts must be 1 or more, not {self.min_hosts}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A checked command line."""
+
+    config: LaunchConfig
+    ssh: SshConfig
+    supervision: SupervisionConfig
+    hosts: list[Host]
+    """All hosts of the run."""
+    environment: dict[str, str]
+    """Variables of the ranks."""
+    training: TrainingConfig
+    train: list[str]
+    """The options of the training as they were given."""
+    folder: RunFolder
+
+    @property
+    def mark(self) -> str:
+        """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
+        return str(self.folder.path.resolve())
+
+    @property
+    def logs(self) -> Path:
+        """Folder with a folder of logs for each start."""
+        return self.folder.logs.resolve()
+
+    def master_address(self, hosts: list[Host]) -> str:
+        """Address at which the ranks of a start on some of the hosts meet.
+
+        It is --master_address as long as the host that has it takes part.
+        """
+        if self.config.master_address is not None and hosts[0] == self.hosts[0]:
+            return self.config.master_address
+        return resolve(hosts[0].address)[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.exports import interface_towards, with_interface
 from launch.hosts import Host, write_hostfile
 from launch.hosts_job import HostsStart
+from launch.launch_config import Launch
 from launch.node import Node
 from launch.rank_logs import Follower, last_lines, rank_log
 from ten_dist.errors import (
@@ -21,9 +22,7 @@ from ten_dist.errors import (
     EXIT_STOPPED,
     ConfigurationError,
 )
-from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.job import MARK, end_processes
-from ten_dist.supervision.policy import SupervisionConfig
 from ten_dist.supervision.signals import PassedSignals
 
 _SECONDS_FOR_LEFTOVERS = 10.0
@@ -54,25 +53,14 @@ def own_node_rank(given: int | None, hosts: Sequence[Host]) -> int:
 
 
 def run_own_node(
-    hosts: Sequence[Host],
-    node: int,
-    master: tuple[str, int],
-    environment: dict[str, str],
-    train: Sequence[str],
-    folder: RunFolder,
-    config: SupervisionConfig,
-    tell: Callable[[str], None],
+    launch: Launch, node: int, master_port: int, tell: Callable[[str], None]
 ) -> int:
     """Start the ranks of this host, and wait for their end; they are not started again.
 
     Args:
-        hosts: all hosts.
-        node: which of them this is.
-        master: address and port where the ranks meet.
-        environment: variables of the ranks.
-        train: options of the training.
-        folder: the run.
-        config: of it, seconds of grace and lines to show.
+        launch: what to start and where.
+        node: which of the hosts this is.
+        master_port: port of the first host where the ranks meet.
         tell: prints a line.
 
     Returns:
@@ -82,26 +70,27 @@ def run_own_node(
         ConfigurationError: there is no way to the master.
         TrainingError: processes of the job cannot be killed.
     """
-    mark = str(folder.path.resolve())
-    if os.environ.get(MARK) != mark:
+    if os.environ.get(MARK) != launch.mark:
         # Those of a supervisor that runs this are its own.
-        end_processes(mark, _SECONDS_FOR_LEFTOVERS)
+        end_processes(launch.mark, _SECONDS_FOR_LEFTOVERS)
     # Every host finds the same number: it changes when all ranks have met.
+    folder = launch.folder
     begun = folder.read_config().get("attempts", 0) if folder.exists() else 0
-    logs = folder.logs.resolve() / f"start_{begun + 1:03d}"
-    interface = interface_towards(master[0])
+    logs = launch.logs / f"start_{begun + 1:03d}"
+    master = launch.master_address(launch.hosts)
+    environment = with_interface(launch.environment, interface_towards(master))
     with (
         tempfile.TemporaryDirectory(prefix="ten_dist_") as temporary,
         PassedSignals(tell) as signals,
     ):
         start = HostsStart(
-            hosts=list(hosts),
+            hosts=launch.hosts,
             launcher="ssh",
-            master_address=master[0],
-            master_port=master[1],
-            environment=with_interface(environment, interface),
-            train=list(train),
-            mark=mark,
+            master_address=master,
+            master_port=master_port,
+            environment=environment,
+            train=launch.train,
+            mark=launch.mark,
             start=uuid.uuid4().hex,
             logs=logs,
             hostfile=Path(temporary) / "hostfile",
@@ -116,12 +105,12 @@ def run_own_node(
             start.node_command(node),
             start.exports(),
             start.node_log(node),
-            mark,
+            launch.mark,
             start.mark_of(node),
             ranks,
         )
         try:
-            status = signals.wait(job, config.grace)
+            status = signals.wait(job, launch.supervision.grace)
             ended = job.ended_ranks()
         finally:
             job.end(_SECONDS_FOR_LEFTOVERS)
@@ -133,7 +122,7 @@ def run_own_node(
         return status
     for rank in [rank for rank in ended if rank][:1]:
         path = rank_log(logs, rank)
-        lines = "\n".join(last_lines(path, config.keep_lines))
+        lines = "\n".join(last_lines(path, launch.supervision.keep_lines))
         tell(f"rank {rank} ended early, end of {path}:\n{lines}")
     return status if 0 < status <= EXIT_HANG else EXIT_FAILED
 

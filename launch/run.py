@@ -30,13 +30,16 @@ from pathlib import Path
 
 from launch.exports import check_for_pdsh, rank_environment
 from launch.hosts import Host, check_names, parse_hosts, read_hostfile, slurm_hosts
-from launch.launch_config import LaunchConfig
-from launch.remote import SshConfig
+from launch.hosts_jobs import HostsJobs
+from launch.launch_config import Launch, LaunchConfig
+from launch.own_node import own_node_rank, run_own_node
+from launch.remote import Remote, SshConfig
+from launch.slurm import srun_command
 from ten_dist.errors import ConfigurationError
 from ten_dist.options import add_options, given_options
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervise import find_output_dir
-from ten_dist.supervision.job import Jobs
+from ten_dist.supervision.job import CommandJobs, Jobs
 from ten_dist.supervision.policy import SupervisionConfig
 from ten_dist.supervision.supervisor import Supervisor, tell
 from ten_dist.training_config import TrainingConfig
@@ -96,14 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
     training = _check_training(train, sum(host.slots for host in hosts))
     folder.check_writable()
     environment = rank_environment(arguments.env)
-    launch = _Launch(
+    launch = Launch(
         config, ssh, supervision, hosts, environment, training, train, folder
     )
     if arguments.no_ssh:
-        return launch.run_here(arguments.dry_run)
+        return _run_here(launch, arguments.dry_run)
     if config.launcher == "slurm":
-        return launch.run_by_slurm(arguments.env, arguments.dry_run)
-    return launch.run_by_ssh(arguments.dry_run)
+        return _run_by_slurm(launch, arguments.dry_run)
+    return _run_by_ssh(launch, arguments.dry_run)
 
 
 def _hosts(config: LaunchConfig) -> list[Host]:
@@ -150,94 +153,53 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     return training
 
 
-@dataclasses.dataclass(frozen=True)
-class _Launch:
-    """A checked command line."""
-
-    config: LaunchConfig
-    ssh: SshConfig
-    supervision: SupervisionConfig
-    hosts: list[Host]
-    environment: dict[str, str]
-    training: TrainingConfig
-    train: list[str]
-    folder: RunFolder
-
-    def run_by_ssh(self, dry_run: bool) -> int:
-        """Start the ranks of all hosts, with ssh or pdsh."""
-        from launch.hosts_jobs import HostsJobs
-        from launch.remote import Remote
-
-        remote = Remote(self.ssh)
-        if self.config.launcher == "pdsh":
+def _run_by_ssh(launch: Launch, dry_run: bool) -> int:
+    """Start the ranks of all hosts, with ssh or pdsh."""
+    remote = Remote(launch.ssh)
+    if launch.config.launcher == "pdsh":
+        check_for_pdsh(launch.environment, launch.train)
+        if not dry_run:
             _require_program("pdsh", "pdsh")
-            check_for_pdsh(self.environment, self.train)
-        jobs = HostsJobs(
-            [_NAME, *sys.argv[2:]],
-            self.hosts,
-            remote,
-            self.config,
-            self.environment,
-            self.training,
-            self.train,
-            self.folder.logs.resolve(),
-            self.supervision.keep_lines,
-            _tell,
+    jobs = HostsJobs(launch, remote, [_NAME, *sys.argv[2:]], _tell)
+    if dry_run:
+        print("\n".join(jobs.describe()))
+        return 0
+    return _supervise(launch, jobs)
+
+
+def _run_by_slurm(launch: Launch, dry_run: bool) -> int:
+    """Have srun start this command with --no_ssh on all nodes."""
+    command = srun_command(launch, _known_port(launch))
+    if dry_run:
+        print(shlex.join(command))
+        return 0
+    _require_program("srun", "slurm-client")
+    keep_lines = launch.supervision.keep_lines
+    return _supervise(launch, CommandJobs(command, launch.mark, keep_lines))
+
+
+def _run_here(launch: Launch, dry_run: bool) -> int:
+    """Start the ranks of this machine."""
+    node = own_node_rank(launch.config.node_rank, launch.hosts)
+    port = _known_port(launch)
+    if dry_run:
+        address = launch.master_address(launch.hosts)
+        print(
+            f"host {node} of {len(launch.hosts)}: {launch.hosts[node]}, "
+            f"{launch.hosts[node].slots} ranks, master {address}:{port}"
         )
-        if dry_run:
-            for line in jobs.describe():
-                print(line)
-            return 0
-        return self._supervise(jobs)
+        return 0
+    return run_own_node(launch, node, port, _tell)
 
-    def run_by_slurm(self, variables: Sequence[str], dry_run: bool) -> int:
-        """Have srun start this command with --no_ssh on all nodes."""
-        from launch.slurm import srun_command
-        from ten_dist.supervision.job import CommandJobs
 
-        address, port = self._master()
-        options = ["--master_address", address, "--master_port", str(port)]
-        options += ["--grace", f"{self.supervision.grace:g}"]
-        options += [word for text in variables for word in ("--env", text)]
-        command = srun_command(self.hosts, options, self.train)
-        if dry_run:
-            print(shlex.join(command))
-            return 0
-        _require_program("srun", "slurm-client")
-        mark = str(self.folder.path.resolve())
-        return self._supervise(CommandJobs(command, mark, self.supervision.keep_lines))
+def _known_port(launch: Launch) -> int:
+    """A port of the first host that all hosts know without asking."""
+    return launch.config.master_port or _DEFAULT_PORT
 
-    def run_here(self, dry_run: bool) -> int:
-        """Start the ranks of this machine."""
-        from launch.own_node import own_node_rank, run_own_node
 
-        node = own_node_rank(self.config.node_rank, self.hosts)
-        if dry_run:
-            address, port = self._master()
-            print(
-                f"host {node} of {len(self.hosts)}: {self.hosts[node]}, "
-                f"{self.hosts[node].slots} ranks, master {address}:{port}"
-            )
-            return 0
-        return run_own_node(
-            self.hosts,
-            node,
-            self._master(),
-            self.environment,
-            self.train,
-            self.folder,
-            self.supervision,
-            _tell,
-        )
-
-    def _master(self) -> tuple[str, int]:
-        from launch.hosts_jobs import master_address
-
-        address = master_address(self.hosts, self.hosts, self.config)
-        return address, self.config.master_port or _DEFAULT_PORT
-
-    def _supervise(self, jobs: Jobs) -> int:
-        return Supervisor(jobs, self.folder.path, self.supervision, _NAME).run()
+def _supervise(launch: Launch, jobs: Jobs) -> int:
+    folder, supervision = launch.folder.path, launch.supervision
+    return Supervisor(jobs, folder, supervision, _NAME).run()
 
 
 def _require_program(name: str, package: str) -> None:

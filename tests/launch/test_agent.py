@@ -115,6 +115,7 @@ def test_a_host_that_is_cut_off_ends_its_ranks(agent, tmp_path):
     wait_for(lambda: not processes(tmp_path), 10)
 
 
+@pytest.mark.slow
 def test_it_refuses_a_folder_that_it_does_not_see(agent, tmp_path):
     start(agent, tmp_path / "elsewhere", JOB)
     assert "put --output_dir on a file system that all hosts" in events(agent, "error")
