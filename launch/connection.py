@@ -16,6 +16,7 @@ from launch.hosts import Host
 from launch.remote import Remote, with_environment
 
 _KEEP_LINES = 20
+_LONG_SILENCE_SECONDS = 3 * ALIVE_SECONDS
 
 
 class Connection:
@@ -82,12 +83,15 @@ class Connection:
         """
         if self.gone is not None or self.error is not None:
             return None
-        if self.closed:
-            ending = self._process.poll()
-            words = " ".join(list(self._errors)[-1:]) or f"status {ending}"
-            return f"its connection ended ({words})"
         silence = time.monotonic() - self._heard
-        return None if silence < patience else f"no word for {silence:.0f} s"
+        if silence >= min(patience, _LONG_SILENCE_SECONDS):
+            # ssh itself may have given it up before.
+            given_up = self.closed or silence >= patience
+            return f"no word for {silence:.0f} s" if given_up else None
+        if not self.closed:
+            return None
+        words = " ".join(list(self._errors)[-1:]) or f"status {self._process.poll()}"
+        return f"its connection ended ({words})"
 
     def close(self) -> None:
         """End the connection; the agent ends what it has not been told to end."""
