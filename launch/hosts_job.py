@@ -9,15 +9,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from launch.clearing import clear_hosts
 from launch.connection import Connection
-from launch.exports import RANK_LOGS, write_deepspeed_env
-from launch.hosts import Host, write_hostfile
+from launch.exports import write_deepspeed_env
+from launch.hosts import write_hostfile
+from launch.hosts_start import HostsStart
 from launch.node import START
 from launch.rank_logs import Follower, last_lines, rank_log
 from launch.remote import Remote
@@ -30,8 +29,6 @@ from ten_dist.errors import (
 )
 from ten_dist.supervision.job import MARK
 
-TRAIN_SCRIPT = Path(__file__).with_name("train.py")
-_DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 # Ranks end together, but for those that write what the others wait for, or report.
 _SECONDS_FOR_OTHERS = {0: 120.0, EXIT_STOPPED: 30.0, EXIT_HANG: 30.0}
 _SECONDS_AFTER_A_FAILURE = 10.0
@@ -39,83 +36,6 @@ _SECONDS_FOR_SIGKILL = 25.0
 _SECONDS_FOR_PDSH = 30.0
 _SECONDS_FOR_RUNNER = 5.0
 _MOST_LOGS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class HostsStart:
-    """What is to be started."""
-
-    hosts: list[Host]
-    launcher: str
-    """`ssh` or `pdsh`."""
-    master_address: str
-    master_port: int
-    environment: dict[str, str]
-    """Variables of the ranks."""
-    train: list[str]
-    """Options of the training."""
-    mark: str
-    """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
-    start: str
-    """Of this start, see :data:`launch.node.START`."""
-    logs: Path
-    """Folder of this start's logs, on all hosts."""
-    hostfile: Path
-    """Where DeepSpeed finds the hosts."""
-
-    def mark_of(self, node: int) -> str:
-        """Value of :data:`launch.node.START` on a host."""
-        # pdsh gives all hosts the same variables.
-        return self.start if self.launcher == "pdsh" else f"{self.start}/{node}"
-
-    def ranks_of(self, node: int) -> range:
-        """Ranks that run on a host."""
-        first = sum(host.slots for host in self.hosts[:node])
-        return range(first, first + self.hosts[node].slots)
-
-    def node_log(self, node: int) -> Path:
-        """What the launcher of a host prints; its ranks have logs of their own."""
-        return self.logs / f"node{node:04d}.log"
-
-    def host_of(self, rank: int) -> Host:
-        """The host that a rank runs on."""
-        numbers = range(len(self.hosts))
-        return self.hosts[next(n for n in numbers if rank in self.ranks_of(n))]
-
-    def exports(self) -> dict[str, str]:
-        """Variables of the ranks, and where they write what they print."""
-        return {**self.environment, RANK_LOGS: str(self.logs)}
-
-    def node_command(self, node: int) -> list[str]:
-        """The command that starts the ranks of one host, on that host."""
-        return [
-            *(*_DEEPSPEED, "--hostfile", str(self.hostfile)),
-            *("--no_ssh", "--node_rank", str(node)),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *self.train),
-        ]
-
-    def pdsh_command(self, ssh_user: str | None) -> list[str]:
-        """The command that starts the ranks of all hosts, on this machine."""
-        options = ["--launcher", "pdsh", "--force_multi", "--no_ssh_check"]
-        if ssh_user is not None:
-            options += ["--launcher_args", f"-l {ssh_user}"]
-        return [
-            *(*_DEEPSPEED, "--hostfile", str(self.hostfile), *options),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *map(_for_pdsh, self.train)),
-        ]
-
-    def _rendezvous(self) -> list[str]:
-        return [
-            *("--master_addr", self.master_address),
-            *("--master_port", str(self.master_port)),
-        ]
-
-
-def _for_pdsh(word: str) -> str:
-    # Words with a space are quoted by DeepSpeed.
-    return word if " " in word else shlex.quote(word)
 
 
 class HostsJob:
@@ -181,7 +101,7 @@ class HostsJob:
         write_deepspeed_env(variables, {**start.exports(), **marks})
         # As ssh reads it: pdsh has its own option for the user.
         options = dataclasses.replace(ssh, ssh_user=None).options()
-        with (start.logs / "pdsh.log").open("ab") as file:
+        with start.node_log(0).open("ab") as file:
             return subprocess.Popen(
                 start.pdsh_command(ssh.ssh_user),
                 stdin=subprocess.DEVNULL,
@@ -257,14 +177,20 @@ class HostsJob:
         """The last lines of the ranks that ended first, told where not seen already."""
         if self.reason is not None:
             return []
-        start, lines = self._start, []
-        ranks = self._ended_ranks[:_MOST_LOGS] or self._ranks_of_failed_host()
-        for rank in ranks:
+        start, lines, seen = self._start, [], True
+        for rank in self._ended_ranks[:_MOST_LOGS] or self._ranks_of_failed_host():
+            node = start.node_of(rank)
             path = rank_log(start.logs, rank)
-            lines.append(f"rank {rank} on {start.host_of(rank)}, end of {path}:")
-            lines += [f"  {line}" for line in last_lines(path, self._keep_lines)]
+            found = last_lines(path, self._keep_lines)
+            if not found:
+                # It never came to speak for itself.
+                path = start.node_log(node)
+                found = last_lines(path, self._keep_lines)
+            seen = seen and path == rank_log(start.logs, 0)
+            lines.append(f"rank {rank} on {start.hosts[node]}, end of {path}:")
+            lines += [f"  {line}" for line in found]
         self._follower.close()
-        if any(ranks):
+        if not seen:
             self._tell("\n".join(["ranks that ended first:", *lines]))
         return lines
 

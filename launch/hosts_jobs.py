@@ -12,7 +12,8 @@ from pathlib import Path
 from launch.clearing import Answer, clear_hosts
 from launch.exports import with_interface
 from launch.hosts import Host
-from launch.hosts_job import HostsJob, HostsStart
+from launch.hosts_job import HostsJob
+from launch.hosts_start import HostsStart
 from launch.launch_config import Launch
 from launch.remote import Remote
 from launch.selection import micro_batch_option, select_hosts

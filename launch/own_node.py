@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.exports import interface_towards, with_interface
 from launch.hosts import Host, write_hostfile
-from launch.hosts_job import HostsStart
+from launch.hosts_start import HostsStart
 from launch.launch_config import Launch
 from launch.node import Node
 from launch.rank_logs import Follower, last_lines, rank_log

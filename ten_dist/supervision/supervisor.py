@@ -148,7 +148,7 @@ class Supervisor:
                 delay_seconds=decision.delay,
             )
             if decision.action == "refused":
-                self._tell(f"not started again: {decision.reason}")
+                self._tell(f"not started again: {attempt.reason or decision.reason}")
                 return EXIT_CONFIGURATION_ERROR
             if decision.action == "give up":
                 self._give_up(decision.reason)

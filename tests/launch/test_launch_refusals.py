@@ -99,15 +99,13 @@ def test_srun_starts_one_launch_on_each_node(capsys, tmp_path, monkeypatch):
     assert " --env A=1 -- " in output
 
 
-@pytest.mark.slow
-def test_a_host_that_does_not_answer(fleet_of, tmp_path):
-    fleet = fleet_of(2)
-    fleet.hosts[1].kill()
+def launch_on(fleet, folder):
+    """Launch on the hosts of a fleet, from its first; returns the process."""
     launch = ["--hostfile", fleet.hostfile(), "--ssh_config", fleet.ssh_config]
     launch += ["--connect_timeout", "2", "--"]
     command = [sys.executable, "-m", "ten_dist.cli", "launch", *launch]
-    result = subprocess.run(
-        fleet.hosts[0].login([*command, *train_options(tmp_path)]),
+    return subprocess.run(
+        fleet.hosts[0].login([*command, *train_options(folder)]),
         cwd=ROOT,
         env=launch_environment(),
         capture_output=True,
@@ -115,7 +113,29 @@ def test_a_host_that_does_not_answer(fleet_of, tmp_path):
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_answer(fleet_of, tmp_path):
+    fleet = fleet_of(2)
+    fleet.hosts[1].kill()
+    result = launch_on(fleet, tmp_path)
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert "host 10.77.0.2 does not answer: ssh: connect to host 10.77.0.2" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_the_hosts_do_not_share(fleet_of, tmp_path):
+    fleet = fleet_of(2)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "none", folder]
+    subprocess.run(fleet.hosts[1].login(mount), check=True)
+    result = launch_on(fleet, folder)
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert "10.77.0.2: " in line
+    assert "put --output_dir on a file system that all hosts" in line
+    assert not (folder / "run").exists()
