@@ -6,8 +6,8 @@
 save_checkpoint of the same engine in the same folder: how long training waits, how long
 until all is on the disk, and the memory it takes. `overhead` times steps of two ranks
 beside a bare torch loop with DistributedDataParallel, the same model and batches.
-`memory` compares what two ranks take at ZeRO stages 1, 2 and 3 with what the sharding
-should save.
+`memory` compares the tensors of two ranks at ZeRO stages 0 to 3 with what sharding should
+save, between steps and at the peak of one.
 """
 
 from __future__ import annotations
@@ -136,12 +136,16 @@ def measure_overhead(report: Report, folder: Path) -> None:
 
 
 def measure_memory(report: Report, folder: Path) -> None:
-    """Resident memory of a rank after two steps, by stage."""
+    """Tensors of a rank, by stage."""
     for stage in ("zero0", "zero1", "zero2", "zero3"):
         found = _launch(folder, "memory", stage)
         held = found["held"] / found["parameters"]
-        report.add(f"memory {stage}: held by a rank, bytes a parameter", held)
+        report.add(f"memory {stage}: between steps, bytes a parameter", held)
         report.add(f"memory {stage}: formula, bytes a parameter", found["formula"])
+        report.add(
+            f"memory {stage}: peak of a step, bytes a parameter",
+            found["peak"] / found["parameters"],
+        )
 
 
 MEASUREMENTS: dict[str, Callable[[Report, Path], None]] = {

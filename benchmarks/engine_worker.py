@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -54,7 +55,13 @@ def random_batches(run: ResolvedRun, seed: int) -> Iterator[TokenBatch]:
 
 
 def prepared_engine(
-    preset: str, folder: Path, *, rows: int, seq_len: int, stage: str = "zero2"
+    preset: str,
+    folder: Path,
+    *,
+    rows: int,
+    seq_len: int,
+    stage: str = "zero2",
+    **model_options: Any,
 ) -> tuple[deepspeed.DeepSpeedEngine, Ranks, ResolvedRun]:
     """A float32 engine on random tokens, one step done."""
     training = TrainingConfig(
@@ -72,7 +79,7 @@ def prepared_engine(
     _, world_size = describe_ranks()
     ranks = Ranks()
     file_config = load_deepspeed_file(stage)
-    run = resolve(training, {}, file_config, world_size)
+    run = resolve(training, model_options, file_config, world_size)
     model = build_model(run.model_config, 0, run.deepspeed_config)
     engine = build_engine(model, training, run.deepspeed_config, ranks)
     stepper = Stepper(engine, ranks, run, NeverStopped(), None)
@@ -94,7 +101,7 @@ def overhead(folder: Path, stage: str) -> dict[str, float]:
     model = TemporalEigenstateNetwork(run.model_config)
     bare = DistributedDataParallel(model)
     groups = model.parameter_groups(run.training.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def ours() -> None:
         stepper(next(numbers) % 99 + 1, batches, health, [])
@@ -124,32 +131,44 @@ def live_bytes() -> int:
 
 
 def memory(folder: Path, stage: str) -> dict[str, float]:
-    """Bytes of a rank's tensors between backward and update, and those of the formula.
+    """Bytes of a rank's tensors between steps, by count and by formula, and at the peak.
 
-    The formula counts float32 weights, gradients and two moments, 4 bytes each, over the
-    ranks as the stage shards them, and the bucket that stages 2 and 3 reduce gradients
-    from. In float32 the optimizer updates the weights themselves, not a copy.
+    The formula counts float32 weights, a copy of a rank's share for its optimizer, two
+    moments, and at stage 3, which keeps it, the buffer of its share of the gradients.
     """
     before = live_bytes()
     engine, ranks, run = prepared_engine(
-        "small", folder, rows=2, seq_len=16, stage=stage
+        "medium",
+        folder,
+        rows=2,
+        seq_len=16,
+        stage=stage,
+        # An embedding of no larger a part of the model than that of `xlarge`: stage 3 has
+        # to hold its largest parameter whole.
+        vocab_size=16384,
     )
     batch = next(random_batches(run, ranks.rank))
-    engine.backward(engine(batch.inputs, targets=batch.targets)["loss"])
+    held = live_bytes() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        engine.backward(engine(batch.inputs, targets=batch.targets)["loss"])
+        engine.step()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     parameters = sum(
         getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()
     )
     number, share = int(stage[-1]), 1 / ranks.world_size
-    bucket = run.deepspeed_config["zero_optimization"].get("reduce_bucket_size", 0)
-    formula = (
-        4 * (share if number == 3 else 1)
-        + 4 * (share if number >= 2 else 1)
-        + 8 * (share if number else 1)
-        + (4 * bucket / parameters if number >= 2 else 0)
-    )
     return {
-        "held": live_bytes() - before,
-        "formula": formula,
+        "held": held,
+        "peak": held + max(itertools.accumulate(size for _, size in changes)),
+        "formula": {0: 12.0, 1: 4 + 12 * share, 2: 4 + 12 * share, 3: 20 * share}[
+            number
+        ],
         "parameters": parameters,
     }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,6 +105,7 @@ class Remote:
             )
         self.ssh = ssh
         self._own = own_addresses()
+        self._waited_for: set[subprocess.Popen[bytes]] = set()
 
     def is_own(self, host: Host) -> bool:
         """Whether a host is this machine."""
@@ -136,7 +139,7 @@ class Remote:
         Args:
             host: where.
             words: the command.
-            timeout: seconds to wait; what runs on is left to itself.
+            timeout: seconds to wait; what runs on another host then is left to itself.
             stdin: what it reads.
         """
         # A session of its own: Ctrl-C is for the caller, who may have to clean up.
@@ -148,13 +151,19 @@ class Remote:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        self._waited_for.add(process)
         try:
             output, errors = process.communicate(stdin, timeout)
             status = process.returncode
         except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
+            _kill(process)
+            try:
+                output, errors = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired as stuck:
+                output, errors = stuck.output or b"", stuck.stderr or b""
             status = None
+        finally:
+            self._waited_for.discard(process)
         return Outcome(
             host,
             status,
@@ -171,17 +180,34 @@ class Remote:
         stdin: bytes = b"",
     ) -> list[Outcome]:
         """Run a command on all hosts at once; the outcomes in their order."""
-        return on_all(
+        return self.on_all(
             hosts, lambda host: self.run(host, words, timeout=timeout, stdin=stdin)
         )
 
+    def on_all(
+        self, hosts: Sequence[Host], action: Callable[[Host], _Result]
+    ) -> list[_Result]:
+        """Do something with all hosts at once; the results in their order.
 
-def on_all(hosts: Sequence[Host], action: Callable[[Host], _Result]) -> list[_Result]:
-    """Do something with all hosts at once; the results in their order."""
-    if not hosts:
-        return []
-    with concurrent.futures.ThreadPoolExecutor(min(len(hosts), 128)) as pool:
-        return list(pool.map(action, hosts))
+        What :meth:`run` waits for is given up when this is interrupted.
+        """
+        if not hosts:
+            return []
+        with concurrent.futures.ThreadPoolExecutor(min(len(hosts), 128)) as pool:
+            try:
+                return list(pool.map(action, hosts))
+            except BaseException:
+                # The threads have to end first, which they would in their own time.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(self._waited_for):
+                    _kill(process)
+                raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that has a session of its own, and its children with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def with_environment(words: Sequence[str], environment: dict[str, str]) -> list[str]:

@@ -31,6 +31,7 @@ _COMMANDS = {
         "ten_dist.checkpoint_command",
         "list, verify or convert the checkpoints of a run",
     ),
+    "preflight": ("launch.preflight", "check the hosts of a run before it begins"),
     "supervise": (
         "ten_dist.supervise",
         "start a training, and again whenever it ends early",

@@ -24,6 +24,8 @@ _PLACEHOLDERS = {
     "data_cache": "DIR",
     "data_cache_gigabytes": "N",
     "output_dir": "DIR",
+    "python": "PATH",
+    "ssh_config": "FILE",
     "deepspeed_config": "FILE",
     "resume": "auto|never|PATH",
 }

@@ -28,8 +28,7 @@ def make_optimizer(
         "lr": training.learning_rate,
         "betas": (training.adam_beta1, training.adam_beta2),
     }
-    if device.type == "cuda":
-        if offloads_optimizer(deepspeed_config):
-            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-        return torch.optim.AdamW(groups, fused=True, **options)
-    return torch.optim.AdamW(groups, **options)
+    if device.type == "cuda" and offloads_optimizer(deepspeed_config):
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    # One pass over each tensor, without copies of it on the way, on CPUs as well.
+    return torch.optim.AdamW(groups, fused=True, **options)

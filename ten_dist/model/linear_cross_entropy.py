@@ -171,8 +171,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss: Tensor, *_):
         grad_hidden, grad_weight = ctx.saved_tensors
+        # In place: a second gradient of the head would be the largest tensor of the
+        # step. Going backward twice through one graph is an error from here on.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_loss
+            grad_hidden = grad_hidden.mul_(grad_loss)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None

@@ -39,7 +39,7 @@ UsePAM no
 PasswordAuthentication no
 PermitRootLogin yes
 MaxStartups 100
-SetEnv PATH={path} {environment}
+SetEnv {environment}
 """
 _SSH = """
 Host *
@@ -103,11 +103,15 @@ class TestHost:
         spaces = ["--net", "--uts", "--mount", "--pid"]
         return ["nsenter", "--target", str(sshd.pid), *spaces, *map(str, words)]
 
-    def start_sshd(self, **environment):
-        """Start its sshd, or start it anew with variables for all who log in."""
-        if self._sshd is not None:
-            self._sshd.kill()
-            self._sshd.wait()
+    def start_sshd(self, mounts=(), **environment):
+        """Start its sshd, or start it anew with variables for all who log in.
+
+        Args:
+            mounts: arguments of mount(8) for what this host alone has; they last until
+                it is started anew.
+            environment: the variables, besides those of earlier starts.
+        """
+        self.stop_sshd()
         self.environment |= environment
         settings = self._fleet.folder / f"sshd_{self.name}"
         settings.write_text(
@@ -115,16 +119,20 @@ class TestHost:
                 port=PORT,
                 address=self.address,
                 keys=self._fleet.folder,
-                path=os.environ["PATH"],
                 environment=" ".join(
-                    f'{name}="{value}"' for name, value in self.environment.items()
+                    f'{name}="{value}"'
+                    for name, value in {
+                        "PATH": os.environ["PATH"],
+                        **self.environment,
+                    }.items()
                 ),
             )
         )
         sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
-        inner = (
-            f"hostname {self.name} && exec {sshd} -D -e -f {shlex.quote(str(settings))}"
-        )
+        # Each command in a network namespace has a mount namespace of its own.
+        steps = [["hostname", self.name], *(["mount", *words] for words in mounts)]
+        steps.append(["exec", sshd, "-D", "-e", "-f", settings])
+        inner = " && ".join(shlex.join(map(str, step)) for step in steps)
         with open(self._fleet.folder / f"sshd_{self.name}.log", "ab") as log:
             self._sshd = subprocess.Popen(
                 self.command(["unshare", *_SPACES, "sh", "-c", inner]),
@@ -141,15 +149,37 @@ class TestHost:
             assert time.monotonic() < deadline, "sshd does not answer"
             time.sleep(0.05)
 
+    def stop_sshd(self):
+        """End its sshd and all who have logged in; it refuses connections then."""
+        if self._sshd is not None:
+            self._sshd.kill()
+            self._sshd.wait()
+            self._sshd = None
+
+    def ip(self, *words):
+        """Run ip(8) on this host."""
+        return _ip("-n", self.namespace, *words)
+
     def write_hosts(self, lines):
         """Give the host an /etc/hosts of these lines; for programs that start later."""
         folder = Path("/etc/netns") / self.namespace
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts").write_text("".join(f"{line}\n" for line in lines))
 
-    def link(self, state):
-        """Set its link `up` or `down`."""
-        _ip("-n", self._fleet.switch, "link", "set", f"port_{self.name}", state)
+    def add_interface(self, name, address):
+        """Give it an interface that the hosts share, with an address such as 10.0.0.1/24."""
+        switch, port = self._fleet.switch, f"{self.name}_{name}"
+        _ip(
+            *("-n", switch, "link", "add", port, "type", "veth"),
+            *("peer", "name", name, "netns", self.namespace),
+        )
+        _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
+        self.ip("address", "add", address, "dev", name)
+        self.ip("link", "set", name, "up")
+
+    def link(self, state, name="eth0"):
+        """Set the link of an interface `up` or `down`."""
+        _ip("-n", self._fleet.switch, "link", "set", f"{self.name}_{name}", state)
 
     def pids(self):
         """Processes of the host, its sshd and namespace wrappers included."""
@@ -224,16 +254,9 @@ class Fleet:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
 
     def _connect(self, host):
-        inside, port = host.namespace, f"port_{host.name}"
-        _ip("netns", "add", inside)
-        _ip("-n", inside, "link", "set", "lo", "up")
-        _ip(
-            *("-n", self.switch, "link", "add", port, "type", "veth"),
-            *("peer", "name", "eth0", "netns", inside),
-        )
-        _ip("-n", self.switch, "link", "set", port, "master", "bridge", "up")
-        _ip("-n", inside, "address", "add", f"{host.address}/24", "dev", "eth0")
-        _ip("-n", inside, "link", "set", "eth0", "up")
+        _ip("netns", "add", host.namespace)
+        host.ip("link", "set", "lo", "up")
+        host.add_interface("eth0", f"{host.address}/24")
 
     def __exit__(self, *_):
         for host in self.hosts:

@@ -131,8 +131,7 @@ def test_a_run_folder_that_the_hosts_do_not_share(fleet_of, tmp_path):
     fleet = fleet_of(2)
     folder = tmp_path / "own"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "none", folder]
-    subprocess.run(fleet.hosts[1].login(mount), check=True)
+    fleet.hosts[1].start_sshd([["-t", "tmpfs", "none", folder]])
     result = launch_on(fleet, folder)
     assert result.returncode == 2, result.stderr
     line = result.stderr.splitlines()[-1]

@@ -1,0 +1,1 @@
+"""What `ten-dist preflight` finds out about hosts, and what is wrong with it."""
