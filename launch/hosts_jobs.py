@@ -9,16 +9,19 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.checks.settings import PreflightSettings
 from launch.clearing import Answer, clear_hosts
 from launch.exports import with_interface
 from launch.hosts import Host
 from launch.hosts_job import HostsJob
 from launch.hosts_start import HostsStart
 from launch.launch_config import Launch
+from launch.preflight import check_hosts
 from launch.remote import Remote
 from launch.selection import micro_batch_option, select_hosts
 from ten_dist.errors import ConfigurationError
 
+_ACCELERATOR = "DS_ACCELERATOR"
 _SECONDS_BETWEEN_QUESTIONS = 5.0
 
 
@@ -29,6 +32,7 @@ class HostsJobs:
         launch: what to start and where.
         remote: how to reach the hosts.
         command: words of the whole, for the log.
+        preflight: whether to check the hosts before the first start.
         tell: prints a line.
     """
 
@@ -37,23 +41,27 @@ class HostsJobs:
         launch: Launch,
         remote: Remote,
         command: Sequence[str],
+        preflight: bool,
         tell: Callable[[str], None],
     ) -> None:
         self.command = list(command)
+        self._preflight = preflight
         self._launch, self._remote = launch, remote
         self._tell = tell
         self._taking_part = launch.hosts
         self._answers: list[Answer] | None = None
 
-    def clear(self, grace: float) -> list[str]:
-        """End what is left on all hosts; see :meth:`ten_dist.supervision.job.Jobs.clear`.
+    def prepare(self, grace: float) -> list[str]:
+        """End what is left on all hosts, and check them; see
+        :meth:`ten_dist.supervision.job.Jobs.prepare`.
 
         Raises:
-            ConfigurationError: a host does not answer.
+            ConfigurationError: something is wrong with a host.
         """
         answers, complaints = self._ask(grace)
-        if complaints:
-            host, complaint = next(iter(complaints.items()))
+        if self._preflight:
+            self._check_hosts(answers)
+        for host, complaint in complaints.items():
             raise ConfigurationError(
                 f"host {host} {complaint}; set it right, or leave it out of the hosts"
             )
@@ -63,6 +71,32 @@ class HostsJobs:
             for answer in answers
             if answer.ended
         ]
+
+    def _check_hosts(self, answers: list[Answer]) -> None:
+        """Have a preflight of all hosts.
+
+        Raises:
+            ConfigurationError: there are errors; the table of them has been printed.
+        """
+        launch, training = self._launch, self._launch.training
+        ports = [a.port for a in answers if a.host == launch.hosts[0]]
+        given = launch.config.master_port
+        settings = PreflightSettings(
+            data=training.data,
+            output_dir=training.output_dir,
+            **({"master_port": given or ports[0]} if given or ports else {}),
+            backend="gloo" if launch.environment.get(_ACCELERATOR) == "cpu" else "auto",
+        )
+        report = check_hosts(launch.hosts, self._remote, settings, self._tell)
+        if report.problems:
+            self._tell(f"preflight\n{report.table()}")
+        else:
+            self._tell(f"all hosts are in order; {report.network_line()}")
+        if report.errors:
+            raise ConfigurationError(
+                f"preflight has found {len(report.errors)} errors, see above: set them "
+                "right, or leave it out with --no_preflight"
+            )
 
     def start(self) -> HostsJob:
         """Start on the hosts that answer; see

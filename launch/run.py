@@ -3,8 +3,8 @@
 ten-dist launch --hostfile hostfile -- --config large --data DATA --output_dir RUN
 
 What stands after -- are the options of `ten-dist train`. Before anything is started, the
-options, the hosts and the batch are checked, and what earlier starts have left on any
-host is ended. The ranks run on all hosts; what each one prints goes to
+options and the batch are checked, what earlier starts have left on any host is ended, and
+the hosts are checked as by `ten-dist preflight`. The ranks run on all hosts; what each one prints goes to
 OUTPUT_DIR/logs/start_NNN/rankNNNN.log, that of rank 0 also to the terminal. A run that was
 killed, crashed or hung is started again from its newest complete checkpoint, as by
 `ten-dist supervise`; when a host is lost, on the hosts that are left, with the same global
@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "every host, each with its --node_rank",
     )
     parser.add_argument(
+        "--no_preflight",
+        action="store_true",
+        help="leave out the checks of `ten-dist preflight` before the first start, which "
+        "--launcher slurm and --no_ssh do in any case",
+    )
+    parser.add_argument(
         "--dry_run",
         action="store_true",
         help="check what can be checked here, show what would be started, and end",
@@ -106,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_here(launch, arguments.dry_run)
     if config.launcher == "slurm":
         return _run_by_slurm(launch, arguments.dry_run)
-    return _run_by_ssh(launch, arguments.dry_run)
+    return _run_by_ssh(launch, not arguments.no_preflight, arguments.dry_run)
 
 
 def _hosts(config: LaunchConfig) -> list[Host]:
@@ -153,14 +159,14 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     return training
 
 
-def _run_by_ssh(launch: Launch, dry_run: bool) -> int:
+def _run_by_ssh(launch: Launch, preflight: bool, dry_run: bool) -> int:
     """Start the ranks of all hosts, with ssh or pdsh."""
     remote = Remote(launch.ssh)
     if launch.config.launcher == "pdsh":
         check_for_pdsh(launch.environment, launch.train)
         if not dry_run:
             _require_program("pdsh", "pdsh")
-    jobs = HostsJobs(launch, remote, [_NAME, *sys.argv[2:]], _tell)
+    jobs = HostsJobs(launch, remote, [_NAME, *sys.argv[2:]], preflight, _tell)
     if dry_run:
         print("\n".join(jobs.describe()))
         return 0

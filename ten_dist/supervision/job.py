@@ -31,11 +31,18 @@ class Jobs(Protocol):
     command: Sequence[str]
     """Its words, for the log."""
 
-    def clear(self, grace: float) -> list[str]:
-        """End what is left of earlier starts; see :meth:`StartedJob.end`.
+    def prepare(self, grace: float) -> list[str]:
+        """Make ready for the first start: end what is left of earlier ones.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL.
+
+        Returns:
+            What had to be ended, in words.
 
         Raises:
             ConfigurationError: the job cannot be started at all.
+            TrainingError: a process cannot be killed.
         """
         ...
 
@@ -101,8 +108,8 @@ class CommandJobs:
         self._mark = mark
         self._keep_lines = keep_lines
 
-    def clear(self, grace: float) -> list[str]:
-        """See :meth:`Jobs.clear`."""
+    def prepare(self, grace: float) -> list[str]:
+        """See :meth:`Jobs.prepare`."""
         return end_processes(self._mark, grace)
 
     def start(self) -> Job:

@@ -104,10 +104,11 @@ class Supervisor:
         log = SupervisorLog(self._folder.supervisor_log)
         status = EXIT_CONFIGURATION_ERROR
         try:
+            # Nothing runs yet that a signal would be for.
+            self._tell_leftovers(
+                self._jobs.prepare(_SECONDS_FOR_LEFTOVERS), "an earlier start"
+            )
             with self._signals:
-                self._tell_leftovers(
-                    self._jobs.clear(_SECONDS_FOR_LEFTOVERS), "an earlier start"
-                )
                 status = self._supervise(log)
         except ConfigurationError as error:
             log.write("decision", action="refused", reason=str(error))

@@ -32,7 +32,7 @@ class Launch:
     def __init__(self, fleet, host, options, train):
         command = [sys.executable, "-m", "ten_dist.cli", "launch"]
         command += ["--ssh_config", fleet.ssh_config, "--connect_timeout", 3]
-        command += ["--backoff", 1, *options, "--", *OPTIONS, *train]
+        command += ["--backoff", 1, "--no_preflight", *options, "--", *OPTIONS, *train]
         self._output = (fleet.folder / f"launch_{time.monotonic_ns()}.log").open("w+b")
         self.process = subprocess.Popen(
             host.login(command),

@@ -99,10 +99,10 @@ def test_srun_starts_one_launch_on_each_node(capsys, tmp_path, monkeypatch):
     assert " --env A=1 -- " in output
 
 
-def launch_on(fleet, folder):
+def launch_on(fleet, folder, *options):
     """Launch on the hosts of a fleet, from its first; returns the process."""
     launch = ["--hostfile", fleet.hostfile(), "--ssh_config", fleet.ssh_config]
-    launch += ["--connect_timeout", "2", "--"]
+    launch += ["--connect_timeout", "2", *options, "--"]
     command = [sys.executable, "-m", "ten_dist.cli", "launch", *launch]
     return subprocess.run(
         fleet.hosts[0].login([*command, *train_options(folder)]),
@@ -119,7 +119,7 @@ def launch_on(fleet, folder):
 def test_a_host_that_does_not_answer(fleet_of, tmp_path):
     fleet = fleet_of(2)
     fleet.hosts[1].kill()
-    result = launch_on(fleet, tmp_path)
+    result = launch_on(fleet, tmp_path, "--no_preflight")
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert "host 10.77.0.2 does not answer: ssh: connect to host 10.77.0.2" in line
@@ -130,9 +130,17 @@ def test_a_host_that_does_not_answer(fleet_of, tmp_path):
 def test_a_run_folder_that_the_hosts_do_not_share(fleet_of, tmp_path):
     fleet = fleet_of(2)
     folder = tmp_path / "own"
-    folder.mkdir()
+    (folder / "data").mkdir(parents=True)
     fleet.hosts[1].start_sshd([["-t", "tmpfs", "none", folder]])
+    # Preflight has more to say, such as that there is no data.
     result = launch_on(fleet, folder)
+    assert result.returncode == 2, result.stderr
+    assert "ten-dist launch: preflight\n" in result.stderr
+    assert "10.77.0.2" in result.stderr and "data" in result.stderr
+    assert "leave it out with --no_preflight" in result.stderr.splitlines()[-1]
+    assert not (folder / "run").exists()
+
+    result = launch_on(fleet, folder, "--no_preflight")
     assert result.returncode == 2, result.stderr
     line = result.stderr.splitlines()[-1]
     assert "10.77.0.2: " in line
