@@ -52,6 +52,7 @@ class Follower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = path.stat().st_size if path.exists() else 0
+        self._last = b"\n"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -65,12 +66,21 @@ class Follower:
         while not self._done.wait(_POLL_SECONDS):
             self._show()
         self._show()
+        if self._last != b"\n":
+            # A progress bar was cut off, and another line comes.
+            self._write(b"\n")
 
     def _show(self) -> None:
         # Opened anew each time: a network file system then looks for what is new.
-        with contextlib.suppress(OSError, ValueError), self._path.open("rb") as file:
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
             file.seek(self._position)
             while chunk := file.read(1 << 16):
                 self._position += len(chunk)
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
+                self._write(chunk)
+
+    def _write(self, chunk: bytes) -> None:
+        self._last = chunk[-1:]
+        # Nobody listening is no reason to stop the job.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
