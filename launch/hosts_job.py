@@ -177,7 +177,7 @@ class HostsJob:
         """The last lines of the ranks that ended first, told where not seen already."""
         if self.reason is not None:
             return []
-        start, lines, seen = self._start, [], True
+        start, lines, unseen = self._start, [], []
         for rank in self._ended_ranks[:_MOST_LOGS] or self._ranks_of_failed_host():
             node = start.node_of(rank)
             path = rank_log(start.logs, rank)
@@ -186,12 +186,16 @@ class HostsJob:
                 # It never came to speak for itself.
                 path = start.node_log(node)
                 found = last_lines(path, self._keep_lines)
-            seen = seen and path == rank_log(start.logs, 0)
-            lines.append(f"rank {rank} on {start.hosts[node]}, end of {path}:")
-            lines += [f"  {line}" for line in found]
+            block = [
+                f"rank {rank} on {start.hosts[node]} was among the first to end, end of {path}:"
+            ]
+            block += [f"  {line}" for line in found]
+            lines += block
+            if path != rank_log(start.logs, 0):
+                unseen += block
         self._follower.close()
-        if not seen:
-            self._tell("\n".join(["ranks that ended first:", *lines]))
+        if unseen:
+            self._tell("\n".join(unseen))
         return lines
 
     def _ranks_of_failed_host(self) -> list[int]:
