@@ -36,6 +36,10 @@ _COMMANDS = {
         "ten_dist.supervise",
         "start a training, and again whenever it ends early",
     ),
+    "launch": (
+        "launch.run",
+        "start a training on several hosts, and again whenever it ends early",
+    ),
     "droplets": (
         "launch.droplets.command",
         "rent the machines of a run from DigitalOcean, and give them back",

@@ -9,7 +9,8 @@ OUTPUT_DIR/
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
   model.safetensors  weights of the end, float32, in one file
   hang/            where each rank is, and its stacks if it hung; gone after an orderly end
-  supervisor.jsonl every start by `ten-dist supervise`
+  supervisor.jsonl every start by `ten-dist supervise` or `ten-dist launch`
+  logs/            start_001/ ... with what every rank printed, by `ten-dist launch`
   COMPLETED        final metrics, written last
 ```
 """
@@ -46,6 +47,7 @@ class RunFolder:
         self.weights_file = self.path / "model.safetensors"
         self.hang = self.path / "hang"
         self.supervisor_log = self.path / "supervisor.jsonl"
+        self.logs = self.path / "logs"
         self.completed_file = self.path / "COMPLETED"
 
     def exists(self) -> bool:
@@ -74,6 +76,7 @@ class RunFolder:
             self.config_file.with_name("config.json.tmp"),
             self.hang,
             self.supervisor_log,
+            self.logs,
         }
         return not set(self.path.iterdir()) <= own
 

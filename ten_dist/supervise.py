@@ -54,15 +54,26 @@ def run(arguments: argparse.Namespace) -> int:
             "`ten-dist supervise -- ten-dist train --output_dir RUN ...`"
         )
     output_dir = find_output_dir(command)
+    from ten_dist.supervision.job import CommandJobs
     from ten_dist.supervision.supervisor import Supervisor
 
-    with contextlib.ExitStack() as stack:
-        if config.reap_droplets:
-            from launch.droplets.api import ApiConfig
-            from launch.droplets.removal import Reaper
+    jobs = CommandJobs(command, str(output_dir.resolve()), config.keep_lines)
+    with reaping(config):
+        return Supervisor(jobs, output_dir, config, "ten-dist supervise").run()
 
-            stack.enter_context(Reaper(config.reap_droplets, ApiConfig()))
-        return Supervisor(command, output_dir, config).run()
+
+def reaping(config: SupervisionConfig) -> contextlib.AbstractContextManager[object]:
+    """Reap droplets beside a block, if the options ask for it.
+
+    Raises:
+        ConfigurationError: there is no token for it, or no PyDo.
+    """
+    if not config.reap_droplets:
+        return contextlib.nullcontext()
+    from launch.droplets.api import ApiConfig
+    from launch.droplets.removal import Reaper
+
+    return Reaper(config.reap_droplets, ApiConfig())
 
 
 def find_output_dir(command: Sequence[str]) -> Path:

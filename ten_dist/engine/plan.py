@@ -89,7 +89,7 @@ def make_plan(
             length is to be counted in epochs of it.
         DataError: the data has no row of this length.
     """
-    micro = training.micro_batch_size or _default_micro_batch(
+    micro = training.micro_batch_size or largest_micro_batch(
         training.global_batch_size, world_size
     )
     accumulation = accumulation_steps(training.global_batch_size, micro, world_size)
@@ -127,15 +127,23 @@ def make_plan(
     )
 
 
-def _default_micro_batch(global_batch_size: int, world_size: int) -> int:
+def largest_micro_batch(
+    global_batch_size: int,
+    world_size: int,
+    limit: int = LARGEST_DEFAULT_MICRO_BATCH,
+) -> int:
+    """Rows of the largest micro-batch up to a limit that makes up a rank's share.
+
+    Raises:
+        ConfigurationError: the batch does not divide over the ranks.
+    """
     if global_batch_size % world_size:
         raise ConfigurationError(
             f"--global_batch_size {global_batch_size} does not divide over "
             f"{world_size} ranks: choose a multiple of {world_size}"
         )
     share = global_batch_size // world_size
-    largest = min(share, LARGEST_DEFAULT_MICRO_BATCH)
-    return next(size for size in range(largest, 0, -1) if share % size == 0)
+    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
 def _steps(training: TrainingConfig, rows: int | None) -> int:

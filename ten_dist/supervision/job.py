@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Protocol
 
 import psutil
 
@@ -25,6 +25,98 @@ _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 _SECONDS_FOR_SIGKILL = 20.0
 
 
+class Jobs(Protocol):
+    """What a supervisor starts, again and again."""
+
+    command: Sequence[str]
+    """Its words, for the log."""
+
+    def prepare(self, grace: float) -> list[str]:
+        """Make ready for the first start: end what is left of earlier ones.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL.
+
+        Returns:
+            What had to be ended, in words.
+
+        Raises:
+            ConfigurationError: the job cannot be started at all.
+            TrainingError: a process cannot be killed.
+        """
+        ...
+
+    def start(self) -> StartedJob:
+        """Start it once more.
+
+        Raises:
+            ConfigurationError: it cannot be started, and could not be later.
+        """
+        ...
+
+
+class StartedJob(Protocol):
+    """One start of a job."""
+
+    @property
+    def reason(self) -> str | None:
+        """How it ended, in words, where its status does not say; then after poll."""
+        ...
+
+    def poll(self) -> int | None:
+        """Exit status, -N after signal N; None while it runs."""
+        ...
+
+    def send(self, number: int) -> None:
+        """Pass a signal to the ranks."""
+        ...
+
+    def kill(self) -> None:
+        """Kill every process of the job at once."""
+        ...
+
+    def end(self, grace: float) -> list[str]:
+        """End whatever is left of the job and collect what it has printed.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL.
+
+        Returns:
+            What had to be ended, in words.
+
+        Raises:
+            TrainingError: a process cannot be killed.
+        """
+        ...
+
+    def last_lines(self) -> list[str]:
+        """The last lines of the output, oldest first."""
+        ...
+
+
+class CommandJobs:
+    """A command of this machine as a job.
+
+    Args:
+        command: its words.
+        mark: identifies its processes, see :data:`MARK`.
+        keep_lines: last lines of its output to keep.
+    """
+
+    def __init__(self, command: Sequence[str], mark: str, keep_lines: int) -> None:
+        self.command = list(command)
+        self._mark = mark
+        self._keep_lines = keep_lines
+
+    def prepare(self, grace: float) -> list[str]:
+        """See :meth:`Jobs.prepare`."""
+        return end_processes(self._mark, grace)
+
+    def start(self) -> Job:
+        """See :meth:`Jobs.start`."""
+        return Job(self.command, self._mark, self._keep_lines)
+
+
 class Job:
     """Starts a command in a session of its own and passes on what it prints.
 
@@ -36,6 +128,8 @@ class Job:
     Raises:
         ConfigurationError: there is no such command.
     """
+
+    reason = None
 
     def __init__(self, command: Sequence[str], mark: str, keep_lines: int) -> None:
         self._mark = mark
@@ -64,7 +158,7 @@ class Job:
             reader.start()
 
     def poll(self) -> int | None:
-        """Exit status of the command's own process, -N after signal N; None while it runs."""
+        """Exit status of the command's own process; see :meth:`StartedJob.poll`."""
         return self._process.poll()
 
     def send(self, number: int) -> None:
@@ -72,31 +166,16 @@ class Job:
 
         Not to the launcher, which would end the ranks before they have saved.
         """
-        own = _marked(self._mark)
-        ranks = [pid for pid, process in own.items() if _is_rank(process)]
-        first = [pid for pid in ranks if _parent(own[pid]) not in ranks]
-        for pid in first or [self._process.pid]:
+        if not signal_ranks(self._mark, number):
             with contextlib.suppress(OSError):
-                os.kill(pid, number)
+                os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         """Kill every process of the job at once."""
-        for process in _marked(self._mark).values():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill_processes(self._mark)
 
     def end(self, grace: float) -> list[str]:
-        """End whatever is left of the job and collect what it has printed.
-
-        Args:
-            grace: seconds between SIGTERM and SIGKILL.
-
-        Returns:
-            What had to be ended, in words.
-
-        Raises:
-            TrainingError: a process cannot be killed.
-        """
+        """End what is left; see :meth:`StartedJob.end`."""
         ended = end_processes(self._mark, grace)
         self._process.wait()
         for reader in self._readers:
@@ -127,8 +206,32 @@ class Job:
                 self._tail.append(text)
 
 
-def end_processes(mark: str, grace: float) -> list[str]:
+def signal_ranks(mark: str, number: int, variable: str = MARK) -> bool:
+    """Send a signal to every rank of a job on this machine; whether there is one."""
+    own = marked(mark, variable)
+    ranks = [pid for pid, process in own.items() if rank_of(process) is not None]
+    # Their data workers are told by them.
+    first = [pid for pid in ranks if _parent(own[pid]) not in ranks]
+    for pid in first:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+    return bool(first)
+
+
+def kill_processes(mark: str, variable: str = MARK) -> None:
+    """Kill all processes with a mark at once."""
+    for process in marked(mark, variable).values():
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def end_processes(mark: str, grace: float, variable: str = MARK) -> list[str]:
     """End all processes with a mark: SIGTERM, and SIGKILL after `grace` seconds.
+
+    Args:
+        mark: value of the variable.
+        grace: seconds; with 0 they are killed at once.
+        variable: name of it.
 
     Returns:
         What had to be ended, in words.
@@ -141,16 +244,18 @@ def end_processes(mark: str, grace: float) -> list[str]:
         (signal.SIGTERM, grace),
         (signal.SIGKILL, _SECONDS_FOR_SIGKILL),
     ):
-        found = list(_marked(mark).values())
+        if not seconds:
+            continue
+        found = list(marked(mark, variable).values())
         for process in found:
             with contextlib.suppress(psutil.Error):
                 words = " ".join(process.cmdline()[:4])
                 ended[process.pid] = f"process {process.pid} ({words})"
                 process.send_signal(number)
         deadline = time.monotonic() + seconds
-        while any(map(_is_alive, found)) and time.monotonic() < deadline:
+        while any(map(is_alive, found)) and time.monotonic() < deadline:
             time.sleep(0.05)
-    left = _marked(mark)
+    left = marked(mark, variable)
     if left:
         raise TrainingError(
             f"process {next(iter(left))} of the job cannot be killed, and a restart beside "
@@ -159,7 +264,7 @@ def end_processes(mark: str, grace: float) -> list[str]:
     return list(ended.values())
 
 
-def _marked(mark: str) -> dict[int, psutil.Process]:
+def marked(mark: str, variable: str = MARK) -> dict[int, psutil.Process]:
     """Living processes of this machine with a mark, but for this one and those above it."""
     above = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = {}
@@ -167,25 +272,28 @@ def _marked(mark: str) -> dict[int, psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             if (
                 process.pid not in above
-                and process.environ().get(MARK) == mark
-                and _is_alive(process)
+                and process.environ().get(variable) == mark
+                and is_alive(process)
             ):
                 found[process.pid] = process
     return found
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    # A process that nobody adopts stays as a zombie, and does no harm.
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; a zombie, which stays if nobody adopts it, does not."""
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _is_rank(process: psutil.Process) -> bool:
+def rank_of(process: psutil.Process) -> int | None:
+    """The rank that a process is or works for; None of a launcher."""
     with contextlib.suppress(psutil.Error, OSError):
         environment = process.environ()
-        return any(name in environment for name in _RANK_VARIABLES)
-    return False
+        for name in _RANK_VARIABLES:
+            if name in environment:
+                return int(environment[name])
+    return None
 
 
 def _parent(process: psutil.Process) -> int | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ten_dist.errors import (
@@ -16,16 +14,16 @@ from ten_dist.errors import (
     EXIT_FAILED,
     EXIT_HANG,
     EXIT_STOPPED,
+    ConfigurationError,
 )
 from ten_dist.monitor.hang_reports import read_reports
 from ten_dist.run_folder import RunFolder
-from ten_dist.supervision.job import Job, end_processes
+from ten_dist.supervision.job import Jobs
 from ten_dist.supervision.log import SupervisorLog
 from ten_dist.supervision.policy import Ending, Policy, SupervisionConfig
+from ten_dist.supervision.signals import PassedSignals
 from ten_dist.supervision.standing import Standing, standing
 
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_POLL_SECONDS = 0.2
 _SECONDS_FOR_LEFTOVERS = 10.0
 _REASONS = {
     0: "ended with status 0, but the run is not complete",
@@ -44,6 +42,7 @@ class _Attempt:
     seconds: float
     beginning: str
     status: int
+    reason: str | None
     failed_step: int | None
     hang: list[str]
     """The lines of the ranks, the one furthest behind first; empty if it did not hang."""
@@ -57,6 +56,8 @@ class _Attempt:
         if self.status > 192:
             # A launcher ends with the status of a rank, -N, cut down to a byte.
             what += f" (a process of it by signal {256 - self.status})"
+        if self.reason is not None:
+            what = f"ended: {self.reason},"
         if self.hang and self.status != EXIT_HANG:
             what = f"hung and {what}"
         where = (
@@ -69,24 +70,24 @@ class _Attempt:
 
 
 class Supervisor:
-    """Runs one command until its run is complete.
+    """Runs a job until its run is complete.
 
     Args:
-        command: its words.
+        jobs: starts it.
         output_dir: the run's folder.
         config: limits.
+        name: what its lines begin with.
     """
 
     def __init__(
-        self, command: Sequence[str], output_dir: Path, config: SupervisionConfig
+        self, jobs: Jobs, output_dir: Path, config: SupervisionConfig, name: str
     ) -> None:
-        self._command = list(command)
+        self._jobs = jobs
         self._folder = RunFolder(output_dir)
-        self._mark = str(output_dir.resolve())
         self._config = config
+        self._name = name
         self._attempts: list[_Attempt] = []
-        self._signals: list[int] = []
-        self._woken = threading.Event()
+        self._signals = PassedSignals(self._tell)
 
     def run(self) -> int:
         """Supervise until the end; only from the main thread.
@@ -97,20 +98,26 @@ class Supervisor:
 
         Raises:
             ConfigurationError: the folder cannot be written to, another supervisor is at
-                work in it, or there is no such command.
+                work in it, or the job cannot be started.
             TrainingError: processes of the job cannot be killed.
         """
         log = SupervisorLog(self._folder.supervisor_log)
         status = EXIT_CONFIGURATION_ERROR
         try:
-            with self._signals_caught():
-                _tell_leftovers(
-                    end_processes(self._mark, _SECONDS_FOR_LEFTOVERS),
-                    "an earlier start",
-                )
+            # Nothing runs yet that a signal would be for.
+            self._tell_leftovers(
+                self._jobs.prepare(_SECONDS_FOR_LEFTOVERS), "an earlier start"
+            )
+            with self._signals:
                 status = self._supervise(log)
+        except ConfigurationError as error:
+            log.write("decision", action="refused", reason=str(error))
+            raise
         finally:
-            if status == EXIT_CONFIGURATION_ERROR and len(self._attempts) <= 1:
+            statuses = {attempt.status for attempt in self._attempts}
+            if status == EXIT_CONFIGURATION_ERROR and statuses <= {
+                EXIT_CONFIGURATION_ERROR
+            }:
                 log.withdraw()
             log.close()
         return status
@@ -123,9 +130,9 @@ class Supervisor:
             now = standing(self._folder)
             if now.completed:
                 log.write("decision", action="done")
-                _tell(f"{self._folder.path} is complete")
+                self._tell(f"{self._folder.path} is complete")
                 return 0
-            if self._signals:
+            if self._signals.first:
                 return self._stopped(log, now)
             decision = policy.decide(
                 Ending(
@@ -142,18 +149,18 @@ class Supervisor:
                 delay_seconds=decision.delay,
             )
             if decision.action == "refused":
-                _tell(f"not started again: {decision.reason}")
+                self._tell(f"not started again: {attempt.reason or decision.reason}")
                 return EXIT_CONFIGURATION_ERROR
             if decision.action == "give up":
                 self._give_up(decision.reason)
                 return EXIT_FAILED
             saved = now.checkpoint_step - before.checkpoint_step
-            _tell(
+            self._tell(
                 f"{attempt.describe()}, {max(saved, 0):,} new steps saved; "
                 f"{decision.reason}, in {decision.delay:g} s, from {now.beginning}"
             )
-            self._woken.wait(decision.delay)
-            if self._signals:
+            self._signals.sleep(decision.delay)
+            if self._signals.first:
                 return self._stopped(log, now)
 
     def _attempt(self, log: SupervisorLog, before: Standing) -> _Attempt:
@@ -162,17 +169,17 @@ class Supervisor:
         log.write(
             "start",
             number=number,
-            command=self._command,
+            command=self._jobs.command,
             checkpoint=before.checkpoint and before.checkpoint.name,
             step=before.checkpoint_step,
         )
-        _tell(f"start {number} from {before.beginning}")
-        job = Job(self._command, self._mark, self._config.keep_lines)
+        self._tell(f"start {number} from {before.beginning}")
+        job = self._jobs.start()
         try:
-            status = self._wait(job)
+            status = self._signals.wait(job, self._config.grace)
         finally:
             leftovers = job.end(_SECONDS_FOR_LEFTOVERS)
-        _tell_leftovers(leftovers, "this start")
+        self._tell_leftovers(leftovers, "this start")
         after = standing(self._folder)
         # The metrics of the start before are kept until the next one opens them.
         started = after.metrics_version != before.metrics_version
@@ -184,6 +191,7 @@ class Supervisor:
             time.time() - began,
             before.beginning,
             status,
+            job.reason,
             after.last_step + 1 if started else None,
             [report.line for report in reports] if hung else [],
             job.last_lines(),
@@ -194,6 +202,7 @@ class Supervisor:
             number=number,
             seconds=round(attempt.seconds, 1),
             status=status,
+            reason=attempt.reason,
             completed=after.completed,
             last_step=after.last_step,
             failed_step=None if after.completed else attempt.failed_step,
@@ -204,36 +213,10 @@ class Supervisor:
         )
         return attempt
 
-    def _wait(self, job: Job) -> int:
-        """Wait for the end of the job, passing signals on; returns its status."""
-        passed_on, deadline = 0, None
-        while True:
-            status = job.poll()
-            if status is not None:
-                return status
-            if len(self._signals) > passed_on:
-                name = signal.Signals(self._signals[0]).name
-                if passed_on:
-                    _tell(f"{name} again: the job is killed")
-                    deadline = 0.0
-                else:
-                    _tell(
-                        f"{name}: passed on to the job, which has "
-                        f"{self._config.grace:g} s to end"
-                    )
-                    job.send(self._signals[0])
-                    deadline = time.monotonic() + self._config.grace
-                passed_on = len(self._signals)
-            if deadline is not None and time.monotonic() >= deadline:
-                job.kill()
-                deadline = None
-            self._woken.wait(_POLL_SECONDS)
-            self._woken.clear()
-
     def _stopped(self, log: SupervisorLog, now: Standing) -> int:
-        log.write("decision", action="stopped", signal=self._signals[0])
-        _tell(
-            f"stopped by {signal.Signals(self._signals[0]).name}; the same command "
+        log.write("decision", action="stopped", signal=self._signals.first)
+        self._tell(
+            f"stopped by {self._signals.first.name}; the same command "
             f"continues from {now.beginning}"
         )
         return EXIT_STOPPED
@@ -250,34 +233,18 @@ class Supervisor:
         lines += ["the last lines that it printed:"]
         lines += [f"  {line}" for line in last.last_lines]
         lines += [f"all of it: {self._folder.supervisor_log}"]
-        _tell("\n".join(lines))
+        self._tell("\n".join(lines))
 
-    @contextlib.contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """Keep signals for :meth:`_wait` instead of ending by them."""
+    def _tell(self, message: str) -> None:
+        tell(self._name, message)
 
-        def keep(number: int, _frame: object) -> None:
-            self._signals.append(number)
-            self._woken.set()
-
-        before = {}
-        for number in _PASSED_ON:
-            # What nohup has had ignored stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, keep)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _tell_leftovers(self, leftovers: Sequence[str], of: str) -> None:
+        if leftovers:
+            self._tell(f"ended what was left of {of}: {', '.join(leftovers)}")
 
 
-def _tell(message: str) -> None:
+def tell(name: str, message: str) -> None:
+    """Print a line of a supervisor; nobody may be listening."""
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"ten-dist supervise: {message}\n")
+        sys.stderr.write(f"{name}: {message}\n")
         sys.stderr.flush()
-
-
-def _tell_leftovers(leftovers: Sequence[str], of: str) -> None:
-    if leftovers:
-        _tell(f"ended what was left of {of}: {', '.join(leftovers)}")

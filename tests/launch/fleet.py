@@ -2,7 +2,8 @@
 
 The namespaces hang on a bridge in one of their own, so that nothing of the machine's
 network is touched; every host has an interface `eth0`, a host name and /etc/hosts of its
-own, and no way out. File systems and processes are those of the machine.
+own, and no way out. Who logs in sees the processes of the host alone. File systems are
+those of the machine.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 _PROGRAMS = {
@@ -24,6 +26,7 @@ _PROGRAMS = {
     "ssh-keygen": "openssh-client",
     "pdsh": "pdsh",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
 }
 _SSHD = """
 Port {port}
@@ -48,6 +51,7 @@ Host *
   ControlMaster no
   LogLevel ERROR
 """
+_SPACES = ["--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 PORT = 2222
 
 
@@ -60,7 +64,7 @@ def why_not():
     if os.geteuid() != 0:
         return "network namespaces want root"
     tried = subprocess.run(
-        ["unshare", "--net", "--uts", "--mount", "true"],
+        ["unshare", "--net", *_SPACES, "true"],
         capture_output=True,
         check=False,
     )
@@ -87,8 +91,17 @@ class TestHost:
         self._sshd = None
 
     def command(self, words):
-        """`words` as a command that runs on this host."""
+        """`words` as a command of the machine that uses this host's network."""
         return ["ip", "netns", "exec", self.namespace, *map(str, words)]
+
+    def login(self, words):
+        """`words` as a command on this host, among its processes and with its name.
+
+        It is a child of the process that is started, which passes no signals on.
+        """
+        (sshd,) = psutil.Process(self._sshd.pid).children()
+        spaces = ["--net", "--uts", "--mount", "--pid"]
+        return ["nsenter", "--target", str(sshd.pid), *spaces, *map(str, words)]
 
     def start_sshd(self, mounts=(), **environment):
         """Start its sshd, or start it anew with variables for all who log in.
@@ -122,7 +135,7 @@ class TestHost:
         inner = " && ".join(shlex.join(map(str, step)) for step in steps)
         with open(self._fleet.folder / f"sshd_{self.name}.log", "ab") as log:
             self._sshd = subprocess.Popen(
-                self.command(["unshare", "--uts", "sh", "-c", inner]),
+                self.command(["unshare", *_SPACES, "sh", "-c", inner]),
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -137,7 +150,7 @@ class TestHost:
             time.sleep(0.05)
 
     def stop_sshd(self):
-        """End its sshd: it refuses connections, and keeps those that it has."""
+        """End its sshd and all who have logged in; it refuses connections then."""
         if self._sshd is not None:
             self._sshd.kill()
             self._sshd.wait()

@@ -1,0 +1,124 @@
+"""The processes of a job on one host: started, watched, told and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from ten_dist.supervision.job import (
+    MARK,
+    end_processes,
+    is_alive,
+    kill_processes,
+    marked,
+    rank_of,
+    signal_ranks,
+)
+
+START = "TEN_DIST_START"
+"""Environment variable of every process of one start of a job on one host. An agent ends no
+others: one that has lost its launcher may still be there when the next start begins."""
+_LOOK_SECONDS = 2.0
+
+
+class Node:
+    """This host's part of a job.
+
+    Args:
+        command: what starts its ranks, or None where something else does.
+        environment: variables for them.
+        output: file for what `command` prints; ranks have logs of their own.
+        mark: of the job, see :data:`ten_dist.supervision.job.MARK`.
+        start: of this start, see :data:`START`.
+        ranks: the numbers of its ranks.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str] | None,
+        environment: Mapping[str, str],
+        output: Path,
+        mark: str,
+        start: str,
+        ranks: range,
+    ) -> None:
+        self._start = start
+        self._expected = ranks
+        self._ranks: dict[int, psutil.Process] = {}
+        self._ended: list[int] = []
+        self._looked = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        if command is not None:
+            with output.open("ab") as file:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, **environment, MARK: mark, START: start},
+                )
+
+    def poll(self) -> int | None:
+        """Exit status of the command; None while it runs, and where there is none."""
+        return None if self._process is None else self._process.poll()
+
+    def ended_ranks(self) -> list[int]:
+        """Ranks that have ended, in the order in which they did as far as it was seen."""
+        unseen = len(self._ranks) < len(self._expected)
+        if unseen and time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._look()
+        for rank, process in self._ranks.items():
+            if rank not in self._ended and not is_alive(process):
+                self._ended.append(rank)
+        return self._ended
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        for process in marked(self._start, START).values():
+            rank = rank_of(process)
+            # Data workers of a rank have its variables, and are younger.
+            if rank in self._expected and (
+                rank not in self._ranks
+                or process.create_time() < self._ranks[rank].create_time()
+            ):
+                self._ranks[rank] = process
+
+    def send(self, number: int) -> None:
+        """Pass a signal to the ranks, or where there is none yet, to the command."""
+        if not signal_ranks(self._start, number, START) and self._process is not None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill every process of the job on this host."""
+        kill_processes(self._start, START)
+
+    def end(self, grace: float) -> list[str]:
+        """End what is left of the job on this host; see
+        :func:`ten_dist.supervision.job.end_processes`."""
+        ended = end_processes(self._start, grace, START)
+        self._reap()
+        return ended
+
+    def abandon(self, seconds: float) -> None:
+        """End this start, whose launcher has gone.
+
+        Args:
+            seconds: time for the ranks to save what they can, if they are able to.
+        """
+        deadline = time.monotonic() + seconds
+        if seconds and signal_ranks(self._start, signal.SIGTERM, START):
+            while marked(self._start, START) and time.monotonic() < deadline:
+                time.sleep(0.2)
+        end_processes(self._start, 0.0, START)
+        self._reap()
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            self._process.wait()
