@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.flops import peak_tflops, training_flops_per_token
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.planning.devices import peak_tflops
+from ten_dist.planning.flops import training_flops_per_token
 
 SMALL = {"vocab_size": 50, "dim": 16, "n_layers": 3, "num_eigenstates": 12}
 HEAD = 50 * 16
