@@ -120,8 +120,8 @@ def _memory(plan: Plan) -> list[str]:
     lines.append(
         f"  {chosen.name} with micro-batches of {chosen.work.rows} rows x "
         f"{chosen.work.accumulation_steps}, recomputing "
-        f"{chosen.config.gradient_checkpointing}: of those that fit the fastest; its peak "
-        f"is at the {chosen.memory.moment_of_peak}"
+        f"{chosen.config.gradient_checkpointing}: the simplest of those that fit and are "
+        f"within 2 % of the fastest; its peak is at the {chosen.memory.moment_of_peak}"
     )
     if chosen.memory.host:
         host = chosen.memory.host * plan.topology.gpus_per_node / _GIB
