@@ -26,6 +26,8 @@ from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.planning.memory import state_memory
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.training_config import TrainingConfig
 
 PRESET = "pico"
@@ -124,33 +126,21 @@ def live_bytes() -> int:
 
 
 def memory(folder: Path, stage: str) -> dict[str, float]:
-    """Bytes of a rank's tensors between backward and update, and those of the formula.
-
-    The formula counts float32 weights, gradients and two moments, 4 bytes each, over the
-    ranks as the stage shards them, and the bucket that stages 2 and 3 reduce gradients
-    from. In float32 the optimizer updates the weights themselves, not a copy.
-    """
+    """Bytes of a rank's tensors between backward and update, and those that `ten-dist plan`
+    counts, for each parameter."""
     before = live_bytes()
     engine, ranks, run = prepared_engine(
         "small", folder, rows=2, seq_len=16, stage=stage
     )
     batch = next(random_batches(run, ranks.rank))
     engine.backward(engine(batch.inputs, targets=batch.targets)["loss"])
-    parameters = sum(
-        getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()
-    )
-    number, share = int(stage[-1]), 1 / ranks.world_size
-    bucket = run.deepspeed_config["zero_optimization"].get("reduce_bucket_size", 0)
-    formula = (
-        4 * (share if number == 3 else 1)
-        + 4 * (share if number >= 2 else 1)
-        + 8 * (share if number else 1)
-        + (4 * bucket / parameters if number >= 2 else 0)
-    )
+    sharding = Sharding.from_file(run.deepspeed_config, ranks.world_size)
+    work = Workload(run.plan.micro_batch_size, run.plan.seq_len, precision="fp32")
+    formula = state_memory(run.model_config, sharding, work).total
     return {
         "held": live_bytes() - before,
-        "formula": formula,
-        "parameters": parameters,
+        "formula": formula / run.parameters,
+        "parameters": run.parameters,
     }
 
 

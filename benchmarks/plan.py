@@ -24,7 +24,8 @@ from benchmarks.measure import Report, run_measurements
 from benchmarks.plan_worker import Case, Measured
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.planning.communication import ALL_GATHER, collectives_of_step
-from ten_dist.planning.memory import Memory, Sharding, Workload, peak_memory
+from ten_dist.planning.memory import Memory, peak_memory
+from ten_dist.planning.sharding import Sharding, Workload
 
 RANKS = 2
 _LOGGED = {
@@ -72,7 +73,7 @@ def _free_ports(number: int) -> list[int]:
 def _planned(case: Case) -> tuple[TemporalEigenstateConfig, Sharding, Workload]:
     return (
         TemporalEigenstateConfig.preset(case.preset, **case.model),
-        Sharding(case.stage, RANKS),
+        Sharding.from_file(case.deepspeed_file(), RANKS),
         Workload(
             case.rows,
             case.seq_len,
@@ -124,7 +125,8 @@ def _report(report: Report, folder: Path, cases: Sequence[Case]) -> None:
         words.append(f"{case.rows} x {case.seq_len}")
         if case.accumulation_steps > 1:
             words.append(f"x {case.accumulation_steps}")
-        words += [f"{name} {value}" for name, value in case.model.items()]
+        changed = case.model | case.zero
+        words += [f"{name} {value}" for name, value in changed.items()]
         if case.keeps_freed_memory:
             words.append("kept")
         report.row(
@@ -155,7 +157,8 @@ def measure_micro(report: Report, folder: Path) -> None:
 
 
 def measure_variants(report: Report, folder: Path) -> None:
-    """Accumulation, recomputation, a hierarchy, a transformer, bfloat16 parameters."""
+    """Accumulation, recomputation, a hierarchy, a transformer, bfloat16 parameters,
+    weights that are not kept for backward."""
     cases = _cases("nano", (1, 256), precisions=["bf16"], accumulation_steps=2)
     for fields in (
         {"gradient_checkpointing": "block"},
@@ -166,6 +169,10 @@ def measure_variants(report: Report, folder: Path) -> None:
     cases += [
         Case("nano", stage, 2, 256, precision="bf16_params") for stage in (1, 2, 3)
     ]
+    # Weights gathered for forward, and for backward again.
+    for distance in (0, 20_000_000):
+        zero = {"stage3_max_reuse_distance": distance}
+        cases.append(Case("nano", 3, 2, 256, zero=zero))
     _report(report, folder, cases)
 
 

@@ -2,22 +2,21 @@
 
 python -m benchmarks.plan_worker FOLDER
 
-FOLDER/cases.json is a list of :class:`Case`, as JSON; rank 0 writes FOLDER/measured.json,
-one :class:`Measured` for each. Every case runs in a process of its own that is forked
-once everything is imported: one finds nothing that another has left in memory, and the
-imports are paid once.
+FOLDER/cases.json has `cases`, each a :class:`Case`, and a free port for each; rank 0
+writes FOLDER/measured.json, one :class:`Measured` for each. Every case runs in a process
+of its own, forked once everything is imported: it finds nothing in memory that another has
+left, and the imports are paid once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import deepspeed.comm
 import torch
 
 from benchmarks.engine_worker import NeverStopped, random_batches
+from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.engine.assembly import build_engine, build_model
 from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
@@ -33,10 +33,17 @@ from ten_dist.engine.health import Health
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.resolution import resolve
 from ten_dist.engine.step import Stepper
+from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.training_config import TrainingConfig
 
-STEPS = 3
-TINY = {"dim": 8, "n_layers": 1, "num_eigenstates": 4, "num_heads": 2, "vocab_size": 64}
+STEPS = 2
+_TINY = {
+    "dim": 8,
+    "n_layers": 1,
+    "num_eigenstates": 8,
+    "num_heads": 2,
+    "vocab_size": 64,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +57,19 @@ class Case:
     seq_len: int
     accumulation_steps: int = 1
     precision: str = "fp32"
+    keeps_freed_memory: bool = False
+    """As `ten-dist train` does on CPUs; else it is given back, so that resident memory is
+    that of the tensors there are."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Model fields that replace those of the preset."""
+    zero: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of zero_optimization that replace those of ds_configs/."""
+
+    def deepspeed_file(self) -> dict[str, Any]:
+        """The DeepSpeed configuration that it is started with."""
+        content = load_deepspeed_file(f"zero{self.stage}")
+        content["zero_optimization"] |= self.zero
+        return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +77,14 @@ class Measured:
     """What rank 0 saw of a case."""
 
     peak_bytes: int
-    """Largest resident memory, less that before the model was built."""
+    """Largest resident memory, less what a tiny model needs."""
     collectives: dict[str, int]
-    """Bytes of one step by collective, as DeepSpeed's comms logger counts them."""
+    """Bytes of one step by collective, as DeepSpeed's comms logger counts them: those that
+    a rank gives."""
 
 
 def resident_bytes(name: str) -> int:
-    """VmRSS or VmHWM, the resident memory of this process and its peak, in bytes."""
+    """VmRSS or VmHWM: the resident memory of this process, or its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -77,7 +96,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], None]:
+def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], object]:
     """An engine for a case; returns what does one of its steps."""
     training = TrainingConfig(
         config=case.preset,
@@ -90,8 +109,7 @@ def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], None]:
         precision=case.precision,
         dry_run=True,
     )
-    file_config = load_deepspeed_file(training.deepspeed_config)
-    run = resolve(training, case.model, file_config, ranks.world_size)
+    run = resolve(training, case.model, case.deepspeed_file(), ranks.world_size)
     run.deepspeed_config["comms_logger"] = {"enabled": True, "prof_all": True}
     model = build_model(run.model_config, 0, run.deepspeed_config)
     engine = build_engine(model, training, run.deepspeed_config, ranks)
@@ -105,102 +123,61 @@ def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], None]:
 def measure(case: Case) -> Measured:
     """Run a case on this rank."""
     ranks = Ranks()
-    if not os.environ.get("MALLOC_MMAP_THRESHOLD_"):
+    if case.keeps_freed_memory:
         keep_freed_memory()
-    # What a first step loads and keeps, whatever the model, is no part of it.
-    tiny = dataclasses.replace(case, preset="pico", rows=1, seq_len=8, model=TINY)
+    # What a first step loads and keeps, whatever the model, is not the model's.
+    tiny = dataclasses.replace(
+        case, preset="pico", rows=1, seq_len=8, accumulation_steps=1, model=_TINY
+    )
     prepared_steps(tiny, ranks)()
     gc.collect()
     forget_peak()
     before = resident_bytes("VmRSS")
     step = prepared_steps(case, ranks)
-    logger = deepspeed.comm.comm.comms_logger
+    sent = deepspeed.comm.comm.comms_logger.comms_dict
     for _ in range(STEPS):
-        logger.comms_dict.clear()
-        if os.environ.get("TRACE") == "2":
-            sys.path.insert(0, "/tmp/m")
-            from peaktrace import Peak
-
-            with Peak() as pk:
-                step()
-            if _ == 1:
-                for rss, f, sh, st in pk.log[-9:]:
-                    print(
-                        "1 rank",
-                        ranks.rank,
-                        (rss - before) / 1e6,
-                        f,
-                        sh,
-                        st,
-                        flush=True,
-                    )
-        else:
-            step()
-        if os.environ.get("TRACE"):
-            print(
-                "1",
-                (resident_bytes("VmRSS") - before) / 1e6,
-                (resident_bytes("VmHWM") - before) / 1e6,
-                flush=True,
-            )
-    if os.environ.get("TRACE") == "3" and ranks.rank == 0:
-        gc.collect()
-        seen = {}
-        for t in gc.get_objects():
-            if (
-                isinstance(t, torch.Tensor)
-                and t.device.type == "cpu"
-                and t.untyped_storage().nbytes() > 1e6
-            ):
-                seen.setdefault(
-                    t.untyped_storage().data_ptr(),
-                    (
-                        t.untyped_storage().nbytes() / 1e6,
-                        tuple(t.shape),
-                        type(t).__name__,
-                        t.requires_grad,
-                        t.grad is not None,
-                    ),
-                )
-        for v in sorted(seen.values(), key=lambda v: -v[0]):
-            print("1", v, flush=True)
+        sent.clear()
+        step()
     collectives = {
-        name: sum(size * entries[0] for size, entries in sizes.items())
-        for name, sizes in logger.comms_dict.items()
+        name: sum(size * calls[0] for size, calls in sizes.items())
+        for name, sizes in sent.items()
     }
     return Measured(resident_bytes("VmHWM") - before, collectives)
 
 
-@contextlib.contextmanager
-def port_of(case: int) -> Iterator[None]:
-    """A rendezvous of its own for a case: the launcher's next ports."""
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + case)
-    yield
+def import_everything() -> None:
+    """Bring into memory what every case would: the scan, and torch's optimizers."""
+    config = TemporalEigenstateConfig(**_TINY)
+    model = TemporalEigenstateNetwork(config)
+    # No backward: torch refuses it in a process forked after one.
+    with torch.no_grad():
+        model(torch.zeros(1, 8, dtype=torch.int64))
+    torch.optim.AdamW(model.parameters())
 
 
 def main() -> None:
     """Measure all cases on this rank."""
     folder = Path(next(word for word in sys.argv[1:] if not word.startswith("--")))
-    cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text())]
-    base = int(os.environ["MASTER_PORT"])
+    wanted = json.loads((folder / "cases.json").read_text())
+    is_first = describe_ranks()[0] == 0
+    import_everything()
     results = []
-    for number, case in enumerate(cases):
-        result = folder / f"case{number}.json"
+    for number, (case, port) in enumerate(zip(wanted["cases"], wanted["ports"])):
+        result = folder / f"{number}.json"
         child = os.fork()
         if child == 0:
-            os.environ["MASTER_PORT"] = str(base + number)
-            measured = measure(case)
-            if describe_ranks()[0] == 0:
+            os.environ["MASTER_PORT"] = str(port)
+            measured = measure(Case(**case))
+            if is_first:
                 result.write_text(json.dumps(dataclasses.asdict(measured)))
-            deepspeed.comm.destroy_process_group()
-            sys.stdout.flush()
+            # Without waiting for the threads of its process groups.
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:
-            raise SystemExit(f"case {number} failed with status {status}")
-        if describe_ranks()[0] == 0:
+            raise SystemExit(f"{case} failed")
+        if is_first:
             results.append(json.loads(result.read_text()))
-    if describe_ranks()[0] == 0:
+    if is_first:
         (folder / "measured.json").write_text(json.dumps(results))
 
 

@@ -260,7 +260,7 @@ def _stages(name: str | None, precision: str) -> tuple[tuple[str, Any], ...]:
         check_precision,
         load_deepspeed_file,
     )
-    from ten_dist.planning.memory import Sharding
+    from ten_dist.planning.sharding import Sharding
 
     if name is not None:
         content = load_deepspeed_file(name)

@@ -22,12 +22,8 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.monitor.console import say
-from ten_dist.planning.memory import (
-    Sharding,
-    Workload,
-    forward_memory,
-    peak_memory,
-)
+from ten_dist.planning.memory import forward_memory, peak_memory
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.training_config import TrainingConfig
 
 # Of the memory that is free now: other processes, and what tensors do not account for.

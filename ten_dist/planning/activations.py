@@ -44,12 +44,19 @@ class Kept:
 
     per_row: float
     """For each row of the micro-batch."""
-    fixed: float
-    """Whatever its size: copies of weights, and weights with the coupling."""
+    fixed: float = 0.0
+    """Whatever its size: weights with the coupling."""
+    copies: float = 0.0
+    """Whatever its size: weights in bfloat16, which are kept to the end of forward in
+    any case."""
 
     def bytes(self, rows: int) -> float:
         """Of a micro-batch."""
-        return self.per_row * rows + self.fixed
+        return self.per_row * rows + self.fixed + self.copies
+
+    def times(self, layers: int) -> Kept:
+        """Of so many alike blocks."""
+        return Kept(self.per_row * layers, self.fixed * layers, self.copies * layers)
 
 
 def kept_by_block(
@@ -69,21 +76,19 @@ def kept_by_block(
     per_row = per_token * seq_len + mixer.per_row
     per_row += _kept_by_convolution(config, p, seq_len)
     copies = p.products * 2 * ffn * d if p.copies_weights else 0
-    return Kept(per_row, mixer.fixed + copies)
+    return Kept(per_row, mixer.fixed, mixer.copies + copies)
 
 
 def kept_by_network(
     config: TemporalEigenstateConfig, precision: Precision, seq_len: int
 ) -> Kept:
     """What all blocks keep; with checkpointing, the input of each block alone."""
+    blocks = kept_by_block(config, precision, seq_len).times(config.n_layers)
     stream = precision.parameters * config.dim * seq_len
-    embedding = stream if config.dropout else 0
     if config.gradient_checkpointing == "block":
-        return Kept(config.n_layers * stream + embedding, 0)
-    block = kept_by_block(config, precision, seq_len)
-    return Kept(
-        config.n_layers * block.per_row + embedding, config.n_layers * block.fixed
-    )
+        blocks = Kept(config.n_layers * stream)
+    embedding = stream if config.dropout else 0
+    return dataclasses.replace(blocks, per_row=blocks.per_row + embedding)
 
 
 def kept_by_loss(
@@ -102,7 +107,7 @@ def _kept_by_eigenstates(
     of_state = config.gate == "state"
     gate = 2 * k if of_state else d
     hierarchical = config.hten_scales is not None
-    per_row, fixed = 0.0, 0.0
+    per_row, fixed, copies = 0.0, 0.0, 0.0
     for scale in config.scales:
         # The input, its projections and the states; then the gate before and after its
         # function and what it gives, or the gate and what it multiplies.
@@ -119,12 +124,12 @@ def _kept_by_eigenstates(
         # product alone in float32 and the sum as the product takes it.
         fixed += _FLOAT * 4 * k + (_FLOAT + p.products) * 2 * k * d
         if p.copies_weights:
-            fixed += p.products * (4 * k + gate) * d
-            fixed += p.products * d * d if hierarchical else 0
+            copies += p.products * (4 * k + gate) * d
+            copies += p.products * d * d if hierarchical else 0
         if p.parameters < _FLOAT:
             # The factors of the coupling in float32.
             fixed += _FLOAT * (2 * k * d + k * k // config.num_heads)
-    return Kept(per_row, fixed)
+    return Kept(per_row, fixed, copies)
 
 
 def _kept_by_attention(
@@ -139,9 +144,8 @@ def _kept_by_attention(
         per_token += p.products * seq_len
     # Cosine and sine, for queries and for keys.
     fixed = 4 * p.products * seq_len * (d // config.num_heads // 2)
-    if p.copies_weights:
-        fixed += p.products * 4 * d * d
-    return Kept(per_token * seq_len, fixed)
+    copies = p.products * 4 * d * d if p.copies_weights else 0
+    return Kept(per_token * seq_len, fixed, copies)
 
 
 def _kept_by_convolution(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.planning.flops import Operations, count_operations
-from ten_dist.planning.memory import Memory, Sharding, Workload, peak_memory
+from ten_dist.planning.memory import Memory, peak_memory
 from ten_dist.planning.parameters import meta_model
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.planning.timing import Speeds, StepTime, step_time
 from ten_dist.planning.topology import Topology
 

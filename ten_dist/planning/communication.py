@@ -20,8 +20,8 @@ import math
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.planning.activations import Precision
-from ten_dist.planning.memory import Sharding, Workload, gathered_again
 from ten_dist.planning.parameters import count, parameters_of
+from ten_dist.planning.sharding import Sharding, Workload, gathered_again
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all_reduce", "all_gather", "reduce_scatter"
 

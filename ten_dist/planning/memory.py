@@ -17,10 +17,8 @@ context of the driver and the buffers of NCCL, and whatever an allocator cannot 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.deepspeed_config import offloads_optimizer, zero_stage
 from ten_dist.model.linear_cross_entropy import LOGITS_AT_ONCE, rows_at_once
 from ten_dist.planning.activations import (
     Precision,
@@ -29,62 +27,13 @@ from ten_dist.planning.activations import (
     kept_by_network,
 )
 from ten_dist.planning.parameters import count, parameters_of, touched_elements
+from ten_dist.planning.sharding import Sharding, Workload, gathered_again
 
 _FLOAT = 4
 # Elements of logits in float32 at one time, see linear_cross_entropy.
 _PIECE_ON_CPU = 2**20
 # What DeepSpeed reduces at one time at stage 0, in elements.
 _STAGE_0_BUCKET = 500_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharding:
-    """How the state of training is divided; the keys of ds_configs/."""
-
-    stage: int
-    """Of ZeRO, 0 to 3."""
-    ranks: int
-    offload: bool = False
-    """Weights and moments in host memory, with stage 3."""
-    bucket: int = 50_000_000
-    """Elements that are communicated at one time: reduce_bucket_size, and
-    stage3_prefetch_bucket_size."""
-    persistence_threshold: int = 100_000
-    """Parameters of fewer elements stay whole on every rank at stage 3."""
-    reuse_distance: int = 1_000_000_000
-    """Elements: a gathered parameter that is needed again within this is kept."""
-
-    @classmethod
-    def from_file(cls, content: dict[str, Any], ranks: int = 1) -> Sharding:
-        """That of a DeepSpeed configuration, by :func:`load_deepspeed_file`.
-
-        Where a key is missing, what ds_configs/ say counts, not what DeepSpeed does.
-        """
-        zero = content.get("zero_optimization", {})
-        names = {
-            "bucket": "reduce_bucket_size",
-            "persistence_threshold": "stage3_param_persistence_threshold",
-            "reuse_distance": "stage3_max_reuse_distance",
-        }
-        return cls(
-            stage=zero_stage(content),
-            ranks=ranks,
-            offload=offloads_optimizer(content),
-            **{field: int(zero[key]) for field, key in names.items() if key in zero},
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What a rank computes at one time."""
-
-    rows: int
-    """Of a micro-batch."""
-    seq_len: int
-    accumulation_steps: int = 1
-    precision: str = "bf16"
-    on_cpu: bool = False
-    """On a CPU untouched memory costs nothing, and AdamW makes temporaries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +76,21 @@ def peak_memory(
     return max(_Moments(config, sharding, work).all(), key=lambda memory: memory.total)
 
 
+def state_memory(
+    config: TemporalEigenstateConfig, sharding: Sharding, work: Workload
+) -> Memory:
+    """What a rank holds between the backward pass of a step and its update."""
+    moments = _Moments(config, sharding, work)
+    gradients = {
+        0: moments.elements,
+        1: moments.touched,
+        2: moments.touched,
+        # Held all the time.
+        3: moments.held.gradients / _FLOAT,
+    }[sharding.stage]
+    return dataclasses.replace(moments.held, gradients=_FLOAT * gradients)
+
+
 def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
     """Bytes of tensors that one process needs for a loss without gradients."""
     p = Precision.of(work.precision)
@@ -138,20 +102,6 @@ def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
         + block
         + (p.products + _FLOAT) * logits * config.vocab_size
     )
-
-
-def gathered_again(config: TemporalEigenstateConfig, sharding: Sharding) -> float:
-    """Elements that stage 3 gathers for forward and once more for backward.
-
-    DeepSpeed keeps a gathered parameter where it is needed again before `reuse_distance`
-    elements of others were. From its forward to its backward that of a block sees those
-    of all later blocks twice, or three times where blocks are computed again.
-    """
-    head = config.vocab_size * config.dim
-    blocks = count(parameters_of(config)) - head
-    times = 3 if config.gradient_checkpointing == "block" else 2
-    kept = max(0.0, (sharding.reuse_distance - head) / times)
-    return max(0.0, blocks - kept)
 
 
 class _Moments:
@@ -173,6 +123,7 @@ class _Moments:
         )
         self.head = config.vocab_size * config.dim
         self.tokens = work.rows * work.seq_len
+        self.block = kept_by_block(config, self.precision, work.seq_len)
         self.kept = kept_by_network(config, self.precision, work.seq_len)
         self.kept_by_loss = kept_by_loss(config, self.precision, work.seq_len)
         self.held = self._held()
@@ -195,9 +146,13 @@ class _Moments:
             parameters = low * (self.share + self.persistent)
             gradients = _FLOAT * self.share
             buffers = self._bucket()
-            if self.sharding.offload:
-                host = parameters + master + moments + 2 * gradients
-                parameters, master, moments, gradients = low * self.persistent, 0, 0, 0
+            if self.sharding.offload_parameters:
+                host += low * self.share
+                parameters = low * self.persistent
+        if self.sharding.offload:
+            # The gradients are there twice: as they come, and as the optimizer has them.
+            host += master + moments + 2 * _FLOAT * self.share
+            master = moments = gradients = 0.0
         if self.work.accumulation_steps > 1:
             if stage < 2:
                 gradients = _FLOAT * self.elements
@@ -232,16 +187,9 @@ class _Moments:
     def _activations(self) -> float:
         kept = self.kept.bytes(self.work.rows)
         if self.config.gradient_checkpointing == "block":
-            # Copies of weights stay to the end of forward.
-            kept += self.config.n_layers * self._weight_copies()
+            # Autocast keeps its copies of weights to the end of forward.
+            kept += self.config.n_layers * self.block.copies
         return kept
-
-    def _weight_copies(self) -> float:
-        """Bytes of a block's weights in bfloat16, where they are copies."""
-        if not self.precision.copies_weights:
-            return 0.0
-        block = kept_by_block(self.config, self.precision, self.work.seq_len)
-        return block.fixed * 0.5
 
     def _loss(self) -> Memory:
         config, p = self.config, self.precision
@@ -280,20 +228,16 @@ class _Moments:
         width = max(2 * config.ffn_dim, 8 * config.num_eigenstates)
         working = self.tokens * (p.products * width + 2 * p.parameters * config.dim)
         if config.gradient_checkpointing == "block":
-            block = kept_by_block(config, p, self.work.seq_len)
-            working += block.bytes(self.work.rows)
+            working += self.block.bytes(self.work.rows)
         return working
 
     def _gradients_of_backward(self) -> float:
         """Bytes of the gradients of a micro-batch when its backward ends."""
         stage, low = self.sharding.stage, self.precision.parameters
-        twice = low * self.head
-        if self.work.accumulation_steps > 1 and stage < 2:
-            # They are added to those before.
-            return 2 * twice
-        if stage >= 2:
-            return 2 * twice
-        return low * self.elements + twice
+        if stage >= 2 or self.work.accumulation_steps > 1:
+            # The others are in a bucket already, or were added to those before.
+            return 2 * low * self.head
+        return low * (self.elements + self.head)
 
     def _backward(self) -> Memory:
         bucket = self._bucket() if self.sharding.stage == 2 else 0.0
@@ -326,15 +270,16 @@ class _Moments:
 
     def _update(self) -> Memory:
         stage = self.sharding.stage
+        # torch's AdamW on CPUs makes the denominator in two steps, of one parameter; with
+        # shards that is all of a group.
         largest = self.head if stage == 0 else self.share
-        # torch's AdamW on CPUs makes the denominator in two steps.
         temporaries = 2 * _FLOAT * largest if self.work.on_cpu else 0.0
         if stage == 0:
             gradients = 0.0 if self.held.gradients else _FLOAT * self.elements
+        elif self.sharding.offload:
+            gradients = temporaries = 0.0
         elif stage == 3:
-            gradients = 0.0 if self.sharding.offload else _FLOAT * self.share
+            gradients = _FLOAT * self.share
         else:
             gradients = _FLOAT * (self.share + self.touched)
-        if self.sharding.offload:
-            temporaries = 0.0
         return self._at("update", gradients=gradients, buffers=temporaries)

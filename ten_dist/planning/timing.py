@@ -12,8 +12,8 @@ import dataclasses
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.flops import Operations
-from ten_dist.planning.memory import Sharding, Workload
 from ten_dist.planning.parameters import count, parameters_of
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.planning.topology import Topology
 
 # Of AdamW in float32, a parameter: weight, gradient and both moments are read, all but

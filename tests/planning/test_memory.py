@@ -12,8 +12,9 @@ from benchmarks.plan import (
 )
 from benchmarks.plan_worker import Case
 from ten_dist import TemporalEigenstateConfig
-from ten_dist.planning.memory import Sharding, Workload, peak_memory
+from ten_dist.planning.memory import peak_memory
 from ten_dist.planning.parameters import count, parameters_of, touched_elements
+from ten_dist.planning.sharding import Sharding, Workload
 
 NANO = TemporalEigenstateConfig.preset("nano")
 PARAMETERS = count(parameters_of(NANO))
@@ -55,7 +56,9 @@ def test_state_is_divided_as_the_stage_says():
 
 def test_offload_moves_the_state_to_the_host():
     on_device = peak_memory(NANO, Sharding(3, 8), Workload(1, 128))
-    offloaded = peak_memory(NANO, Sharding(3, 8, offload=True), Workload(1, 128))
+    offloaded = peak_memory(
+        NANO, Sharding(3, 8, offload=True, offload_parameters=True), Workload(1, 128)
+    )
     assert offloaded.moments == offloaded.master_copies == 0
     assert offloaded.total < on_device.total
     assert on_device.host == 0
