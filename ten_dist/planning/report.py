@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from ten_dist.planning.activations import Precision, kept_by_network
 from ten_dist.planning.choice import Layout, Planner
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost import Cost
@@ -100,7 +101,12 @@ def _what(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     usable = plan.planner.request.memory_bytes
+    kept = ", ".join(
+        f"{size / _GIB:.3f} recomputing {mode}"
+        for mode, size in _kept_by_row(plan).items()
+    )
     lines = [
+        f"activations of a row in GiB: {kept}",
         f"memory of a GPU in GiB at its peak, {usable / _GIB:.1f} usable:",
         f"  {'':8}{'recompute':>10}{'rows':>6}"
         + "".join(f"{word:>9}" for word in _PARTS.values())
@@ -127,6 +133,18 @@ def _memory(plan: Plan) -> list[str]:
         host = chosen.memory.host * plan.topology.gpus_per_node / _GIB
         lines.append(f"  in the memory of every host: {host:.1f} GiB")
     return lines
+
+
+def _kept_by_row(plan: Plan) -> dict[str, float]:
+    """Bytes of activations of one row, by what is recomputed."""
+    request = plan.planner.request
+    precision = Precision.of(request.precision)
+    return {
+        config.gradient_checkpointing: kept_by_network(
+            config, precision, request.seq_len
+        ).per_row
+        for config in request.configs
+    }
 
 
 def _step(plan: Plan) -> list[str]:
@@ -256,6 +274,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "precision": request.precision,
         "device": plan.device,
         "usable_memory_bytes": request.memory_bytes,
+        "activation_bytes_of_a_row": _kept_by_row(plan),
         "topology": dataclasses.asdict(plan.topology),
         "speeds": dataclasses.asdict(plan.planner.speeds),
         "measured": False,
