@@ -99,8 +99,8 @@ def planned_collectives(case: Case) -> dict[str, float]:
 
 
 def logged_collectives(found: Measured) -> dict[str, float]:
-    """What the comms logger counted, under the plan's names."""
-    return {_LOGGED[name]: size for name, size in found.collectives.items()}
+    """What the comms logger counted, under the plan's names where it has one."""
+    return {_LOGGED.get(name, name): size for name, size in found.collectives.items()}
 
 
 def _cases(

@@ -83,9 +83,10 @@ class RunMonitor:
         self._events = SummaryWriter(
             str(self._folder.tensorboard), purge_step=first_step + 1, flush_secs=15
         )
-        carried = self._spending.carried(first_step)
-        if carried:
-            self._record({"step": first_step, **carried})
+        spent = self._spending.begin(first_step)
+        if spent:
+            # Lines that told of it may just have been taken away.
+            self._record({"step": first_step, **spent})
 
     def rewind(self, step: int) -> None:
         """Go back to where `step` steps were done: later ones will be done again."""

@@ -32,20 +32,22 @@ class Spending:
         self._last_step = last_step
         self._began = psutil.Process().create_time()
         self._first_step, self._first_step_began = 0, time.time()
-        self._begun = False
         self._before = 0.0
         if dollars_per_hour is not None and metrics_file.is_file():
             written = (m.get("dollars") for m in read_metrics(metrics_file))
             self._before = max((d for d in written if d is not None), default=0.0)
 
-    def carried(self, step: int) -> dict[str, float]:
-        """Begin, or begin again, where `step` steps are done: `dollars` that were spent
-        before, on steps, too, that will be done again; nothing where there were none."""
+    def begin(self, step: int) -> dict[str, float]:
+        """Begin, or begin again, where `step` steps are done.
+
+        Returns:
+            `dollars` that were spent before, also on steps that will be done again; nothing
+            where the price is not known.
+        """
         self._first_step, self._first_step_began = step, time.time()
-        spent = self.metrics(step).get("dollars", 0.0)
-        begins = not self._before and not self._begun
-        self._begun = True
-        return {} if begins or not spent else {"dollars": spent}
+        metrics = self.metrics(step)
+        metrics.pop("estimated_dollars", None)
+        return metrics
 
     def metrics(self, step: int) -> dict[str, float]:
         """After `step` steps: `dollars` so far, and `estimated_dollars` of the whole run at

@@ -114,6 +114,7 @@ class _Moments:
         self.precision = Precision.of(work.precision)
         parameters = parameters_of(config)
         self.elements = count(parameters)
+        self.largest = max(p.elements for p in parameters)
         self.share = self.elements / sharding.ranks
         self.touched = touched_elements(parameters, sharding.ranks)
         self.persistent = sum(
@@ -272,7 +273,7 @@ class _Moments:
         stage = self.sharding.stage
         # torch's AdamW on CPUs makes the denominator in two steps, of one parameter; with
         # shards that is all of a group.
-        largest = self.head if stage == 0 else self.share
+        largest = self.largest if stage == 0 else self.share
         temporaries = 2 * _FLOAT * largest if self.work.on_cpu else 0.0
         if stage == 0:
             gradients = 0.0 if self.held.gradients else _FLOAT * self.elements

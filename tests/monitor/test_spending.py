@@ -30,7 +30,8 @@ def test_dollars_add_up_over_starts(tmp_path, token_data, capsys):
     priced = arguments(token_data, folder, "--dollars_per_hour", "3600")
     assert main(priced) == 0
     first = dollars(folder)
-    assert len(first) == 6 and first == sorted(first) and first[0] > 0
+    # One before the first step, and one a step.
+    assert len(first) == 7 and first == sorted(first) and first[0] > 0
     steps = [m for m in read_metrics(folder) if "estimated_dollars" in m]
     assert all(m["estimated_dollars"] >= m["dollars"] for m in steps)
     assert steps[-1]["estimated_dollars"] == steps[-1]["dollars"]
@@ -55,9 +56,10 @@ def test_dollars_add_up_over_starts(tmp_path, token_data, capsys):
     assert main(priced) == 0
     again = dollars(folder)
     assert again == sorted(again)
-    assert first[:4] == again[:4]
-    # What is written first is more than all that the start before had spent by step 5.
-    assert again[4] > first[4]
+    # What was written up to the checkpoint stays; the next line, before a step is done, is
+    # of more than all that the start before had spent when it was killed.
+    assert first[:5] == again[:5]
+    assert again[5] > first[5]
 
 
 def test_without_a_price_nothing_is_said(tmp_path, token_data):

@@ -21,20 +21,22 @@ PARAMETERS = count(parameters_of(NANO))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "rows", "seq_len"), [("pico", 2, 256), ("nano", 1, 64)]
-)
-def test_peaks_and_volumes_are_those_of_training(tmp_path, preset, rows, seq_len):
-    cases = [Case(preset, stage, rows, seq_len) for stage in range(4)]
-    for case, found in zip(cases, measured(cases, tmp_path)):
+def test_peaks_and_volumes_are_those_of_training(tmp_path):
+    shapes = {"pico": (2, 256), "nano": (1, 64)}
+    cases = [
+        Case(preset, stage, *shape)
+        for preset, shape in shapes.items()
+        for stage in range(4)
+    ]
+    for case, found in zip(cases, measured(cases, tmp_path), strict=True):
         planned = planned_memory(case).total
         assert planned == pytest.approx(found.peak_bytes, rel=0.15), case
         sent, logged = planned_collectives(case), logged_collectives(found)
-        # A few numbers more are sent: losses, norms, flags.
-        assert logged.pop("all_reduce") == pytest.approx(
-            sent.pop("all_reduce", 0.0), rel=1e-4, abs=1e3
-        )
-        assert logged == pytest.approx(sent, rel=1e-4)
+        for name in logged.keys() | sent.keys():
+            # A few numbers more are sent: losses, norms, flags.
+            assert logged.get(name, 0) == pytest.approx(
+                sent.get(name, 0), rel=1e-4, abs=1e3
+            ), (case, name)
 
 
 def parts(stage, ranks, rows=1, **work):
