@@ -50,7 +50,7 @@ def collectives_of_step(
     micro_steps = work.accumulation_steps
 
     def collective(kind: str, what: str, sent: float, times: int) -> Collective:
-        calls = times * max(1, math.ceil(sent / sharding.bucket))
+        calls = times * math.ceil(sent / sharding.bucket)
         return Collective(kind, what, low * sent * times, calls)
 
     if sharding.stage == 3:

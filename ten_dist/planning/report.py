@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from ten_dist.planning.activations import Precision, kept_by_network
-from ten_dist.planning.choice import Layout, Planner
+from ten_dist.planning.choice import Layout
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost import Cost
 from ten_dist.planning.parameters import count, parameters_of
-from ten_dist.planning.scaling import ScalePoint, stops_at
+from ten_dist.planning.plan import Plan
+from ten_dist.planning.scaling import stops_at
 from ten_dist.planning.timing import TOKENS_READ_PER_SECOND
-from ten_dist.planning.topology import Topology
 
 _GIB = 2**30
 _PARTS = {
@@ -25,36 +24,6 @@ _PARTS = {
     "loss": "loss",
     "buffers": "buffers",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that a plan says."""
-
-    preset: str
-    device: str
-    """The GPU, in words."""
-    planner: Planner
-    topology: Topology
-    layouts: Sequence[Layout]
-    """Every way that was looked at."""
-    chosen: Layout
-    scaling: Sequence[ScalePoint]
-    steps: int | None
-    """Of the run, or None where its length is not known."""
-    dollars_per_gpu_hour: float | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of all GPUs together."""
-        return self.planner.request.tokens_per_step / self.chosen.time.total
-
-    def cost(self, gpus: int, tokens_per_second: float) -> Cost | None:
-        """Of the run on so many GPUs, or None where its length is not known."""
-        if self.steps is None:
-            return None
-        tokens = self.steps * self.planner.request.tokens_per_step
-        return Cost(tokens / tokens_per_second, gpus, self.dollars_per_gpu_hour)
 
 
 def describe(plan: Plan) -> list[str]:
