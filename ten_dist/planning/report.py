@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ten_dist.planning.activations import Precision, kept_by_network
-from ten_dist.planning.choice import Layout
+from ten_dist.planning.choice import AS_FAST, Layout
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost import Cost
 from ten_dist.planning.parameters import count, parameters_of
@@ -79,24 +79,25 @@ def _memory(plan: Plan) -> list[str]:
         f"memory of a GPU in GiB at its peak, {usable / _GIB:.1f} usable:",
         f"  {'':8}{'recompute':>10}{'rows':>6}"
         + "".join(f"{word:>9}" for word in _PARTS.values())
-        + f"{'total':>9}{'step s':>9}",
+        + f"{'total':>9}  {'peak at':10}{'step s':>8}",
     ]
     for layout in plan.layouts:
         parts = layout.memory.parts()
         numbers = "".join(f"{parts[name] / _GIB:9.2f}" for name in _PARTS)
-        verdict = f"{layout.time.total:9.3f}" if layout.fits else "  too large"
+        verdict = f"{layout.time.total:8.3f}" if layout.fits else "too large"
         if layout is plan.chosen:
             verdict += "  chosen"
         lines.append(
             f"  {layout.name:8}{layout.config.gradient_checkpointing:>10}"
-            f"{layout.work.rows:>6}{numbers}{layout.memory.total / _GIB:9.2f}{verdict}"
+            f"{layout.work.rows:>6}{numbers}{layout.memory.total / _GIB:9.2f}  "
+            f"{layout.memory.moment_of_peak:10}{verdict}"
         )
     chosen = plan.chosen
     lines.append(
         f"  {chosen.name} with micro-batches of {chosen.work.rows} rows x "
         f"{chosen.work.accumulation_steps}, recomputing "
-        f"{chosen.config.gradient_checkpointing}: the simplest of those that fit and are "
-        f"within 2 % of the fastest; its peak is at the {chosen.memory.moment_of_peak}"
+        f"{chosen.config.gradient_checkpointing}: of those that fit and are within "
+        f"{AS_FAST - 1:.0%} of the fastest, the one that shards and recomputes least"
     )
     if chosen.memory.host:
         host = chosen.memory.host * plan.topology.gpus_per_node / _GIB
@@ -118,7 +119,7 @@ def _kept_by_row(plan: Plan) -> dict[str, float]:
 
 def _step(plan: Plan) -> list[str]:
     layout, time = plan.chosen, plan.chosen.time
-    request = plan.planner.request
+    request, speeds = plan.planner.request, plan.planner.speeds
     operations = plan.planner.operations(layout.config)
     tokens = layout.work.rows * layout.work.seq_len
     executed = operations.of_micro_batch(tokens) * layout.work.accumulation_steps
@@ -126,7 +127,7 @@ def _step(plan: Plan) -> list[str]:
         f"one step, {time.total:.4g} s (assumed):",
         (
             f"  compute        {time.compute:10.4f} s  {executed / 1e12:.4g} TFLOP a GPU "
-            "at what is assumed of its peak"
+            f"at {speeds.utilization:g} x {speeds.peak_flops / 1e12:g} TFLOP/s"
         ),
         f"  communication  {time.communication:10.4f} s  one after the other:",
     ]
