@@ -117,6 +117,11 @@ def test_the_machine_may_be_any(tmp_path):
     plan = planned(tmp_path, *own)
     assert plan["usable_memory_bytes"] == 10 * 2**30
     assert plan["speeds"]["peak_flops"] == 100e12
+    full = planned(tmp_path, *own, "--precision", "fp32")
+    assert (
+        full["activation_bytes_of_a_row"]["none"]
+        > 1.5 * (plan["activation_bytes_of_a_row"]["none"])
+    )
     mi300x = planned(tmp_path, *NANO, "--device", "mi300x")
     assert mi300x["usable_memory_bytes"] == pytest.approx(0.9 * 192e9)
     assert mi300x["days"] is None
@@ -133,6 +138,7 @@ def test_the_machine_may_be_any(tmp_path):
         (["--overlap", "-1"], "--overlap must be between 0 and 1"),
         (["--dollars_per_gpu_hour", "0"], "--dollars_per_gpu_hour must be more than 0"),
         (["--config", "huge"], "unknown preset 'huge'"),
+        (["--precision", "fp32"], "give --peak_tflops"),
         (["--hten_scales", "1,3"], "hten_scales"),
         (["--deepspeed_config", "zero9"], "--deepspeed_config zero9 is neither"),
         (

@@ -66,9 +66,14 @@ def make_plan(
         machine: what it is to run on.
 
     Raises:
-        ConfigurationError: the batch does not divide over the GPUs, or nothing fits into
-            their memory.
+        ConfigurationError: the batch does not divide over the GPUs, nothing fits into
+            their memory, or their peak is not known for the precision.
     """
+    if training.precision == "fp32" and machine.peak_tflops is None:
+        raise ConfigurationError(
+            "--precision fp32: the peaks known here are those of bfloat16, give "
+            "--peak_tflops of your GPU in float32"
+        )
     steps = plan_steps(training, machine.gpus, None).steps
     request = Request(
         configs=tuple(configs),

@@ -1,4 +1,4 @@
-"""Operations by the formula beside those that torch's profiler counts."""
+"""Operations by the formula beside those that torch's profiler counts, and by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
-from ten_dist.planning.flops import count_operations
+from ten_dist.planning.flops import count_operations, training_flops_per_token
 
 SMALL = {
     "vocab_size": 300,
@@ -16,6 +16,9 @@ SMALL = {
     "num_heads": 2,
 }
 ROWS, SEQ_LEN = 2, 120
+TINY = {"vocab_size": 50, "dim": 16, "n_layers": 3, "num_eigenstates": 12}
+HEAD = 50 * 16
+MLP = 2 * 16 * 64
 
 
 def products_in_place(added, left, right, *arguments, **options):
@@ -94,3 +97,36 @@ def test_large_presets_without_their_values(preset):
     operations = count_operations(model, 2048)
     # Fewer than 6 a parameter: coarse scales compute at their rate.
     assert 0.5 * 6 < operations.per_token / model.num_parameters() < 6
+
+
+def tiny_network(**fields):
+    return TemporalEigenstateNetwork(
+        TemporalEigenstateConfig(**TINY, num_heads=2, **fields)
+    )
+
+
+def test_operations_of_a_ten_by_hand():
+    # W_in and W_sel 2K each, the gate d, then W_out.
+    mixer = 16 * (24 + 24 + 16) + 24 * 16
+    expected = 6 * (3 * (mixer + MLP) + HEAD)
+    assert training_flops_per_token(tiny_network(), steps=100) == expected
+    learnable = tiny_network(learnable_selection_range=True)
+    assert training_flops_per_token(learnable, steps=7) == expected
+
+
+def test_coarse_scales_count_at_their_rate():
+    # Of one scale: 6 eigenstates, its own gate, and the mixing matrix.
+    scale = 16 * (12 + 12 + 16) + 12 * 16 + 16 * 16
+    expected = 6 * (3 * (scale * (1 + 1 / 4) + MLP) + HEAD)
+    model = tiny_network(hten_scales=(1, 4))
+    assert training_flops_per_token(model, steps=100) == pytest.approx(expected)
+
+
+def test_attention_counts_the_positions_that_a_token_sees():
+    model = tiny_network(mixer="attention")
+    matrices = 6 * (3 * (4 * 16 * 16 + MLP) + HEAD)
+    # One token attends to itself alone: 2 products of 16, 2 operations each, 3 times.
+    one = training_flops_per_token(model, steps=1)
+    assert one == matrices + 3 * (2 * 2 * 16) * 3
+    three = training_flops_per_token(model, steps=3)
+    assert three - matrices == 2 * (one - matrices)
