@@ -260,14 +260,16 @@ class _Moments:
         if stage == 3:
             # One that is scattered, beside the one that it is gathered in.
             return self._at("reduction", parameters=self._gathered(), buffers=bucket)
-        whole = 0.0
+        # The bucket, beside the copy of it that is sent; then the gradients of the rank's
+        # own part, beside the bucket, and with several buckets beside both.
+        own = _FLOAT * self.touched
+        if self.elements > self.sharding.bucket:
+            gradients, buffers = own, 2 * bucket
+        else:
+            gradients, buffers = max(0.0, own - bucket), 2 * bucket
         if stage == 1 and not self.held.gradients:
-            whole = max(0.0, low * self.elements - bucket)
-        return self._at(
-            "reduction",
-            gradients=whole + _FLOAT * self.touched,
-            buffers=2 * bucket,
-        )
+            gradients += max(0.0, low * self.elements - bucket)
+        return self._at("reduction", gradients=gradients, buffers=buffers)
 
     def _update(self) -> Memory:
         stage = self.sharding.stage
