@@ -154,21 +154,22 @@ class _Moments:
             # The gradients are there twice: as they come, and as the optimizer has them.
             host += master + moments + 2 * _FLOAT * self.share
             master = moments = gradients = 0.0
-        if self.work.accumulation_steps > 1:
-            if stage < 2:
-                gradients = _FLOAT * self.elements
-            elif stage == 2:
-                gradients = _FLOAT * self.touched
+        # With parameters in bfloat16, stage 1 keeps float32 gradients of its own.
+        accumulates = self.work.accumulation_steps > 1
+        if stage == 1 and low < _FLOAT or accumulates and stage < 2:
+            gradients = _FLOAT * self.elements
+        elif accumulates and stage == 2:
+            gradients = _FLOAT * self.touched
         return Memory(
             parameters, master, moments, gradients, 0.0, 0.0, buffers, "", host
         )
 
     def _bucket(self) -> float:
         """Bytes of a buffer of `bucket` elements."""
-        size = self.sharding.bucket
+        size, number = self.sharding.bucket, self.precision.parameters
         if self.work.on_cpu:
             size = min(size, self.elements)
-        return self.precision.parameters * size
+        return size * (_FLOAT if self.sharding.stage == 1 else number)
 
     def _gathered(self) -> float:
         """Bytes of whole parameters at the end of forward, at stage 3."""
@@ -235,7 +236,7 @@ class _Moments:
     def _gradients_of_backward(self) -> float:
         """Bytes of the gradients of a micro-batch when its backward ends."""
         stage, low = self.sharding.stage, self.precision.parameters
-        if stage >= 2 or self.work.accumulation_steps > 1:
+        if stage >= 2 or self.held.gradients:
             # The others are in a bucket already, or were added to those before.
             return 2 * low * self.head
         return low * (self.elements + self.head)
@@ -251,7 +252,7 @@ class _Moments:
         )
 
     def _reduction(self) -> Memory:
-        stage, low = self.sharding.stage, self.precision.parameters
+        stage = self.sharding.stage
         if stage == 0:
             gradients = 0.0 if self.held.gradients else _FLOAT * self.elements
             bucket = _FLOAT * min(self.elements, _STAGE_0_BUCKET)
@@ -268,7 +269,7 @@ class _Moments:
         else:
             gradients, buffers = max(0.0, own - bucket), 2 * bucket
         if stage == 1 and not self.held.gradients:
-            gradients += max(0.0, low * self.elements - bucket)
+            gradients += max(0.0, _FLOAT * self.elements - bucket)
         return self._at("reduction", gradients=gradients, buffers=buffers)
 
     def _update(self) -> Memory:
