@@ -67,11 +67,12 @@ def gathered_again(config: TemporalEigenstateConfig, sharding: Sharding) -> floa
     """Elements that stage 3 gathers for forward and once more for backward.
 
     DeepSpeed keeps a gathered parameter where it is needed again before `reuse_distance`
-    elements of others were. From its forward to its backward that of a block sees those
+    elements of others were, or where gathering ahead comes past it. From its forward to its backward that of a block sees those
     of all later blocks twice, or three times where blocks are computed again.
     """
     head = config.vocab_size * config.dim
     blocks = count(parameters_of(config)) - head
     times = 3 if config.gradient_checkpointing == "block" else 2
-    kept = max(0.0, (sharding.reuse_distance - head) / times)
+    distance = max(sharding.reuse_distance, sharding.bucket)
+    kept = max(0.0, (distance - head) / times)
     return max(0.0, blocks - kept)
