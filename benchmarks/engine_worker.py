@@ -27,6 +27,8 @@ from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.planning.memory import peak_memory
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.training_config import TrainingConfig
 
 PRESET = "pico"
@@ -131,11 +133,8 @@ def live_bytes() -> int:
 
 
 def memory(folder: Path, stage: str) -> dict[str, float]:
-    """Bytes of a rank's tensors between steps, by count and by formula, and at the peak.
-
-    The formula counts float32 weights, a copy of a rank's share for its optimizer, two
-    moments, and at stage 3, which keeps it, the buffer of its share of the gradients.
-    """
+    """Bytes of a rank's tensors between steps and at the peak of one, and what
+    `ten-dist plan` counts of the peak."""
     before = live_bytes()
     engine, ranks, run = prepared_engine(
         "medium",
@@ -159,17 +158,15 @@ def memory(folder: Path, stage: str) -> dict[str, float]:
         for event in profile.profiler.kineto_results.events()
         if event.name() == "[memory]"
     )
-    parameters = sum(
-        getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()
+    sharding = Sharding.from_file(run.deepspeed_config, ranks.world_size)
+    work = Workload(
+        run.plan.micro_batch_size, run.plan.seq_len, precision="fp32", on_cpu=True
     )
-    number, share = int(stage[-1]), 1 / ranks.world_size
     return {
-        "held": held,
-        "peak": held + max(itertools.accumulate(size for _, size in changes)),
-        "formula": {0: 12.0, 1: 4 + 12 * share, 2: 4 + 12 * share, 3: 20 * share}[
-            number
-        ],
-        "parameters": parameters,
+        "held": held / run.parameters,
+        "peak": (held + max(itertools.accumulate(size for _, size in changes)))
+        / run.parameters,
+        "planned": peak_memory(run.model_config, sharding, work).total / run.parameters,
     }
 
 

@@ -36,10 +36,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flops import peak_tflops, training_flops_per_token
 from benchmarks.measure import Report, gpu_seconds_of, paired, seconds_of
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
+from ten_dist.planning.devices import peak_tflops
+from ten_dist.planning.flops import training_flops_per_token
 from ten_dist.recurrence import available_backends, eigenstate_scan, triton_scan
 from tests.recurrence.comparison import TOLERANCE, assert_near, make_inputs, run
 

@@ -31,6 +31,7 @@ _COMMANDS = {
         "ten_dist.checkpoint_command",
         "list, verify or convert the checkpoints of a run",
     ),
+    "plan": ("ten_dist.plan_command", "memory, time and cost of a run, before it"),
     "preflight": ("launch.preflight", "check the hosts of a run before it begins"),
     "supervise": (
         "ten_dist.supervise",

@@ -27,6 +27,14 @@ from ten_dist.training_config import TrainingConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ten-dist train`."""
     add_options(parser.add_argument_group("run"), TrainingConfig)
+    add_model_options(parser)
+    # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that replace fields of the preset, see
+    :func:`resolve_model_options`."""
     model = parser.add_argument_group("model", "replace what the preset says")
     model.add_argument(
         "--use_hten",
@@ -48,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         # Taken from the data, see --document_masking.
         only=_model_options(),
     )
-    # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 
 def _model_options() -> set[str]:

@@ -131,6 +131,9 @@ class TrainingConfig:
     other in a step; 0 compares none."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
+    dollars_per_hour: float | None = None
+    """Price of all machines of the run together: what it has cost, all starts of it, and
+    will cost then appears in the progress bar, metrics and TensorBoard."""
 
     def __post_init__(self) -> None:
         lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n)]
@@ -210,6 +213,13 @@ class TrainingConfig:
             self.data_verification in VERIFICATIONS,
             " or ".join(VERIFICATIONS),
         )
+        if self.dollars_per_hour is not None:
+            _require(
+                self,
+                "dollars_per_hour",
+                0 < self.dollars_per_hour < math.inf,
+                "more than 0",
+            )
         if not self.dry_run:
             for name in ("data", "output_dir"):
                 if getattr(self, name) is None:

@@ -113,6 +113,20 @@ def offloads_optimizer(config: dict[str, Any]) -> bool:
     return offload.get("device", "none") != "none"
 
 
+def check_precision(precision: str, file_config: dict[str, Any], name: str) -> None:
+    """Refuse a `--precision` that cannot be had with `--deepspeed_config` `name`.
+
+    Raises:
+        ConfigurationError: parameters in bfloat16 at stage 0.
+    """
+    if precision == "bf16_params" and zero_stage(file_config) == 0:
+        raise ConfigurationError(
+            "--precision bf16_params needs ZeRO stage 1, 2 or 3, which keep float32 "
+            f"copies of the parameters; --deepspeed_config {name} is of stage 0: choose "
+            "zero1, or --precision bf16"
+        )
+
+
 def derive_deepspeed_config(
     file_config: dict[str, Any], training: TrainingConfig, plan: Plan
 ) -> dict[str, Any]:
@@ -136,12 +150,7 @@ def derive_deepspeed_config(
         # included, and at stage 0 its first step is wrong.
         derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif training.precision == "bf16_params":
-        if zero_stage(file_config) == 0:
-            raise ConfigurationError(
-                "--precision bf16_params needs ZeRO stage 1, 2 or 3, which keep float32 "
-                f"copies of the parameters; --deepspeed_config {training.deepspeed_config} "
-                "is of stage 0: choose zero1, or --precision bf16"
-            )
+        check_precision(training.precision, file_config, training.deepspeed_config)
         derived["bf16"] = {"enabled": True}
         # DeepSpeed would add up the gradients of a step in bfloat16.
         derived["data_types"] = {

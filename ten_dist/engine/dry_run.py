@@ -15,16 +15,18 @@ from torch import Tensor
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.data import Manifest, Mixture, training_batches
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.deepspeed_config import derive_deepspeed_config, zero_stage
+from ten_dist.engine.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.monitor.console import say
+from ten_dist.planning.memory import forward_memory, peak_memory
+from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.training_config import TrainingConfig
 
-# Of the memory that is free now: other processes, and what the estimate leaves out.
+# Of the memory that is free now: other processes, and what tensors do not account for.
 USABLE_FRACTION = 0.8
 _GIB = 2**30
 
@@ -50,7 +52,7 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
         warmup_steps=0,
     )
     plan = make_plan(training, ranks.world_size, data)
-    need = estimate_memory(config, plan, ranks, zero_stage(deepspeed_file))
+    need = estimate_memory(training, config, plan, ranks, deepspeed_file)
     free = -ranks.largest(-USABLE_FRACTION * _free_memory(ranks))
     batches = _batches(ranks, training, plan, config, data)
     started = time.perf_counter()
@@ -74,29 +76,24 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
 
 
 def estimate_memory(
-    config: TemporalEigenstateConfig, plan: Plan, ranks: Ranks, stage: int
+    training: TrainingConfig,
+    config: TemporalEigenstateConfig,
+    plan: Plan,
+    ranks: Ranks,
+    deepspeed_file: dict[str, Any],
 ) -> dict[str, float]:
-    """Bytes a rank needs for each depth of a dry run, roughly.
-
-    Parameters, gradients and AdamW's two moments are float32, 4 bytes each, sharded over
-    the ranks as the ZeRO stage says; activations are counted for one row.
-    """
-    with torch.device("meta"):
-        parameters = TemporalEigenstateNetwork(config).num_parameters()
-    shards = ranks.world_size
-    # Sharded optimizers update a copy of their share of the parameters.
-    copies = 4 * parameters / shards if stage >= 1 else 0
-    weights = copies + 4 * parameters / (shards if stage == 3 else 1)
-    gradients = 4 * parameters / (shards if stage >= 2 else 1)
-    moments = 8 * parameters / (shards if stage >= 1 else 1)
-    # Logits, their gradient and float32 copies. A block keeps about 30 tensors as wide as
-    # the stream, and 10 as wide as its eigenstates.
-    logits = 16 * plan.seq_len * config.vocab_size
-    block = 4 * plan.seq_len * (30 * config.dim + 20 * config.num_eigenstates)
-    kept = 1 if config.gradient_checkpointing == "block" else config.n_layers
+    """Bytes of tensors that a rank needs for each depth of a dry run."""
+    work = Workload(
+        rows=plan.micro_batch_size,
+        seq_len=plan.seq_len,
+        accumulation_steps=plan.accumulation_steps,
+        precision=training.precision,
+        on_cpu=ranks.device.type == "cpu",
+    )
+    sharding = Sharding.from_file(deepspeed_file, ranks.world_size)
     return {
-        "a training step": weights + gradients + moments + logits + kept * block,
-        "forward": 4 * parameters + logits + block,
+        "a training step": peak_memory(config, sharding, work).total,
+        "forward": forward_memory(config, work),
     }
 
 

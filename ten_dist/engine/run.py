@@ -218,7 +218,9 @@ def _run(
         watchdog.open_report()
         monitor, ledger = SilentMonitor(), None
         if ranks.is_first:
-            monitor = RunMonitor(folder, record.get("step", 0), plan.steps)
+            monitor = RunMonitor(
+                folder, record.get("step", 0), plan.steps, training.dollars_per_hour
+            )
         if training.ledger:
             sources = run.data.names if isinstance(run.data, Mixture) else ()
             ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
@@ -246,5 +248,9 @@ def _run(
             with CheckpointReader(folder.usable_checkpoint()) as reader:
                 export_weights(reader, folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
+            dollars = monitor.total_dollars(final["step"])
+            if dollars is not None:
+                final["dollars"] = dollars
             write_json(folder.completed_file, final)
-    say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}")
+    cost = f", {final['dollars']:.2f} dollars" if "dollars" in final else ""
+    say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}{cost}")

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ten_dist.monitor.metrics_log import MetricsLog
+from ten_dist.monitor.spending import Spending
 from ten_dist.run_folder import RunFolder
 
 _SCALARS = {
@@ -37,6 +38,8 @@ _SCALARS = {
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_bits_per_byte": "validation/bits_per_byte",
+    "dollars": "cost/dollars",
+    "estimated_dollars": "cost/estimated_dollars",
 }
 _OF_SOURCES = {
     "ce_loss": "train/ce_loss",
@@ -52,10 +55,19 @@ class RunMonitor:
         folder: the run.
         first_step: steps done before this start.
         last_step: steps of the whole run.
+        dollars_per_hour: price of all machines of the run, or None where not known.
     """
 
-    def __init__(self, folder: RunFolder, first_step: int, last_step: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        first_step: int,
+        last_step: int,
+        dollars_per_hour: float | None = None,
+    ) -> None:
         self._folder = folder
+        # Before lines of steps that will be done again are taken away: they were paid.
+        self._spending = Spending(dollars_per_hour, folder.metrics_file, last_step)
         self._open(first_step)
         self._bar = tqdm(
             total=last_step,
@@ -71,6 +83,10 @@ class RunMonitor:
         self._events = SummaryWriter(
             str(self._folder.tensorboard), purge_step=first_step + 1, flush_secs=15
         )
+        spent = self._spending.begin(first_step)
+        if spent:
+            # Lines that told of it may just have been taken away.
+            self._record({"step": first_step, **spent})
 
     def rewind(self, step: int) -> None:
         """Go back to where `step` steps were done: later ones will be done again."""
@@ -82,14 +98,17 @@ class RunMonitor:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Report an optimizer step; `metrics` has step and the names of metrics.jsonl."""
-        self._record(metrics)
-        # refresh=False leaves the pace of drawing to update().
-        self._bar.set_postfix_str(
+        cost = self._spending.metrics(metrics["step"])
+        self._record(metrics | cost)
+        words = (
             f"ce {metrics['ce_loss']:.4f}, energy {metrics['energy_loss']:.4f}, "
             f"loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, "
-            f"{metrics['tokens_per_second']:,.0f} tok/s",
-            refresh=False,
+            f"{metrics['tokens_per_second']:,.0f} tok/s"
         )
+        if cost:
+            words += f", ${cost['dollars']:.2f} of ${cost['estimated_dollars']:.2f}"
+        # refresh=False leaves the pace of drawing to update().
+        self._bar.set_postfix_str(words, refresh=False)
         self._bar.update(1)
 
     def validation(self, metrics: dict[str, Any]) -> None:
@@ -115,6 +134,11 @@ class RunMonitor:
     def health(self, metrics: dict[str, Any]) -> None:
         """Report the recurrence at a checkpoint; `metrics` has step and its figures."""
         self._record(metrics)
+
+    def total_dollars(self, step: int) -> float | None:
+        """What the run has cost after `step` steps, or None where the price is not
+        known."""
+        return self._spending.metrics(step).get("dollars")
 
     def _record(self, metrics: dict[str, Any]) -> None:
         self._log.write(metrics)
@@ -149,6 +173,9 @@ class SilentMonitor:
 
     def health(self, metrics: dict[str, Any]) -> None:
         """Do nothing."""
+
+    def total_dollars(self, step: int) -> None:
+        """Know nothing."""
 
     def close(self) -> None:
         """Do nothing."""

@@ -1,0 +1,64 @@
+"""What a run has cost so far, where the price of its machines is known."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from ten_dist.monitor.metrics_log import read_metrics
+
+_HOUR = 3600
+
+
+class Spending:
+    """Dollars of a run, over all of its starts.
+
+    Counted is the time that its processes were there: of this start from when the process
+    began, of those before what they had written last, steps included that had to be done
+    again. Not counted is the time between starts, and before the first.
+
+    Args:
+        dollars_per_hour: price of all machines of the run, or None where it is not known.
+        metrics_file: of the run, which may not be there yet.
+        last_step: steps of the whole run.
+    """
+
+    def __init__(
+        self, dollars_per_hour: float | None, metrics_file: Path, last_step: int
+    ) -> None:
+        self._price = dollars_per_hour
+        self._last_step = last_step
+        self._began = psutil.Process().create_time()
+        self._first_step, self._first_step_began = 0, time.time()
+        self._before = 0.0
+        if dollars_per_hour is not None and metrics_file.is_file():
+            written = (m.get("dollars") for m in read_metrics(metrics_file))
+            self._before = max((d for d in written if d is not None), default=0.0)
+
+    def begin(self, step: int) -> dict[str, float]:
+        """Begin, or begin again, where `step` steps are done.
+
+        Returns:
+            `dollars` that were spent before, also on steps that will be done again; nothing
+            where the price is not known.
+        """
+        self._first_step, self._first_step_began = step, time.time()
+        metrics = self.metrics(step)
+        metrics.pop("estimated_dollars", None)
+        return metrics
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """After `step` steps: `dollars` so far, and `estimated_dollars` of the whole run at
+        the pace of this start; nothing where the price is not known."""
+        if self._price is None:
+            return {}
+        now = time.time()
+        spent = self._before + self._price * (now - self._began) / _HOUR
+        done = max(1, step - self._first_step)
+        remaining = (now - self._first_step_began) / done * (self._last_step - step)
+        return {
+            "dollars": spent,
+            "estimated_dollars": spent + self._price * remaining / _HOUR,
+        }

@@ -1,0 +1,110 @@
+"""Say what a run will take before it is paid for: memory, time, dollars.
+
+ten-dist plan --config xlarge --nodes 4 --gpus_per_node 8 --tokens 26e9
+
+Needs neither a GPU nor data. For every ZeRO stage, with and without recomputation: the
+memory of a GPU by part, and the largest micro-batch that fits; of those that fit, the
+fastest. Then how long a step takes, term by term, the run in days and dollars, and how it
+scales from 1 to 1024 GPUs. Memory, operations and what is communicated are counted from
+the model and checked against measurements; speeds are assumed, and each one is an option.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.engine.deepspeed_config import check_precision, load_deepspeed_file
+from ten_dist.errors import ConfigurationError
+from ten_dist.files import write_json
+from ten_dist.monitor.console import say
+from ten_dist.options import add_options, given_options
+from ten_dist.planning.machine import MachineOptions
+from ten_dist.planning.plan import make_plan
+from ten_dist.planning.report import describe, to_dict
+from ten_dist.planning.sharding import Sharding
+from ten_dist.train import add_model_options, resolve_model_options
+from ten_dist.training_config import TrainingConfig
+
+_RUN_OPTIONS = (
+    "config",
+    "tokens",
+    "steps",
+    "seq_len",
+    "global_batch_size",
+    "micro_batch_size",
+    "precision",
+)
+_SHIPPED = ("zero0", "zero1", "zero2", "zero3", "offload")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ten-dist plan`."""
+    run_options = parser.add_argument_group("run", "as those of ten-dist train")
+    add_options(run_options, TrainingConfig, only=_RUN_OPTIONS)
+    add_options(
+        run_options,
+        TrainingConfig,
+        default_help=f"the fastest that fits of {', '.join(_SHIPPED)}",
+        only=("deepspeed_config",),
+    )
+    add_options(parser.add_argument_group("machine"), MachineOptions)
+    add_model_options(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the plan to FILE as JSON, too"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a plan.
+
+    Raises:
+        ConfigurationError: an option is wrong, the batch does not divide over the GPUs,
+            nothing fits into their memory, or the file cannot be written.
+    """
+    given = given_options(arguments, TrainingConfig)
+    # As a dry run, it needs no data.
+    training = TrainingConfig(**given, dry_run=True)
+    plan = make_plan(
+        training,
+        _configs(arguments, training.config),
+        _stages(given.get("deepspeed_config"), training.precision),
+        MachineOptions(**given_options(arguments, MachineOptions)),
+    )
+    if arguments.json is not None:
+        try:
+            write_json(arguments.json, to_dict(plan))
+        except OSError as error:
+            raise ConfigurationError(
+                f"--json {arguments.json} cannot be written: {error.strerror}"
+            ) from None
+    for line in describe(plan):
+        say(line)
+
+
+def _configs(
+    arguments: argparse.Namespace, preset: str
+) -> tuple[TemporalEigenstateConfig, ...]:
+    """The model, with each checkpointing, or with the one that was asked for."""
+    options = resolve_model_options(arguments, preset)
+    modes = ("none", "block")
+    if "gradient_checkpointing" in options:
+        modes = (options.pop("gradient_checkpointing"),)
+    return tuple(
+        TemporalEigenstateConfig.preset(preset, **options, gradient_checkpointing=mode)
+        for mode in modes
+    )
+
+
+def _stages(name: str | None, precision: str) -> tuple[tuple[str, Sharding], ...]:
+    """The DeepSpeed configurations that may be chosen, one if it was asked for."""
+    if name is not None:
+        content = load_deepspeed_file(name)
+        check_precision(precision, content, name)
+        return ((Path(name).stem, Sharding.from_file(content)),)
+    return tuple(
+        (shipped, Sharding.from_file(load_deepspeed_file(shipped)))
+        for shipped in _SHIPPED
+        if not (precision == "bf16_params" and shipped == "zero0")
+    )

@@ -1,0 +1,84 @@
+"""Floating-point operations of a training step, counted from the model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from ten_dist.model.attention import CausalSelfAttention
+from ten_dist.model.hierarchy import MixedScale
+from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
+
+
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """What a model computes in training."""
+
+    per_token: float
+    """Forward and backward of a token, the operations that utilization is told of."""
+    recomputed_per_token: float
+    """Forward of the blocks again, where checkpointing keeps no activations of them."""
+    per_micro_batch: float
+    """Whatever the number of tokens is: the coupling, which multiplies weights."""
+
+    def of_micro_batch(self, tokens: int) -> float:
+        """All operations that are executed for a micro-batch of so many tokens."""
+        each = self.per_token + self.recomputed_per_token
+        return tokens * each + self.per_micro_batch
+
+
+def count_operations(model: nn.Module, steps: int) -> Operations:
+    """Operations of a network in training on sequences of `steps` tokens.
+
+    Args:
+        model: a TemporalEigenstateNetwork, which may be on the meta device.
+        steps: tokens of a row.
+    """
+    config = model.config
+    per_token = training_flops_per_token(model, steps)
+    recomputed, coupling = 0.0, 0.0
+    recomputes = config.gradient_checkpointing == "block"
+    if recomputes:
+        # Forward is a third. The head keeps what it needs, and torch stops where backward
+        # has all that it needs: before the last product of a block.
+        last = 2 * config.n_layers * config.ffn_dim * config.dim
+        recomputed = (per_token - 6 * model.head.weight.numel()) / 3 - last
+    for module in model.modules():
+        if isinstance(module, EigenstateMixer):
+            head = module.num_eigenstates // module.num_heads
+            products = 2 * module.output_weight.numel() * head
+            coupling += (4 if recomputes else 3) * products
+    return Operations(per_token, recomputed, coupling)
+
+
+def training_flops_per_token(model: nn.Module, steps: int) -> float:
+    """Operations of forward and backward for one token of a sequence of `steps`.
+
+    6 for each element of each matrix that a token is multiplied with: all weights of the
+    blocks, those of scale s of a hierarchy at its rate, 1/s, and the head. Not counted:
+    the embedding, which is looked up; the coupling of the eigenstates, which multiplies a
+    weight once a step; norms, biases and the scan, a few operations a number; and what
+    checkpointing computes again.
+
+    Attention adds its two products with the (steps + 1) / 2 positions that a token sees
+    on average.
+    """
+    rate: dict[int, float] = {}
+    attention = 0.0
+    for module in model.modules():
+        if isinstance(module, MixedScale):
+            # The first of each `scale` tokens makes a coarse step.
+            ticks = -(-steps // module.scale)
+            rate |= {id(p): ticks / steps for p in module.parameters()}
+        elif isinstance(module, CausalSelfAttention):
+            # Forward 2 products of 2 operations an element, backward twice that.
+            attention += 12 * module.output_weight.shape[0] * (steps + 1) / 2
+    # The head is the embedding, which named_parameters() names once. Vectors are norms,
+    # biases and eigenvalues.
+    matrices = sum(
+        parameter.numel() * rate.get(id(parameter), 1)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name.split(".")[-1] not in RECURRENCE_PARAMETERS
+    )
+    return 6 * matrices + attention

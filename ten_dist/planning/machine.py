@@ -1,0 +1,139 @@
+"""The machines that a run is planned for, and how fast they are assumed to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ten_dist.errors import ConfigurationError
+from ten_dist.planning.devices import Device, find_device
+from ten_dist.planning.timing import Speeds
+from ten_dist.planning.topology import Topology
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The machines that a run is planned for; every field is an option."""
+
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 8
+    """GPUs of each."""
+    device: str = "h100"
+    """Kind of GPU, by data sheet: h100, h100_pcie, h200, a100, a100_40gb, l40s, mi300x or
+    mi325x."""
+    gpu_memory_gib: float | None = None
+    """Memory of a GPU in GiB, instead of the data sheet's."""
+    peak_tflops: float | None = None
+    """TFLOP/s of a GPU, instead of the data sheet's of dense bfloat16; in float32 with
+    --precision fp32."""
+    usable_memory: float = 0.9
+    """Share of a GPU's memory that tensors can have: the rest goes to the driver, NCCL
+    and what the allocator cannot use. Assumed."""
+    mfu: float = 0.3
+    """Share of the peak that the operations reach. Assumed; `benchmarks.gpu` measures
+    it."""
+    overlap: float = 0.0
+    """Share of the computation behind which communication hides; none as long as
+    overlap_comm is off in ds_configs/."""
+    node_gigabytes: float | None = None
+    """GB/s, one way, from a GPU to the others of its node, instead of the data
+    sheet's."""
+    node_microseconds: float = 3.0
+    """Latency of a message in a node. Assumed."""
+    network_gigabits: float | None = None
+    """Gbit/s, one way, from a whole node to the others; by default what nodes of such
+    GPUs are usually built with."""
+    network_microseconds: float = 10.0
+    """Latency of a message between nodes. Assumed."""
+    dollars_per_gpu_hour: float | None = None
+    """Price of one GPU for one hour, for the cost of the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"--{name} must be 1 or more, not {getattr(self, name)}"
+                )
+        for name in ("usable_memory", "mfu"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigurationError(
+                    f"--{name} must be more than 0 and at most 1, "
+                    f"not {getattr(self, name)}"
+                )
+        if not 0 <= self.overlap <= 1:
+            raise ConfigurationError(
+                f"--overlap must be between 0 and 1, not {self.overlap}"
+            )
+        for name in ("node_microseconds", "network_microseconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(
+                    f"--{name} must be 0 or more, not {getattr(self, name)}"
+                )
+        for name in (
+            "gpu_memory_gib",
+            "peak_tflops",
+            "node_gigabytes",
+            "network_gigabits",
+            "dollars_per_gpu_hour",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(f"--{name} must be more than 0, not {value}")
+
+    @property
+    def gpus(self) -> int:
+        """Of all machines."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def kind(self) -> Device:
+        """The GPU by its data sheet.
+
+        Raises:
+            ConfigurationError: `device` is not known.
+        """
+        return find_device(self.device)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Of a GPU."""
+        if self.gpu_memory_gib is None:
+            return self.kind.memory_bytes
+        return self.gpu_memory_gib * _GIB
+
+    def speeds(self) -> Speeds:
+        """How fast a GPU is."""
+        kind = self.kind
+        peak = kind.peak_flops if self.peak_tflops is None else self.peak_tflops * 1e12
+        return Speeds(peak, self.mfu, kind.memory_bandwidth, overlap=self.overlap)
+
+    def topology(self) -> Topology:
+        """The links that join the GPUs."""
+        kind = self.kind
+        node, network = (
+            kind.node_bandwidth,
+            kind.network_bandwidth * self.gpus_per_node,
+        )
+        if self.node_gigabytes is not None:
+            node = self.node_gigabytes * 1e9
+        if self.network_gigabits is not None:
+            network = self.network_gigabits * 1e9 / 8
+        return Topology(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            node_bandwidth=node,
+            network_bandwidth=network,
+            node_latency=self.node_microseconds * 1e-6,
+            network_latency=self.network_microseconds * 1e-6,
+        )
+
+    def describe(self) -> str:
+        """The GPU in words."""
+        return (
+            f"{self.device} (assumed: {self.memory_bytes / _GIB:.1f} GiB, "
+            f"{self.speeds().peak_flops / 1e12:.1f} TFLOP/s dense bfloat16; "
+            f"{self.kind.node_link} in a node)"
+        )

@@ -1,0 +1,127 @@
+"""A plan: everything that is known of a run before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.engine.plan import make_plan as plan_steps
+from ten_dist.errors import ConfigurationError
+from ten_dist.planning.choice import Layout, Planner, Request
+from ten_dist.planning.cost import Cost
+from ten_dist.planning.devices import DEVICES
+from ten_dist.planning.machine import MachineOptions
+from ten_dist.planning.scaling import ScalePoint, scale
+from ten_dist.planning.sharding import Sharding
+from ten_dist.planning.topology import Topology
+from ten_dist.training_config import TrainingConfig
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a plan says."""
+
+    preset: str
+    device: str
+    """The GPU, in words."""
+    planner: Planner
+    topology: Topology
+    layouts: Sequence[Layout]
+    """Every way that was looked at."""
+    chosen: Layout
+    scaling: Sequence[ScalePoint]
+    steps: int | None
+    """Of the run, or None where its length is not known."""
+    dollars_per_gpu_hour: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all GPUs together."""
+        return self.planner.request.tokens_per_step / self.chosen.time.total
+
+    def cost(self, gpus: int, tokens_per_second: float) -> Cost | None:
+        """Of the run on so many GPUs, or None where its length is not known."""
+        if self.steps is None:
+            return None
+        tokens = self.steps * self.planner.request.tokens_per_step
+        return Cost(tokens / tokens_per_second, gpus, self.dollars_per_gpu_hour)
+
+
+def make_plan(
+    training: TrainingConfig,
+    configs: Sequence[TemporalEigenstateConfig],
+    stages: Sequence[tuple[str, Sharding]],
+    machine: MachineOptions,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        training: batch, length and precision of the run.
+        configs: the model, with each checkpointing that may be chosen.
+        stages: DeepSpeed configurations that may be chosen, by name, the one that shards
+            least first.
+        machine: what it is to run on.
+
+    Raises:
+        ConfigurationError: the batch does not divide over the GPUs, nothing fits into
+            their memory, or their peak is not known for the precision.
+    """
+    if training.precision == "fp32" and machine.peak_tflops is None:
+        raise ConfigurationError(
+            "--precision fp32: the peaks known here are those of bfloat16, give "
+            "--peak_tflops of your GPU in float32"
+        )
+    steps = plan_steps(training, machine.gpus, None).steps
+    request = Request(
+        configs=tuple(configs),
+        seq_len=training.seq_len,
+        global_batch_size=training.global_batch_size,
+        precision=training.precision,
+        micro_batch_size=training.micro_batch_size,
+        stages=tuple(stages),
+        memory_bytes=machine.memory_bytes * machine.usable_memory,
+    )
+    planner, topology = Planner(request, machine.speeds()), machine.topology()
+    layouts = planner.layouts(topology)
+    chosen, scaling = planner.best(layouts), scale(planner, topology)
+    if chosen is None:
+        raise ConfigurationError(_what_would_fit(layouts, scaling, request, machine))
+    return Plan(
+        preset=training.config,
+        device=machine.describe(),
+        planner=planner,
+        topology=topology,
+        layouts=layouts,
+        chosen=chosen,
+        scaling=scaling,
+        steps=steps if training.tokens or training.steps else None,
+        dollars_per_gpu_hour=machine.dollars_per_gpu_hour,
+    )
+
+
+def _what_would_fit(
+    layouts: Sequence[Layout],
+    scaling: Sequence[ScalePoint],
+    request: Request,
+    machine: MachineOptions,
+) -> str:
+    """That nothing fits, and what to change."""
+    least = min(layouts, key=lambda layout: layout.memory.total)
+    larger = [
+        other.name
+        for other in DEVICES.values()
+        if other.memory_bytes * machine.usable_memory >= least.memory.total
+    ]
+    more = [p.gpus for p in scaling if p.layout is not None and p.gpus > machine.gpus]
+    cures = [f"--device {' or '.join(larger)}"] if larger else []
+    cures += [f"{more[0]} GPUs"] if more else []
+    return (
+        f"nothing fits: {request.memory_bytes / _GIB:.1f} GiB of a GPU are usable, and "
+        f"the least is {least.memory.total / _GIB:.1f} GiB, with --deepspeed_config "
+        f"{least.name}, --gradient_checkpointing {least.config.gradient_checkpointing} "
+        f"and --micro_batch_size {least.work.rows}: take "
+        f"{', or '.join([*cures, 'a shorter --seq_len'])}"
+    )

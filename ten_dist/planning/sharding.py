@@ -1,0 +1,78 @@
+"""How training is divided over ranks, and what a rank computes at one time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.engine.deepspeed_config import offloads_optimizer, zero_stage
+from ten_dist.planning.parameters import count, parameters_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """How the state of training is divided; the keys of ds_configs/."""
+
+    stage: int
+    """Of ZeRO, 0 to 3."""
+    ranks: int
+    offload: bool = False
+    """The optimizer's weights and moments in host memory."""
+    offload_parameters: bool = False
+    """The parameters of the model, too, at stage 3."""
+    bucket: int = 50_000_000
+    """Elements that are communicated at one time: reduce_bucket_size, and
+    stage3_prefetch_bucket_size."""
+    persistence_threshold: int = 100_000
+    """Parameters of fewer elements stay whole on every rank at stage 3."""
+    reuse_distance: int = 100_000_000
+    """Elements: a gathered parameter that is needed again within this is kept."""
+
+    @classmethod
+    def from_file(cls, content: dict[str, Any], ranks: int = 1) -> Sharding:
+        """That of a DeepSpeed configuration, by :func:`load_deepspeed_file`.
+
+        Where a key is missing, what ds_configs/ say counts, not what DeepSpeed does.
+        """
+        zero = content.get("zero_optimization", {})
+        names = {
+            "bucket": "reduce_bucket_size",
+            "persistence_threshold": "stage3_param_persistence_threshold",
+            "reuse_distance": "stage3_max_reuse_distance",
+        }
+        return cls(
+            stage=zero_stage(content),
+            ranks=ranks,
+            offload=offloads_optimizer(content),
+            offload_parameters=bool(zero.get("offload_param")),
+            **{field: int(zero[key]) for field, key in names.items() if key in zero},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a rank computes at one time."""
+
+    rows: int
+    """Of a micro-batch."""
+    seq_len: int
+    accumulation_steps: int = 1
+    precision: str = "bf16"
+    on_cpu: bool = False
+    """On a CPU memory that nobody has touched costs nothing."""
+
+
+def gathered_again(config: TemporalEigenstateConfig, sharding: Sharding) -> float:
+    """Elements that stage 3 gathers for forward and once more for backward.
+
+    DeepSpeed keeps a gathered parameter where it is needed again before `reuse_distance`
+    elements of others were, or where gathering ahead comes past it. From its forward to its backward that of a block sees those
+    of all later blocks twice, or three times where blocks are computed again.
+    """
+    head = config.vocab_size * config.dim
+    blocks = count(parameters_of(config)) - head
+    times = 3 if config.gradient_checkpointing == "block" else 2
+    distance = max(sharding.reuse_distance, sharding.bucket)
+    kept = max(0.0, (distance - head) / times)
+    return max(0.0, blocks - kept)
