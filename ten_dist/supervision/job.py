@@ -288,7 +288,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 def rank_of(process: psutil.Process) -> int | None:
     """The rank that a process is or works for; None of a launcher."""
-    with contextlib.suppress(psutil.Error, OSError):
+    with contextlib.suppress(psutil.Error, OSError, ValueError):
         environment = process.environ()
         for name in _RANK_VARIABLES:
             if name in environment:
