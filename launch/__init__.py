@@ -1,1 +1,1 @@
-"""What starts ten_dist: the training script for `deepspeed`, the quickstart and the set-up."""
+"""What starts ten_dist: on one machine, and on several that it checks, rents and watches."""

@@ -28,13 +28,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.exports import check_for_pdsh, rank_environment
 from launch.hosts import Host, check_names, parse_hosts, read_hostfile, slurm_hosts
-from launch.hosts_jobs import HostsJobs
-from launch.launch_config import Launch, LaunchConfig
-from launch.own_node import own_node_rank, run_own_node
+from launch.multi_node.config import Launch, LaunchConfig
+from launch.multi_node.exports import check_for_pdsh, rank_environment
+from launch.multi_node.jobs import HostsJobs
+from launch.multi_node.own_node import own_node_rank, run_own_node
+from launch.multi_node.slurm import srun_command
 from launch.remote import Remote, SshConfig
-from launch.slurm import srun_command
 from ten_dist.errors import ConfigurationError
 from ten_dist.options import add_options, given_options
 from ten_dist.run_folder import RunFolder

@@ -3,7 +3,7 @@
 import pytest
 
 from launch.hosts import Host
-from launch.selection import micro_batch_option, select_hosts
+from launch.multi_node.selection import micro_batch_option, select_hosts
 from ten_dist.errors import ConfigurationError
 
 

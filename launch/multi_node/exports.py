@@ -18,7 +18,7 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.files import write_text
 
 RANK_LOGS = "TEN_DIST_RANK_LOGS"
-"""Where a rank writes what it prints, see :mod:`launch.rank_logs`."""
+"""Where a rank writes what it prints, see :mod:`launch.multi_node.rank_logs`."""
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 """Which network interface ranks talk over; without them it is guessed from the host
 name, which may resolve to a loopback address."""

@@ -10,9 +10,9 @@ import threading
 import time
 from typing import Any
 
-from launch.agent import ALIVE_SECONDS
-from launch.clearing import AGENT
 from launch.hosts import Host
+from launch.multi_node.agent import ALIVE_SECONDS
+from launch.multi_node.clearing import AGENT
 from launch.remote import Remote, with_environment
 
 _KEEP_LINES = 20
@@ -25,7 +25,7 @@ class Connection:
     Args:
         remote: how to reach hosts.
         host: which one.
-        request: the first request, see :mod:`launch.agent`.
+        request: the first request, see :mod:`launch.multi_node.agent`.
 
     Attributes:
         host: the host.

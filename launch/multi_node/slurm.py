@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from launch.launch_config import Launch
+from launch.multi_node.config import Launch
 
 
 def srun_command(launch: Launch, master_port: int) -> list[str]:

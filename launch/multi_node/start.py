@@ -7,10 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from launch.exports import RANK_LOGS
 from launch.hosts import Host
+from launch.multi_node.exports import RANK_LOGS
 
-TRAIN_SCRIPT = Path(__file__).with_name("train.py")
+TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 
@@ -30,14 +30,14 @@ class HostsStart:
     mark: str
     """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
     start: str
-    """Of this start, see :data:`launch.node.START`."""
+    """Of this start, see :data:`launch.multi_node.node.START`."""
     logs: Path
     """Folder of this start's logs, on all hosts."""
     hostfile: Path
     """Where DeepSpeed finds the hosts."""
 
     def mark_of(self, node: int) -> str:
-        """Value of :data:`launch.node.START` on a host."""
+        """Value of :data:`launch.multi_node.node.START` on a host."""
         # pdsh gives all hosts the same variables.
         return self.start if self.launcher == "pdsh" else f"{self.start}/{node}"
 

@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.exports import interface_towards, with_interface
-from launch.node import Node
+from launch.multi_node.exports import interface_towards, with_interface
+from launch.multi_node.node import Node
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.supervision.job import end_processes
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.checks.settings import PreflightSettings
-from launch.clearing import Answer, clear_hosts
-from launch.exports import with_interface
 from launch.hosts import Host
-from launch.hosts_job import HostsJob
-from launch.hosts_start import HostsStart
-from launch.launch_config import Launch
+from launch.multi_node.clearing import Answer, clear_hosts
+from launch.multi_node.config import Launch
+from launch.multi_node.exports import with_interface
+from launch.multi_node.job import HostsJob
+from launch.multi_node.selection import micro_batch_option, select_hosts
+from launch.multi_node.start import HostsStart
 from launch.preflight import check_hosts
 from launch.remote import Remote
-from launch.selection import micro_batch_option, select_hosts
 from ten_dist.errors import ConfigurationError
 
 _ACCELERATOR = "DS_ACCELERATOR"

@@ -11,7 +11,7 @@ from launch.hosts import Host
 from launch.remote import Outcome, Remote, with_environment
 from ten_dist.errors import ConfigurationError, TrainingError
 
-AGENT = [sys.executable, "-m", "launch.agent"]
+AGENT = [sys.executable, "-m", "launch.multi_node.agent"]
 """Command of an agent: the same checkout and environment are on every host."""
 _SECONDS_FOR_SIGKILL = 30.0
 

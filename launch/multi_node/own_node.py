@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.exports import interface_towards, with_interface
 from launch.hosts import Host, write_hostfile
-from launch.hosts_start import HostsStart
-from launch.launch_config import Launch
-from launch.node import Node
-from launch.rank_logs import Follower, last_lines, rank_log
+from launch.multi_node.config import Launch
+from launch.multi_node.exports import interface_towards, with_interface
+from launch.multi_node.node import Node
+from launch.multi_node.rank_logs import Follower, last_lines, rank_log
+from launch.multi_node.start import HostsStart
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,

@@ -12,13 +12,13 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from launch.clearing import clear_hosts
-from launch.connection import Connection
-from launch.exports import write_deepspeed_env
 from launch.hosts import write_hostfile
-from launch.hosts_start import HostsStart
-from launch.node import START
-from launch.rank_logs import Follower, last_lines, rank_log
+from launch.multi_node.clearing import clear_hosts
+from launch.multi_node.connection import Connection
+from launch.multi_node.exports import write_deepspeed_env
+from launch.multi_node.node import START
+from launch.multi_node.rank_logs import Follower, last_lines, rank_log
+from launch.multi_node.start import HostsStart
 from launch.remote import Remote
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
@@ -218,7 +218,7 @@ class HostsJob:
     def end(self, grace: float) -> list[str]:
         """See :meth:`ten_dist.supervision.job.StartedJob.end`.
 
-        A host that does not answer ends its own, see :mod:`launch.agent`.
+        A host that does not answer ends its own, see :mod:`launch.multi_node.agent`.
         """
         # Without all of the ranks nothing can be saved.
         grace = 0.0 if self._lost else grace
