@@ -7,7 +7,7 @@ update instead of after it. Spikes of the gradient's norm are seen after the upd
 clipping has bounded.
 
 A spike lies more than `threshold` standard deviations above the mean of the last steps'
-(z-score). The window is part of checkpoints, so that a run that goes on judges as one
+(z-score); of gradient norms, which vary by factors, the logarithms count. The window is part of checkpoints, so that a run that goes on judges as one
 that was never interrupted.
 """
 
@@ -23,8 +23,10 @@ from torch import Tensor
 WINDOW = 128
 # Before that many steps the spread of values says little.
 _FEWEST = 32
-# Of the mean, so that a loss that has converged can still move.
+# As a part of the mean, so that a loss that has converged can still move.
 _SMALLEST_DEVIATION = 1e-3
+# A gradient of zero has no logarithm.
+_TINY = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +62,26 @@ class Window:
     Args:
         device: where the values are.
         values: the first ones, oldest first.
+        logarithmic: whether deviations are those of the logarithms.
     """
 
-    def __init__(self, device: torch.device, values: list[float]) -> None:
+    def __init__(
+        self, device: torch.device, values: list[float], *, logarithmic: bool = False
+    ) -> None:
         self._values = torch.tensor(values, dtype=torch.float64, device=device)
+        self._logarithmic = logarithmic
 
     def z_score(self, value: Tensor) -> Tensor:
         """Deviations of a value above the mean; 0 while there are too few values."""
         if self._values.numel() < _FEWEST:
             return torch.zeros_like(value)
-        mean, deviation = self._values.mean(), self._values.std()
-        return (value - mean) / torch.maximum(
-            deviation, _SMALLEST_DEVIATION * mean.abs()
+        values, unit = self._values, self._values.mean().abs()
+        if self._logarithmic:
+            # A small difference of logarithms is a part of the value.
+            values, value = (v.clamp_min(_TINY).log() for v in (values, value))
+            unit = torch.ones_like(unit)
+        return (value - values.mean()) / torch.maximum(
+            values.std(), _SMALLEST_DEVIATION * unit
         )
 
     def add(self, value: float) -> None:
@@ -98,7 +108,9 @@ class Health:
     ) -> None:
         self._threshold = threshold or math.inf
         self._losses = Window(device, state.get("losses", []))
-        self._norms = Window(torch.device("cpu"), state.get("gradient_norms", []))
+        self._norms = Window(
+            torch.device("cpu"), state.get("gradient_norms", []), logarithmic=True
+        )
         self.skipped_steps: int = state.get("skipped_steps", 0)
         """Steps of the run without an update."""
         self.consecutive: int = state.get("consecutive", 0)

@@ -48,6 +48,16 @@ def test_spikes_are_those_far_above_the_last_steps():
     assert health.skipped_steps == 2
 
 
+def test_gradient_norms_may_vary_by_factors():
+    generator = torch.Generator().manual_seed(2)
+    health = Health(CPU, 6, {})
+    norms = (0.6 * torch.randn(1000, generator=generator)).exp().tolist()
+    # Some lie more than 6 of their standard deviations above the mean.
+    assert max(norms) > 6
+    assert all(judge(health, 3.0, norm)[0] is None for norm in norms)
+    assert judge(health, 3.0, 200.0)[0].kind == "gradient_spike"
+
+
 def test_what_is_not_finite_is_found_from_the_first_step():
     health = Health(CPU, 0, {})
     for value in (math.nan, math.inf):
