@@ -12,6 +12,7 @@ the model and checked against measurements; speeds are assumed, and each one is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from ten_dist.config import TemporalEigenstateConfig
@@ -49,7 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default_help=f"the fastest that fits of {', '.join(_SHIPPED)}",
         only=("deepspeed_config",),
     )
-    add_options(parser.add_argument_group("machine"), MachineOptions)
+    machine = parser.add_argument_group("machine")
+    add_options(machine, MachineOptions)
+    machine.add_argument(
+        "--size",
+        metavar="SLUG",
+        help="size of the nodes at DigitalOcean, whose GPUs and price of this moment are "
+        "read from its API with the token in DIGITALOCEAN_TOKEN; replaces "
+        "--gpus_per_node and --dollars_per_gpu_hour",
+    )
     add_model_options(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the plan to FILE as JSON, too"
@@ -70,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         training,
         _configs(arguments, training.config),
         _stages(given.get("deepspeed_config"), training.precision),
-        MachineOptions(**given_options(arguments, MachineOptions)),
+        _machine(arguments),
     )
     if arguments.json is not None:
         try:
@@ -81,6 +90,35 @@ def run(arguments: argparse.Namespace) -> None:
             ) from None
     for line in describe(plan):
         say(line)
+
+
+def _machine(arguments: argparse.Namespace) -> MachineOptions:
+    """The machines that the options describe, as they are sold now if `--size` asks.
+
+    Raises:
+        ConfigurationError: an option is wrong, or there is no such size with GPUs.
+    """
+    given = given_options(arguments, MachineOptions)
+    if arguments.size is None:
+        return MachineOptions(**given)
+    for name in ("gpus_per_node", "dollars_per_gpu_hour"):
+        if name in given:
+            raise ConfigurationError(
+                f"--size and --{name} both say what a node is: leave one out"
+            )
+    from launch.droplets.api import Api, ApiConfig
+    from launch.droplets.catalogue import Catalogue
+
+    with contextlib.closing(Api(ApiConfig())) as api:
+        size = Catalogue(api).size(arguments.size)
+    if not size.gpus:
+        raise ConfigurationError(f"--size {size.slug} has no GPUs: choose another")
+    say(
+        f"{size.slug}: {size.gpus} x {size.gpu_model}, ${size.hourly_price:,.2f} an hour "
+        f"now, in {', '.join(size.regions) or 'no region at the moment'}"
+    )
+    price = size.hourly_price / size.gpus
+    return MachineOptions(**given, gpus_per_node=size.gpus, dollars_per_gpu_hour=price)
 
 
 def _configs(

@@ -73,6 +73,20 @@ def test_the_plan_is_what_the_api_has_at_the_moment(droplets):
     assert droplets.api.changes() == []
 
 
+def test_a_run_is_planned_with_the_price_of_the_moment(droplets):
+    plan = ["plan", "--config", "nano", "--nodes", "2", "--tokens", "1e9"]
+    assert main([*plan, "--size", "gpu-eight"]) == 0
+    out = droplets.show().out
+    assert "gpu-eight: 8 x nvidia_h100 640 GiB, $24.00 an hour now, in tor1" in out
+    assert "dollars at 3 a GPU and hour" in out
+    for words, message in (
+        (["--size", "gpu-two"], "--size gpu-two is unknown to the API"),
+        (["--size", "gpu-eight", "--gpus_per_node", "4"], "leave one out"),
+    ):
+        assert main([*plan, *words]) == 2
+        assert message in droplets.show().err
+
+
 def test_droplets_are_created_behind_a_firewall_with_all_that_finds_them(droplets):
     api = droplets.api
     droplets.up("first", 2, "--max_dollars", 500.25)
