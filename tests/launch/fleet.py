@@ -55,11 +55,15 @@ _SPACES = ["--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 PORT = 2222
 
 
+def find_program(name):
+    """Path of a program, also of those that are for root; None where there is none."""
+    return shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+
+
 def why_not():
     """Why hosts cannot be made here, or None if they can."""
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     for program, package in _PROGRAMS.items():
-        if shutil.which(program, path=path) is None:
+        if find_program(program) is None:
             return f"there is no {program} here (Debian: {package})"
     if os.geteuid() != 0:
         return "network namespaces want root"
@@ -128,7 +132,7 @@ class TestHost:
                 ),
             )
         )
-        sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
+        sshd = find_program("sshd")
         # Each command in a network namespace has a mount namespace of its own.
         steps = [["hostname", self.name], *(["mount", *words] for words in mounts)]
         steps.append(["exec", sshd, "-D", "-e", "-f", settings])
@@ -280,9 +284,8 @@ _NUMBERS = itertools.count()
 
 
 def _ip(*words):
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     done = subprocess.run(
-        [shutil.which("ip", path=path), *words],
+        [find_program("ip"), *words],
         check=True,
         capture_output=True,
         text=True,

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.fleet import Fleet, why_not
+from tests.launch.fleet import Fleet, find_program, why_not
 from tests.launching import ROOT, launch_environment
+
+NFT = find_program("nft")
 
 pytestmark = pytest.mark.slow
 # A program with the behaviour and the output of the real one, for GPUs that a file lists.
@@ -332,7 +334,7 @@ def firewall(host, chain, rule):
     """A host whose kernel has a rule, in the chain `input` or `output`."""
 
     def nft(*words):
-        subprocess.run(host.command(["nft", *words]), check=True)
+        subprocess.run(host.command([NFT, *words]), check=True)
 
     nft("add", "table", "inet", "test")
     hook = f"{{ type filter hook {chain} priority 0; }}"
@@ -344,7 +346,7 @@ def firewall(host, chain, rule):
         nft("delete", "table", "inet", "test")
 
 
-@pytest.mark.skipif(not shutil.which("nft"), reason="there is no nft here")
+@pytest.mark.skipif(not NFT, reason="there is no nft here")
 def test_interfaces_duplicates_and_firewalls_are_named(fleet):
     first, second, third, fourth = fleet.hosts
     for number, host in enumerate((first, second, third), start=1):
@@ -373,7 +375,7 @@ def test_interfaces_duplicates_and_firewalls_are_named(fleet):
     assert found.left == []
 
 
-@pytest.mark.skipif(not shutil.which("nft"), reason="there is no nft here")
+@pytest.mark.skipif(not NFT, reason="there is no nft here")
 def test_an_all_reduce_that_hangs_ends_everywhere(fleet):
     # Small packets pass, large ones vanish: connecting works and then nothing goes on.
     with firewall(fleet.hosts[1], "output", "tcp sport != 2222 meta length > 900 drop"):
