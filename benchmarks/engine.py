@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,16 +69,21 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
         writer.wait()
         saved.append(writer.take_saved())
 
-    def deepspeeds() -> None:
-        shutil.rmtree(folder / "deepspeed", ignore_errors=True)
-        engine.save_checkpoint(str(folder / "deepspeed"), tag="one")
-
-    def deepspeeds_on_disk() -> None:
-        deepspeeds()
-        for file in (folder / "deepspeed").rglob("*"):
+    def deepspeeds(synced: bool = False) -> None:
+        # As ours, it deletes the checkpoint before only when there is another: blocks
+        # and pages that were just set free are written faster than others.
+        before = list((folder / "deepspeed").glob("step*"))
+        tag = f"step{time.monotonic_ns()}"
+        engine.save_checkpoint(str(folder / "deepspeed"), tag=tag)
+        for file in (folder / "deepspeed" / tag).rglob("*") if synced else ():
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        for old in before:
+            shutil.rmtree(old)
+
+    def deepspeeds_on_disk() -> None:
+        deepspeeds(synced=True)
 
     saved: list = []
     for name, save in (("ours", ours), ("DeepSpeed's", deepspeeds)):

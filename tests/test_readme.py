@@ -65,7 +65,7 @@ def made_small(command, folder):
         else:
             result.append(word)
     if words[:2] == ["ten-dist", "preflight"]:
-        result += ["--min_free_gigabytes", "0"]
+        result += ["--min_free_gigabytes", "0", "--master_port", str(free_port())]
     if "launch/train.py" in words or words[1] in ("train", "launch"):
         result += SMALL_TRAINING
         for option, value in (("--seq_len", "32"), ("--global_batch_size", "4")):
