@@ -1,4 +1,4 @@
-from tests.launch.digitalocean import droplets
+from tests.launch.droplet_commands import droplets
 from tests.launch.fleet import fleet_of
 
 __all__ = ["droplets", "fleet_of"]

@@ -9,9 +9,7 @@ import email.utils
 import functools
 import itertools
 import json
-import os
 import re
-import signal
 import socket
 import struct
 import threading
@@ -20,66 +18,12 @@ import urllib.parse
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
-from ten_dist.cli import main
+from tests.launch.digitalocean_catalogue import IMAGES, KEYS, REGIONS, SIZES
 
 TOKEN = "dop_v1_" + "5ec7e7" * 10
 _REGION = re.compile(r"[a-z]{3}[0-9]")
 _TAG = re.compile(r"[A-Za-z0-9:_-]{1,255}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
-
-
-def _size(slug, price, regions, gpus=0, model="", scratch=0, **others):
-    size = {
-        "slug": slug,
-        "memory": 245760 if gpus else 8192,
-        "vcpus": 20 * gpus or 4,
-        "disk": 720,
-        "transfer": 15.0,
-        "price_monthly": price * 730,
-        "price_hourly": price,
-        "regions": regions,
-        "available": True,
-        "description": "GPU" if gpus else "Basic",
-        "disk_info": [{"type": "local", "size": {"amount": 720, "unit": "gib"}}],
-    }
-    if gpus:
-        vram = {"amount": 80 * gpus, "unit": "gib"}
-        size["gpu_info"] = {"count": gpus, "model": model, "vram": vram}
-    if scratch:
-        disk = {"type": "scratch", "size": {"amount": scratch, "unit": "tib"}}
-        size["disk_info"].append(disk)
-    return size | others
-
-
-SIZES = [
-    _size("gpu-one", 3.5, ["nyc2", "tor1"], 1, "nvidia_h100", scratch=5),
-    _size("gpu-eight", 24.0, ["tor1", "old1"], 8, "nvidia_h100", scratch=40),
-    _size("gpu-gone", 2.0, ["tor1"], 1, "amd_mi300x", available=False),
-    _size("cpu-four", 0.06, ["nyc2", "tor1", "ams3"]),
-    *(_size(f"cpu-{number}", 0.1 * number, ["ams3"]) for number in range(1, 251)),
-]
-REGIONS = [
-    {
-        "slug": slug,
-        "name": slug,
-        "available": slug != "old1",
-        "features": [],
-        "sizes": [],
-    }
-    for slug in ("nyc2", "tor1", "ams3", "old1")
-]
-IMAGES = [
-    {"id": 101, "slug": "gpu-base", "name": "AI", "regions": ["nyc2", "tor1"]},
-    {"id": 102, "slug": "debian", "name": "13", "regions": ["ams3", "nyc2", "tor1"]},
-    {"id": 103, "slug": None, "name": "own", "regions": ["tor1"]},
-]
-KEYS = [
-    {"id": 11, "name": "laptop", "fingerprint": "aa:bb", "public_key": "ssh-ed25519 A"},
-    {"id": 12, "name": "same", "fingerprint": "cc:dd", "public_key": "ssh-ed25519 B"},
-    {"id": 13, "name": "same", "fingerprint": "ee:ff", "public_key": "ssh-ed25519 C"},
-]
 
 
 class Refusal(Exception):
@@ -516,88 +460,3 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         pass
-
-
-def interrupt():
-    """A fault: Ctrl-C while the command waits for its answer."""
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-class Commands:
-    """Runs `ten-dist droplets` in this process against a server.
-
-    Attributes:
-        api: the server.
-        output: all that was printed.
-    """
-
-    QUICK = ("--retry_wait", 0.001)
-    POLLS = ("--poll_interval", 0.001)
-    UP = (
-        *("--size", "gpu-eight", "--region", "tor1", "--image", "gpu-base"),
-        *("--ssh_key", "laptop", "--ssh_from", "198.51.100.7,2001:db8::/32"),
-        *("--max_hours", 10, "--commit", "abc123"),
-        *("--repository", "https://git.example/ten_dist.git"),
-        *POLLS,
-    )
-
-    def __init__(self, monkeypatch, capsys):
-        self.api, self.output = None, ""
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def use(self, api):
-        """Turn to a server."""
-        self.api = api
-        self._monkeypatch.setenv("DIGITALOCEAN_API_URL", api.url)
-
-    def run(self, action, *words):
-        """Returns the status."""
-        arguments = ["droplets", action, *words, *self.QUICK]
-        return main([str(word) for word in arguments])
-
-    def __call__(self, action, *words, status=0):
-        """Returns (output, lines of the error output); asserts the status."""
-        self.show()
-        ended = self.run(action, *words)
-        out, err = self.show()
-        assert ended == status, (out, err)
-        return out, err.splitlines()
-
-    def show(self):
-        """What was printed since this was last called."""
-        shown = self._capsys.readouterr()
-        self.output += shown.out + shown.err
-        return shown
-
-    def up(self, run, count, *words, **expected):
-        return self("up", "--run", run, "--count", count, *self.UP, *words, **expected)
-
-    def down(self, run, *words, **expected):
-        return self("down", "--run", run, *self.POLLS, *words, **expected)
-
-    def reap(self, *words, **expected):
-        return self("reap", *self.POLLS, *words, **expected)
-
-    def status(self, *words):
-        return json.loads(self("status", "--json", *words)[0])
-
-    def refusal(self, action, *words):
-        """The one line of a command that is refused, and asserts that nothing changed."""
-        changes = len(self.api.changes())
-        _, errors = self(action, *words, status=2)
-        assert len(errors) == 1, errors
-        assert len(self.api.changes()) == changes
-        return errors[0]
-
-
-@pytest.fixture
-def droplets(monkeypatch, capsys):
-    """Commands against a server; at the end, that none of them has shown the token."""
-    monkeypatch.delenv("DIGITALOCEAN_ACCESS_TOKEN", raising=False)
-    monkeypatch.setenv("DIGITALOCEAN_TOKEN", TOKEN)
-    commands = Commands(monkeypatch, capsys)
-    with DigitalOcean() as api:
-        commands.use(api)
-        yield commands
-    commands.show()
-    assert TOKEN not in commands.output

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tests.launch.digitalocean import DigitalOcean, Refusal, interrupt
+from tests.launch.digitalocean import DigitalOcean, Refusal
+from tests.launch.droplet_commands import interrupt
 
 SEQUENCES = 200
 RUNS = ("one", "two")

@@ -9,7 +9,8 @@ import pytest
 
 from launch.hosts import Host, read_hostfile
 from ten_dist.cli import main
-from tests.launch.digitalocean import TOKEN, Refusal, interrupt
+from tests.launch.digitalocean import TOKEN, Refusal
+from tests.launch.droplet_commands import interrupt
 from tests.launching import ROOT
 
 
