@@ -100,6 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
     ssh = SshConfig(**given_options(arguments, SshConfig))
     supervision = SupervisionConfig(**given_options(arguments, SupervisionConfig))
     train = arguments.train[1:] if arguments.train[:1] == ["--"] else arguments.train
+    if not train:
+        raise ConfigurationError(
+            "there is no training to launch: give the options of `ten-dist train` after "
+            "--, such as `ten-dist launch --hostfile hostfile -- --config nano "
+            "--data DATA --output_dir RUN`"
+        )
     folder = RunFolder(find_output_dir(train))
     hosts = _hosts(config)
     training = _check_training(train, sum(host.slots for host in hosts))

@@ -106,7 +106,14 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
             command_parser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command_parser)
             run = module.run
-    parsed = parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # The options of the training have to be told from those of its launch.
+        where = "; options of `ten-dist train` stand after --"
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}: see `ten-dist {name} --help`"
+            f"{where if name == 'launch' else ''}"
+        )
     assert run is not None, "argparse accepts no other command"
     # A command that has more to say than success returns its status.
     return run(parsed) or 0

@@ -65,6 +65,15 @@ def test_a_run_without_a_folder(capsys):
     assert "no --output_dir" in refusal(capsys, TWO_HOSTS, ["--data", "DATA"])
 
 
+def test_train_options_belong_behind_two_dashes(capsys):
+    assert "there is no training to launch" in refusal(capsys, TWO_HOSTS, [])
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--hosts", "127.0.0.1:1", "--config", "nano"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "--config" in last and "options of `ten-dist train` stand after --" in last
+
+
 def test_a_folder_with_other_things(capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
