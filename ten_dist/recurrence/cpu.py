@@ -42,10 +42,24 @@ def cpu_scan(
     initial_state: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`eigenstate_scan` for float32 and bfloat16 on the CPU, with the energy.
+    """`eigenstate_scan` for float32, bfloat16 and float16 on the CPU, with the energy.
 
-    The operator is the one that :func:`unavailable` has loaded.
+    The operator is the one that :func:`unavailable` has loaded. It has no float16, which
+    trains on GPUs: such inputs are converted to float32, in memory of their own, and the
+    states back. They are then rounded once, and backward works with those from before.
     """
+    if beta.dtype == torch.float16:
+        states, final_state, energy = cpu_scan(
+            beta.float(),
+            alpha,
+            omega,
+            modulation,
+            ranges,
+            input_norm,
+            initial_state,
+            resets,
+        )
+        return states.to(beta.dtype), final_state, energy
     return torch.ops.ten_dist_cpu.scan_forward(
         unit_stride(beta),
         alpha.float().contiguous(),

@@ -23,6 +23,8 @@ _BACKENDS: dict[str, Callable[..., _Scan]] = {
     "reference": reference_scan,
 }
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that work on this machine, fastest first.
@@ -64,7 +66,7 @@ def eigenstate_scan(
     steps give by themselves from a state of zeros.
 
     Args:
-        beta: [B, T, 2K] input; float64, float32 or bfloat16, any strides, T >= 1.
+        beta: [B, T, 2K] input; float64, float32, bfloat16 or float16, any strides, T >= 1.
         alpha: [K] logits of the base decay.
         omega: [K] base rotation, radians a step.
         modulation: [B, T, 2K] p in the first half and q in the second, before tanh,
@@ -193,7 +195,7 @@ def _check_takes(name: str, beta: Tensor) -> None:
         raise ValueError(f"scan backend {name} is not available: {reason}")
     if beta.dtype == torch.float64:
         raise ValueError(
-            f"scan backend {name} takes float32 and bfloat16, not {beta.dtype}"
+            f"scan backend {name} takes float32, bfloat16 and float16, not {beta.dtype}"
         )
 
 
@@ -208,8 +210,10 @@ def _check_arguments(
 ) -> None:
     if beta.dim() != 3 or beta.shape[1] < 1 or beta.shape[2] % 2:
         raise ValueError(f"beta must be [B, T, 2K] with T >= 1, not {_shape(beta)}")
-    if beta.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise ValueError(f"beta must be float64, float32 or bfloat16, not {beta.dtype}")
+    if beta.dtype not in _DTYPES:
+        raise ValueError(
+            f"beta must be float64, float32, bfloat16 or float16, not {beta.dtype}"
+        )
     batch, _, width = beta.shape
     for name, tensor in (("alpha", alpha), ("omega", omega)):
         if tensor.shape != (width // 2,):

@@ -59,7 +59,7 @@ def triton_scan(
     initial_state: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`eigenstate_scan` for float32 and bfloat16, with the energy.
+    """`eigenstate_scan` for float32, bfloat16 and float16, with the energy.
 
     :func:`unavailable` is None for the device of `beta`.
     """

@@ -95,11 +95,12 @@ def resource_use(kernel):
 
 
 def main():
-    """What training launches in both dtypes, rarer variants, then other sizes."""
+    """What training launches in all dtypes, rarer variants, then other sizes."""
     compiled = compile_instead_of_launching()
     kernels = {}
     for variant in (
         (torch.bfloat16, True, "none", False, True),
+        (torch.float16, True, "none", False, True),
         (torch.float32, True, "dynamic", True, True),
         (torch.bfloat16, False, "static", True, False),
         (torch.bfloat16, True, "dynamic", False, True, True),

@@ -118,19 +118,18 @@ def test_state_carries_a_sequence_over_pieces(backend):
     torch.testing.assert_close(state, final, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_bfloat16_input_carries_a_float32_state(backend):
+def test_rounded_input_carries_a_float32_state(backend, dtype):
     inputs = make_inputs(200)
     low = {
-        name: t.detach().to(
-            torch.bfloat16 if name in ("beta", "modulation") else torch.float32
-        )
+        name: t.detach().to(dtype if name in ("beta", "modulation") else torch.float32)
         for name, t in inputs.items()
     }
     same_values = {name: t.double() for name, t in low.items()}
     states, final = eigenstate_scan(**low, backend=backend)
     _, expected = eigenstate_scan(**same_values, backend="reference")
-    assert states.dtype == torch.bfloat16
+    assert states.dtype == dtype
     assert final.dtype == torch.float32
     torch.testing.assert_close(final.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -159,7 +158,7 @@ def test_energy_obeys_its_bound(backend):
         ({"beta": torch.zeros(2, 0, 10)}, "T >= 1"),
         ({"input_norm": "layer"}, "input_norm must be"),
         ({"backend": "cuda9"}, "unknown scan backend"),
-        ({"backend": "cpu"}, "takes float32 and bfloat16"),
+        ({"backend": "cpu"}, "takes float32, bfloat16 and float16"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
