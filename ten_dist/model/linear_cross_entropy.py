@@ -4,6 +4,10 @@ Logits of N positions and V ids are the largest tensors of a small model by far.
 they are made for some positions at a time, and their gradient is taken right there, in
 forward: what is kept for backward is the gradient of the hidden states, [N, d], and of
 the weight, [V, d]. Peak memory does not grow with N beyond that.
+
+The gradient of the logits is that of the sum of the losses, softmax - one-hot, of order 1.
+The 1/N of their mean is applied in backward, together with the gradient that comes from
+above and may hold a loss scale: in float16 softmax / N would be zero.
 """
 
 from __future__ import annotations
@@ -52,21 +56,29 @@ def linear_cross_entropy(
 
 # Elements that are passed over in one go, where not all at once: few enough for the cache.
 _PIECES_OF_LOGITS = {"cpu": 2**20}
+# Positions whose gradients of the weight are added up in that dtype. float16 ends at 65504,
+# which no loss scale can help here, as this sum is not scaled yet: were all of these the
+# same wrong token, hidden values of 32 would still fit.
+_POSITIONS_IN_A_SUM = {torch.float16: 2**11}
 
 
 def _losses_then_gradient(
     logits: Tensor,
     targets: Tensor,
-    weights: Tensor,
+    counted: Tensor,
     z_loss_weight: float,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row [N], and weighted z-loss; `logits` is overwritten by its gradient.
+    """Cross-entropy of each row, and z-loss; `logits` is overwritten by its gradient.
 
     Args:
         logits: [N, V]; left without meaning where no gradient is needed.
         targets: [N, 1] int64, ids.
-        weights: [N], float32 or wider, of the positions in the losses.
+        counted: [N] 1 for positions that count and 0 for others, float32 or wider.
+
+    Returns:
+        [N] cross-entropy, and the sum of the weighted z-losses that count. The gradient
+        is that of the sum of both.
     """
     values = at_least_float32(logits)
     picked = values.gather(1, targets).squeeze(1)
@@ -76,12 +88,12 @@ def _losses_then_gradient(
     exponentials = values.sub_(largest).exp_()
     total = exponentials.sum(dim=1)
     log_partition = largest.squeeze(1) + total.log()
-    z_loss = z_loss_weight * (log_partition.square() * weights).sum()
+    z_loss = z_loss_weight * (log_partition.square() * counted).sum()
     if need_gradient:
         # d ce / d logits = softmax - one-hot; d lse^2 / d logits = 2 lse softmax.
-        factor = weights * (1 + 2 * z_loss_weight * log_partition) / total
+        factor = counted * (1 + 2 * z_loss_weight * log_partition) / total
         gradient = exponentials.mul_(factor.unsqueeze(1))
-        gradient.scatter_add_(1, targets, -weights.unsqueeze(1))
+        gradient.scatter_add_(1, targets, -counted.unsqueeze(1))
         if gradient.dtype != logits.dtype:
             logits.copy_(gradient)
     return log_partition - picked, z_loss
@@ -134,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         rows = rows_at_once(hidden.shape[0], weight.shape[0])
         buffer = _aligned_rows(hidden, rows, weight.shape[0], dtype)
-        weights = counts * scale
+        counted = counts.to(state.dtype)
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
@@ -147,7 +159,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for piece in zip(
                 logits.split(piece_rows),
                 targets[part].split(piece_rows),
-                weights[part].split(piece_rows),
+                counted[part].split(piece_rows),
             ):
                 losses, z_part = _losses_then_gradient(
                     *piece, z_loss_weight, need_hidden or need_weight
@@ -159,8 +171,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None and grad_weight.dtype == dtype:
                 grad_weight.addmm_(logits.T, low_hidden)
             elif grad_weight is not None:
-                grad_weight += logits.T @ low_hidden
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                at_once = _POSITIONS_IN_A_SUM.get(dtype, rows)
+                for some_logits, some_hidden in zip(
+                    logits.split(at_once), low_hidden.split(at_once)
+                ):
+                    grad_weight += some_logits.T @ some_hidden
+        z_loss *= scale
+        ctx.save_for_backward(grad_hidden, grad_weight, scale)
         ctx.weight_dtype = weight.dtype
         position_losses = torch.cat(position_losses)
         position_losses = torch.where(counts, position_losses, 0)
@@ -170,11 +187,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor, *_):
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight, scale = ctx.saved_tensors
+        factor = grad_loss * scale
         # In place: a second gradient of the head would be the largest tensor of the
         # step. Going backward twice through one graph is an error from here on.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(grad_loss)
+            grad_hidden = grad_hidden.mul_(factor)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(factor).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None
