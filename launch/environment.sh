@@ -209,11 +209,11 @@ if builder is not None and builder.is_compatible():
     builder.load()
 '
   fi
-  # Where it cannot be compiled, training says so and goes on without it.
-  phase "compiling the scan for this processor, once" python -c '
-from ten_dist.recurrence import cpu
+  # Where they cannot be compiled, training says so and goes on without them.
+  phase "compiling operators for this processor, once" python -c '
+from ten_dist import native
 
-print(cpu.unavailable() or "compiled")
+print(native.unavailable() or "compiled")
 '
   cp "$venv/installed" "$TORCH_EXTENSIONS_DIR/ten_dist.built"
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.documents import document_numbers
 from ten_dist.model.initialization import fill_normal
+from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32
 
 ROTARY_BASE = 10000.0
@@ -71,7 +72,7 @@ class CausalSelfAttention(nn.Module):
         """
         query, keys, values = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in F.linear(inputs, self.input_weight).chunk(3, dim=-1)
+            for part in linear(inputs, self.input_weight).chunk(3, dim=-1)
         )
         position = 0 if state is None else state.keys.shape[2]
         query, keys = rotate(query, position), rotate(keys, position)
@@ -92,7 +93,7 @@ class CausalSelfAttention(nn.Module):
             values = torch.cat([state.values, values], dim=2)
             bias = causal_lower_right(query.shape[2], keys.shape[2])
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-        outputs = F.linear(mixed.transpose(1, 2).flatten(-2), self.output_weight)
+        outputs = linear(mixed.transpose(1, 2).flatten(-2), self.output_weight)
         energy = at_least_float32(inputs.new_zeros(()))
         return outputs, energy, AttentionState(keys, values, documents)
 

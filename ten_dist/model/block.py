@@ -12,6 +12,7 @@ from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.attention import AttentionState, CausalSelfAttention
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
 from ten_dist.model.initialization import fill_normal
+from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.short_convolution import ShortConvolution
 
@@ -32,6 +33,10 @@ class Projection(nn.Linear):
         super().__init__(in_features, out_features)
         fill_normal(self.weight, std)
         nn.init.zeros_(self.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return linear(inputs, self.weight, self.bias)
 
 
 class FeedForward(nn.Module):

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.documents import document_numbers
+from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.precision import at_least_float32
 
@@ -158,6 +159,10 @@ class MixingMatrix(nn.Linear):
         super().__init__(initial.shape[1], initial.shape[0], bias=False)
         with torch.no_grad():
             self.weight.copy_(initial)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, J, d] -> [B, J, d]."""
+        return linear(inputs, self.weight)
 
 
 class HierarchicalMixer(nn.Module):

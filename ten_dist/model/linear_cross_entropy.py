@@ -15,7 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ten_dist import native
 from ten_dist.config import IGNORED_TARGET
+from ten_dist.model.linear import product, takes_onednn
 from ten_dist.model.precision import at_least_float32
 
 LOGITS_AT_ONCE = 2**25
@@ -54,8 +56,8 @@ def linear_cross_entropy(
     return loss, z_loss, position_losses.view_as(targets)
 
 
-# Elements that are passed over in one go, where not all at once: few enough for the cache.
-_PIECES_OF_LOGITS = {"cpu": 2**20}
+# Elements that torch's operators pass over in turn on a CPU.
+_LOGITS_IN_CACHE = 2**20
 # Positions whose gradients of the weight are added up in that dtype. float16 ends at 65504,
 # which no loss scale can help here, as this sum is not scaled yet: were all of these the
 # same wrong token, hidden values of 32 would still fit.
@@ -80,6 +82,11 @@ def _losses_then_gradient(
         [N] cross-entropy, and the sum of the weighted z-losses that count. The gradient
         is that of the sum of both.
     """
+    if _takes_operator(logits):
+        losses, log_partition = torch.ops.ten_dist_cpu.cross_entropy_(
+            logits, targets.squeeze(1), counted, z_loss_weight, need_gradient
+        )
+        return losses, z_loss_weight * (log_partition.square() * counted).sum()
     values = at_least_float32(logits)
     picked = values.gather(1, targets).squeeze(1)
     # Every pass over the logits counts: the sum of the exponentials serves both the log
@@ -99,6 +106,15 @@ def _losses_then_gradient(
     return log_partition - picked, z_loss
 
 
+def _takes_operator(logits: Tensor) -> bool:
+    """Whether the C++ operator does all of it, in the time of two copies."""
+    return (
+        logits.device.type == "cpu"
+        and logits.dtype in (torch.float32, torch.bfloat16)
+        and native.unavailable() is None
+    )
+
+
 def rows_at_once(positions: int, vocab_size: int) -> int:
     """Positions whose logits exist at one time, a multiple of 64 where that is possible:
     matrix products are fastest in whole tiles."""
@@ -108,19 +124,33 @@ def rows_at_once(positions: int, vocab_size: int) -> int:
     return min(rows, positions)
 
 
-def _aligned_rows(like: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """An empty [rows, width] whose rows all start at a whole cache line.
+def fills_up(vocab_size: int) -> int:
+    """Rows that a weight of so many lacks to whole tiles of a product."""
+    return -vocab_size % _TILE
 
-    One buffer serves all pieces: memory fresh from the system costs a fault for each
-    page. Where rows start anywhere, as with a vocabulary of 50257, float32 products on
-    the CPU are slower by a sixth to a third.
+
+def _of_whole_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[V, d] as [V', d] in `dtype`, V' the next multiple of 64, the rows added zero.
+
+    With a vocabulary of 50257, rows of logits would start anywhere and end within a tile,
+    of which products on CPUs and GPUs alike make less than of whole ones. What is added
+    has logits and gradients of zero, and no part in the loss.
     """
-    padded = -(-width // _CACHE_LINE) * _CACHE_LINE
-    return like.new_empty(rows, padded, dtype=dtype)[:, :width]
+    added = fills_up(weight.shape[0])
+    if not added:
+        return weight.to(dtype)
+    padded = weight.new_empty(weight.shape[0] + added, weight.shape[1], dtype=dtype)
+    padded[: weight.shape[0]] = weight
+    padded[weight.shape[0] :] = 0
+    return padded
 
 
-_CACHE_LINE = 64
-"""Elements, of the narrowest dtype, that are sure to fill whole lines."""
+_TILE = 64
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a [n, k] @ b [k, m]."""
+    return product(a, b) if takes_onednn(a, b) else a @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -134,7 +164,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        low_weight = weight.to(dtype)
+        vocab_size = weight.shape[0]
+        low_weight = _of_whole_tiles(weight, dtype)
         counts = targets != IGNORED_TARGET
         state = at_least_float32(hidden.new_zeros(()))
         scale = 1.0 / counts.sum().clamp(min=1).to(state.dtype)
@@ -142,22 +173,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         position_losses = []
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = (
-            torch.zeros_like(weight, dtype=state.dtype) if need_weight else None
+            torch.zeros_like(low_weight, dtype=state.dtype) if need_weight else None
         )
-        rows = rows_at_once(hidden.shape[0], weight.shape[0])
-        buffer = _aligned_rows(hidden, rows, weight.shape[0], dtype)
+        rows = rows_at_once(hidden.shape[0], vocab_size)
         counted = counts.to(state.dtype)
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             low_hidden = hidden[part].to(dtype)
-            logits = torch.mm(
-                low_hidden, low_weight.T, out=buffer[: low_hidden.shape[0]]
-            )
-            pieces = _PIECES_OF_LOGITS.get(hidden.device.type, LOGITS_AT_ONCE)
-            piece_rows = max(1, pieces // weight.shape[0])
+            logits = _product(low_hidden, low_weight.T)
+            piece_rows = rows
+            if hidden.device.type == "cpu" and not _takes_operator(logits):
+                piece_rows = max(1, _LOGITS_IN_CACHE // vocab_size)
             for piece in zip(
-                logits.split(piece_rows),
+                logits[:, :vocab_size].split(piece_rows),
                 targets[part].split(piece_rows),
                 counted[part].split(piece_rows),
             ):
@@ -167,18 +196,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 position_losses.append(losses)
                 z_loss += z_part
             if grad_hidden is not None:
-                grad_hidden[part] = logits @ low_weight
-            if grad_weight is not None and grad_weight.dtype == dtype:
-                grad_weight.addmm_(logits.T, low_hidden)
-            elif grad_weight is not None:
+                grad_hidden[part] = _product(logits, low_weight)
+            if grad_weight is not None:
                 at_once = _POSITIONS_IN_A_SUM.get(dtype, rows)
                 for some_logits, some_hidden in zip(
                     logits.split(at_once), low_hidden.split(at_once)
                 ):
-                    grad_weight += some_logits.T @ some_hidden
+                    grad_weight += _product(some_logits.T, some_hidden)
+            # Before the next ones are made.
+            del logits, piece
         z_loss *= scale
         ctx.save_for_backward(grad_hidden, grad_weight, scale)
-        ctx.weight_dtype = weight.dtype
+        ctx.vocab_size, ctx.weight_dtype = vocab_size, weight.dtype
         position_losses = torch.cat(position_losses)
         position_losses = torch.where(counts, position_losses, 0)
         ctx.mark_non_differentiable(z_loss, position_losses)
@@ -194,5 +223,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(factor)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(factor).to(ctx.weight_dtype)
+            grad_weight = grad_weight[: ctx.vocab_size].mul_(factor)
+            grad_weight = grad_weight.to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None

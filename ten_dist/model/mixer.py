@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ten_dist.config import TemporalEigenstateConfig
 from ten_dist.model.initialization import fill_normal, fill_orthonormal
+from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.recurrence import eigenstate_scan_with_energy, initial_eigenvalues
 
@@ -139,9 +140,7 @@ class EigenstateMixer(nn.Module):
                 over batch and time; kind `eigenvalue`: sum of sigmoid(alpha)^2.
             state: [B, 2K] float32 eigenstates after the last step.
         """
-        beta, modulation, gate = self._split(
-            F.linear(inputs, self.input_weight), dim=-1
-        )
+        beta, modulation, gate = self._split(linear(inputs, self.input_weight), dim=-1)
         alpha = self.alpha
         selection_range = self.selection_range
         if self.selection is not None:
@@ -160,9 +159,9 @@ class EigenstateMixer(nn.Module):
         gate = gate + self.gate_bias.to(gate.dtype)
         weight = self._coupled_output_weight()
         if self.gates_state:
-            outputs = F.linear(F.silu(gate) * states, weight)
+            outputs = linear(F.silu(gate) * states, weight)
         else:
-            outputs = torch.sigmoid(gate) * F.linear(states, weight)
+            outputs = torch.sigmoid(gate) * linear(states, weight)
         if self.energy_kind == "eigenvalue":
             energy = torch.sigmoid(alpha).square().sum()
         else:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,6 +13,7 @@ from ten_dist.config import IGNORED_TARGET, TemporalEigenstateConfig
 from ten_dist.model.block import Block, BlockState
 from ten_dist.model.documents import document_starts
 from ten_dist.model.initialization import fill_normal
+from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
@@ -57,7 +57,7 @@ class TiedHead(nn.Module):
         """Logits [..., V], or with `targets` [...] the losses of
         :func:`linear_cross_entropy`, without ever holding all logits."""
         if targets is None:
-            return F.linear(hidden, self.weight)
+            return linear(hidden, self.weight)
         return linear_cross_entropy(hidden, self.weight, targets, z_loss_weight)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.model.linear_cross_entropy import fills_up
 
 _FLOAT = 4
 
@@ -96,7 +97,8 @@ def kept_by_loss(
 ) -> Kept:
     """What the final norm and the loss keep: of the head, the gradients of its factors."""
     per_token = precision.parameters * (2 * config.dim + 2)
-    return Kept(per_token * seq_len, _FLOAT * config.vocab_size * config.dim)
+    rows = config.vocab_size + fills_up(config.vocab_size)
+    return Kept(per_token * seq_len, _FLOAT * rows * config.dim)
 
 
 def _kept_by_eigenstates(

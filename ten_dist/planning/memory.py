@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.model.linear_cross_entropy import LOGITS_AT_ONCE, rows_at_once
+from ten_dist.model.linear_cross_entropy import fills_up, rows_at_once
 from ten_dist.planning.activations import (
     Precision,
     kept_by_block,
@@ -32,8 +32,6 @@ from ten_dist.planning.parameters import count, parameters_of, touched_elements
 from ten_dist.planning.sharding import Sharding, Workload, gathered_again
 
 _FLOAT = 4
-# Elements of logits in float32 at one time, see linear_cross_entropy.
-_PIECE_ON_CPU = 2**20
 # What DeepSpeed reduces at one time at stage 0, in elements.
 _STAGE_0_BUCKET = 500_000_000
 
@@ -183,14 +181,14 @@ class _Moments:
         config, p = self.config, self.precision
         rows = rows_at_once(self.tokens, config.vocab_size)
         logits = p.products * rows * config.vocab_size
+        # The weight as the products take it, and its gradient of a piece.
+        copied = p.products < _FLOAT or fills_up(config.vocab_size) > 0
+        logits += p.products * self.head * (1 + copied)
         if p.products < _FLOAT:
-            piece = _PIECE_ON_CPU if self.work.on_cpu else LOGITS_AT_ONCE
-            # In float32; the weight, and its gradient of a piece, in bfloat16.
-            logits += 2 * p.products * self.head
-            # A piece of them in float32; on a CPU also that gradient, when it is added.
-            logits += max(
-                _FLOAT * min(piece, rows * config.vocab_size),
-                _FLOAT * self.head if self.work.on_cpu else 0.0,
+            # In float32: on a GPU the logits of a piece, on a CPU that gradient, when it
+            # is added.
+            logits += _FLOAT * (
+                self.head if self.work.on_cpu else rows * config.vocab_size
             )
         # The normed stream is there beside its gradient.
         logits += _FLOAT * self.tokens * config.dim

@@ -9,7 +9,8 @@ from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwor
 from ten_dist.planning.flops import count_operations, training_flops_per_token
 
 SMALL = {
-    "vocab_size": 300,
+    # A multiple of 64: no operation is spent on zeros that fill it up.
+    "vocab_size": 320,
     "dim": 64,
     "n_layers": 2,
     "num_eigenstates": 48,
@@ -21,9 +22,9 @@ HEAD = 50 * 16
 MLP = 2 * 16 * 64
 
 
-def products_in_place(added, left, right, *arguments, **options):
-    """Of torch.Tensor.addmm_, which the profiler does not know."""
-    return 2 * left[0] * left[1] * right[1]
+def onednn_products(left, right, *arguments, **options):
+    """Of left [n, k] @ right [m, k].T by oneDNN, which the profiler does not know."""
+    return 2 * left[0] * left[1] * right[0]
 
 
 def profiled(config, autocast=False):
@@ -31,7 +32,8 @@ def profiled(config, autocast=False):
     model = TemporalEigenstateNetwork(config)
     tokens = torch.randint(config.vocab_size, (ROWS, SEQ_LEN + 1))
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addmm_: products_in_place}
+        display=False,
+        custom_mapping={torch.ops.mkldnn._linear_pointwise: onednn_products},
     )
     # It knows the attention that is made of plain products.
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -60,6 +62,10 @@ def test_operations_are_those_of_the_profiler(fields, autocast):
     config = TemporalEigenstateConfig(**SMALL, **fields)
     operations = count_operations(TemporalEigenstateNetwork(config), SEQ_LEN)
     counted = operations.of_micro_batch(ROWS * SEQ_LEN)
+    if config.gradient_checkpointing == "block" and not autocast:
+        # Products by oneDNN are taken again to the last one of a block, which is not used.
+        last = 2 * config.ffn_dim * config.dim
+        counted += config.n_layers * last * ROWS * SEQ_LEN
     assert counted == pytest.approx(profiled(config, autocast), rel=0.005)
 
 

@@ -1,15 +1,11 @@
 """Compiled backends against the float64 oracle, on the same rounded inputs."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
-from ten_dist.recurrence import cpu as cpu_backend
 from tests.recurrence.comparison import (
     TOLERANCE,
     assert_near,
@@ -138,26 +134,3 @@ def test_operator_is_well_behaved_under_tracing(backend):
         torch.library.opcheck(
             torch.ops.ten_dist_cpu.scan_forward.default, [*arguments, resets, "dynamic"]
         )
-
-
-def test_without_a_compiler_the_reason_is_given(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    reason = cpu_backend.unavailable.__wrapped__()
-    assert reason == "no C++ compiler: no-such-compiler is not on PATH"
-
-
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="there is no C++ compiler")
-def test_a_build_that_was_killed_blocks_nobody():
-    (library,) = (p for p in torch.ops.loaded_libraries if "ten_dist_cpu_scan" in p)
-    lock = Path(library).with_name("lock")
-    lock.touch()
-    code = "from ten_dist.recurrence import available_backends as b; print(*b())"
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    assert output.split()[0] == "cpu"
-    assert not lock.exists()

@@ -9,9 +9,6 @@
 // No step of time depends on how the work was shared out: results are the same to the last
 // bit for any number of threads.
 //
-// Vectors are those of GCC and clang, LANES floats each: the compiler maps them to what the
-// processor has. Built without -ffast-math: the rounding below depends on exact sums.
-
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -26,18 +23,12 @@
 #include <tuple>
 #include <type_traits>
 #include <vector>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+
+#include "vectors.h"
 
 namespace {
 
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(LANES * 4)));
-typedef double Doubles __attribute__((vector_size(LANES * 8)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+using namespace ten_dist;
 
 // Steps of a tile, and how far ahead of their use rows are asked for. Sums over time are
 // kept in float for a tile, then added up in double.
@@ -48,105 +39,13 @@ constexpr int64_t TILE = 32;
 enum class Modulation { none, narrow, narrow_rotation, wide };
 enum class Gain { none, fixed, dynamic };
 
-inline Floats all(float value) { return Floats{} + value; }
-inline Words bits(Floats x) { return reinterpret_cast<Words>(x); }
-inline Floats floats(Words x) { return reinterpret_cast<Floats>(x); }
-inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
-inline Doubles wide(Floats x) { return __builtin_convertvector(x, Doubles); }
-
-// bfloat16 is stored as its 16 bits, the upper half of a float. The instructions named here
-// are those that compilers do not find in the portable text beside them.
-inline Floats load(const float* from) {
-  Floats result;
-  std::memcpy(&result, from, sizeof(result));
-  return result;
-}
-
-inline Floats load(const uint16_t* from) {
-  Halves half;
-  std::memcpy(&half, from, sizeof(half));
-#if defined(__AVX512F__)
-  const __m512i longer = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(half));
-  const Words word = reinterpret_cast<Words>(longer);
-#else
-  const Words word = __builtin_convertvector(half, Words);
-#endif
-  return floats(word << 16);
-}
-
-inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof(x)); }
-
-// To the nearest, ties to even.
-inline void store(uint16_t* to, Floats x) {
-#if defined(__AVX512BF16__)
-  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
-#else
-  const Words word = bits(x), rounded = word + 0x7fff + ((word >> 16) & 1);
-  // Rounding could carry a NaN into the sign bit.
-  const Halves half = __builtin_convertvector((x == x ? rounded : word) >> 16, Halves);
-#endif
-  std::memcpy(to, &half, sizeof(half));
-}
-
-// x between -limit and limit; a NaN stays one.
-inline Floats cut(Floats x, float limit) {
-#if defined(__AVX512F__)
-  const __m512 most = _mm512_set1_ps(limit), least = _mm512_set1_ps(-limit);
-  return reinterpret_cast<Floats>(
-      _mm512_max_ps(least, _mm512_min_ps(most, reinterpret_cast<__m512>(x))));
-#else
-  x = choose(x > limit, all(limit), x);
-  return choose(x < -limit, all(-limit), x);
-#endif
-}
-
-// 2^(scale x) for |scale x| < 126: 2^n p(r), n the nearest whole number, |r| <= 1/2 and p the
-// polynomial with the least relative error, 8e-8.
-inline Floats power_of_two(Floats x, float scale) {
-  // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
-  const Floats shifted = x * scale + 12582912.0f;
-  const Floats r = x * scale - (shifted - 12582912.0f);
-  Floats p = all(1.327647263e-3f);
-  p = p * r + 9.675541343e-3f;
-  p = p * r + 5.550713272e-2f;
-  p = p * r + 2.402211972e-1f;
-  p = p * r + 6.931469671e-1f;
-  p = p * r + 1.000000072f;
-  return floats(bits(p) + (bits(shifted) << 23));
-}
-
-constexpr float LOG2_E = 1.44269504f;
-
-inline Floats exponential(Floats x) { return power_of_two(cut(x, 87.0f), LOG2_E); }
-
-// 1 / x and, for x > 0, 1 / sqrt x, to two units in the last place. A Newton step after the
-// processor's estimate takes a third of the time of its division and its root.
-inline Floats inverse(Floats x) {
-#if defined(__AVX512F__)
-  const Floats y = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
-  return y + y * (1.0f - x * y);
-#else
-  return 1.0f / x;
-#endif
-}
-
-inline Floats inverse_root(Floats x) {
-#if defined(__AVX512F__)
-  const Floats y = reinterpret_cast<Floats>(_mm512_rsqrt14_ps(reinterpret_cast<__m512>(x)));
-  return y + y * (0.5f - 0.5f * x * y * y);
-#else
-  Floats result;
-  for (int i = 0; i < LANES; ++i) result[i] = 1.0f / std::sqrt(x[i]);
-  return result;
-#endif
-}
-
 // tanh x = 1 - 2 / (e^2x + 1), of two arguments with one division. Cut to +-9, where tanh is
 // 1 to the last bit, the product of the denominators stays finite.
+template <Accuracy ACCURACY>
 inline void tanh_of_both(Floats x, Floats y, Floats& tanh_x, Floats& tanh_y) {
-  const Floats a = power_of_two(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
-  const Floats b = power_of_two(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
-  const Floats twice_inverse = 2.0f * inverse(a * b);
+  const Floats a = power_of_two<ACCURACY>(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats b = power_of_two<ACCURACY>(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats twice_inverse = 2.0f * inverse<ACCURACY>(a * b);
   tanh_x = 1.0f - b * twice_inverse;
   tanh_y = 1.0f - a * twice_inverse;
 }
@@ -261,7 +160,9 @@ struct Base {
   }
 };
 
-// lambda = rho e^(i phi) of one step, with what backward needs of it.
+// lambda = rho e^(i phi) of one step, with what backward needs of it. A decay near 1 is what
+// long memories are made of: it is computed in full, whatever its modulation.
+template <Accuracy ACCURACY>
 struct Eigenvalue {
   Floats real, imaginary;
   Floats decay, complement;     // rho and 1 - rho
@@ -274,7 +175,7 @@ struct Eigenvalue {
   }
 
   Eigenvalue(const Base& base, Floats p, Floats q, Modulation modulation) {
-    tanh_of_both(p, q, bounded_p, bounded_q);
+    tanh_of_both<ACCURACY>(p, q, bounded_p, bounded_q);
     if (modulation == Modulation::narrow) {
       complement = base.complement(bounded_p);
       decay = 1.0f - complement;
@@ -297,7 +198,8 @@ struct Eigenvalue {
   void gain(Floats& value, Floats& slope) const {
     const Floats square = complement * (1.0f + decay);
     // Of a decay that cannot be told from 1 the gain is 0, and so is its slope.
-    const Floats inverse_gain = inverse_root(choose(square < SMALLEST, all(SMALLEST), square));
+    const Floats inverse_gain =
+        inverse_root<ACCURACY>(choose(square < SMALLEST, all(SMALLEST), square));
     value = square * inverse_gain;
     slope = -decay * decay * complement * inverse_gain;
   }
@@ -307,7 +209,7 @@ struct Eigenvalue {
 
   void set_decay(Floats logit) {
     const Floats e = exponential(-logit);
-    decay = inverse(1.0f + e);
+    decay = inverse<Accuracy::full>(1.0f + e);
     complement = e * decay;
   }
 };
@@ -434,6 +336,7 @@ template <typename T, bool MODULATED, Gain GAIN>
 void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
              const Sequence<const T>& modulation_, const float* initial, const Resets& resets,
              const Sequence<T>& states_, float* final, float* energy) {
+  using Value = Eigenvalue<accuracy_for<T>>;
   const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
@@ -447,16 +350,16 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Place<const T> beta = beta_(b, begin, base.k);
     Place<const T> modulation = modulation_(b, begin, base.k);
     Place<T> states = states_(b, begin, base.k);
-    const Eigenvalue fixed(base);
+    const Value fixed(base);
     Floats gain, slope;
     fixed.gain(gain, slope);
     Floats real = vector.real, imaginary = vector.imaginary, squares{};
     for (int64_t t = begin; t < end; ++t) {
       beta.ask(TILE);
-      Eigenvalue value = fixed;
+      Value value = fixed;
       if constexpr (MODULATION != Modulation::none) {
         modulation.ask(TILE);
-        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
+        value = Value(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(1);
       }
       Floats drive_real = beta.first(), drive_imaginary = beta.second();
@@ -514,6 +417,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
               const float* grad_final, const float* grad_energy,
               const Sequence<T>& grad_beta_, const Sequence<T>& grad_modulation_,
               float* grad_base, float* grad_initial) {
+  using Value = Eigenvalue<accuracy_for<T>>;
   const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
@@ -537,7 +441,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Place<const T> grad_states = grad_states_(b, end - 1, k);
     Place<T> grad_beta = grad_beta_(b, end - 1, k);
     Place<T> grad_modulation = grad_modulation_(b, end - 1, k);
-    const Eigenvalue fixed(base);
+    const Value fixed(base);
     Floats gain, slope;
     fixed.gain(gain, slope);
     const Floats energy_weight = vector.energy_weight;
@@ -547,10 +451,10 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     for (int64_t t = end - 1; t >= begin; --t) {
       grad_states.ask(-TILE);
       states_before.ask(-TILE);
-      Eigenvalue value = fixed;
+      Value value = fixed;
       if constexpr (MODULATION != Modulation::none) {
         modulation.ask(-TILE);
-        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
+        value = Value(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(-1);
       }
       Floats before_real{}, before_imaginary{};
