@@ -44,6 +44,16 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
 
 
+def weight_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
+    """grad [n, m].T @ inputs [n, d] by oneDNN, [m, d] of any strides.
+
+    oneDNN copies a first factor that is transposed: let it be the smaller one.
+    """
+    if grad.shape[1] > inputs.shape[1]:
+        return product(inputs.T, grad).T
+    return product(grad.T, inputs)
+
+
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +66,6 @@ class _OneDNNLinear(torch.autograd.Function):
         need_inputs, need_weight, need_bias = ctx.needs_input_grad
         return (
             product(grad, weight) if need_inputs else None,
-            product(grad.T, inputs) if need_weight else None,
+            weight_gradient(grad, inputs).contiguous() if need_weight else None,
             grad.sum(dim=0) if need_bias else None,
         )

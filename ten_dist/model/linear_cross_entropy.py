@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ten_dist import native
 from ten_dist.config import IGNORED_TARGET
-from ten_dist.model.linear import product, takes_onednn
+from ten_dist.model.linear import product, takes_onednn, weight_gradient
 from ten_dist.model.precision import at_least_float32
 
 LOGITS_AT_ONCE = 2**25
@@ -153,6 +153,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return product(a, b) if takes_onednn(a, b) else a @ b
 
 
+def _weight_gradient(logits: Tensor, hidden: Tensor) -> Tensor:
+    """logits [n, V].T @ hidden [n, d]."""
+    if takes_onednn(logits, hidden):
+        return weight_gradient(logits, hidden)
+    return logits.T @ hidden
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -202,7 +209,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for some_logits, some_hidden in zip(
                     logits.split(at_once), low_hidden.split(at_once)
                 ):
-                    grad_weight += _product(some_logits.T, some_hidden)
+                    grad_weight += _weight_gradient(some_logits, some_hidden)
             # Before the next ones are made.
             del logits, piece
         z_loss *= scale
