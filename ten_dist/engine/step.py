@@ -18,7 +18,6 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.model.precision import autocast
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import peak_memory_bytes
 
@@ -70,8 +69,7 @@ class Stepper:
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch on the device, [B, T] int64 each."""
-        with autocast(self._engine.device, self._run.training.precision):
-            return self._engine(inputs, targets=targets)
+        return self._engine(inputs, targets=targets)
 
     def __call__(
         self,
