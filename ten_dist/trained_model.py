@@ -13,6 +13,7 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.model.weights import load_weights
+from ten_dist.monitor.console import warn
 from ten_dist.run_folder import RunFolder
 
 
@@ -24,6 +25,7 @@ class TrainedModel:
     checkpoint: Path
     device: torch.device
     precision: str
+    """In which it computes: that of its training, but fp32 for fp16 on a CPU."""
 
     @classmethod
     def load(cls, folder: RunFolder) -> TrainedModel:
@@ -48,10 +50,13 @@ class TrainedModel:
         with CheckpointReader(checkpoint) as reader:
             load_weights(network, reader)
         precision = folder.read_config()["training"]["precision"]
+        if precision == "fp16" and device.type == "cpu":
+            warn("computing in fp32: processors are many times slower in fp16")
+            precision = "fp32"
         return cls(network, checkpoint, device, precision)
 
     def autocast(self) -> torch.autocast:
-        """Context in which the model computes in the precision of its training."""
+        """Context in which the model computes in its precision."""
         return autocast(self.device, self.precision)
 
     def compute_losses(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

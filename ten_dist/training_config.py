@@ -12,7 +12,7 @@ from typing import Any
 
 from ten_dist.errors import ConfigurationError
 
-PRECISIONS = ("fp32", "bf16", "bf16_params")
+PRECISIONS = ("fp32", "bf16", "bf16_params", "fp16")
 VERIFICATIONS = ("full", "size")
 ANOMALY_POLICIES = ("skip", "rollback", "stop")
 
@@ -77,9 +77,10 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, dropout and the order of rows."""
     precision: str = "bf16"
-    """fp32; bf16: matrix products in bfloat16, parameters and recurrence in float32; or
+    """fp32; bf16: matrix products in bfloat16, parameters and recurrence in float32;
     bf16_params: parameters in bfloat16 as well, with float32 copies and gradients in the
-    sharded optimizer (ZeRO stages 1 to 3)."""
+    sharded optimizer (ZeRO stages 1 to 3); or fp16: as bf16 but with products in float16
+    and a loss scale that adapts itself, for GPUs without bfloat16."""
     compile: bool = False
     """Compile each block with torch.compile, a minute or more at the start."""
     on_anomaly: str = "skip"
@@ -193,10 +194,6 @@ class TrainingConfig:
                 "min_learning_rate",
                 0 <= self.min_learning_rate <= self.learning_rate,
                 "between 0 and --learning_rate",
-            )
-        if self.precision == "fp16":
-            raise ConfigurationError(
-                "--precision fp16 is not offered: bf16 is as fast, and needs no loss scale"
             )
         _require(
             self, "precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)

@@ -6,7 +6,8 @@ The fault is FAULT=KIND:RANK:STEP in the environment: `sleep` waits for data for
 `fail` with an exception, `slow` takes 0.1 s longer for data from that step on.
 `fail` strikes at every start, the others only at the first, which leaves FAULT_MARK.
 `nan:RANK:ROW` makes the loss of each micro-batch that holds a row of the data not a number;
-its rank may be `any`.
+its rank may be `any`. `overflow:RANK:ROW` leaves the loss as it is and makes its gradient too
+large for float16.
 """
 
 import ctypes
@@ -61,7 +62,7 @@ def inject(fault):
 
     def training_batches(*arguments, **options):
         for batch in batches_of(*arguments, **options):
-            if kind == "nan":
+            if kind in ("nan", "overflow"):
                 rows[:] = batch.rows.tolist()
             elif kind != "hold" and meets(batch.step + 1):
                 strike(kind)
@@ -75,10 +76,27 @@ def inject(fault):
                 strike(kind)
         elif kind == "nan" and int(step) in rows:
             losses["loss"] = losses["loss"] * math.nan
+        elif kind == "overflow" and int(step) in rows:
+            loss = losses["loss"]
+            losses["loss"] = loss + 1e30 * (loss - loss.detach())
         return losses
 
     trainer.training_batches = training_batches
     Stepper._losses_of = _losses_of
+
+
+def train_with(monkeypatch, fault, arguments):
+    """Train in this process, with a fault that is gone afterwards."""
+    from ten_dist.cli import main
+    from ten_dist.engine import trainer
+    from ten_dist.engine.step import Stepper
+
+    with monkeypatch.context() as patch:
+        # Set to themselves, so that they are put back afterwards.
+        patch.setattr(trainer, "training_batches", trainer.training_batches)
+        patch.setattr(Stepper, "_losses_of", Stepper._losses_of)
+        inject(fault)
+        return main(["train", *map(str, arguments)])
 
 
 if __name__ == "__main__":

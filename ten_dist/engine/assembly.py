@@ -16,6 +16,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.optimizer import make_optimizer
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
+from ten_dist.model.precision import autocast
 from ten_dist.training_config import TrainingConfig
 
 
@@ -42,7 +43,11 @@ def build_engine(
     deepspeed_config: dict[str, Any],
     ranks: Ranks,
 ) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed's engine around the model and its optimizer."""
+    """DeepSpeed's engine around the model, which computes as `--precision` says, and its
+    optimizer."""
+    # Around the model and not around the engine, which on GPUs switches off an autocast
+    # that its configuration does not name.
+    model.forward = autocast(ranks.device, training.precision)(model.forward)
     sharded = zero_stage(deepspeed_config) == 3
     if training.compile:
         compile_blocks(model, sharded)

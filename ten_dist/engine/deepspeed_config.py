@@ -157,4 +157,5 @@ def derive_deepspeed_config(
             **file_config.get("data_types", {}),
             "grad_accum_dtype": "fp32",
         }
+    # Nothing for fp16: DeepSpeed sees float32, see ten_dist.engine.loss_scale.
     return derived

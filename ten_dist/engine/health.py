@@ -112,7 +112,7 @@ class Health:
             torch.device("cpu"), state.get("gradient_norms", []), logarithmic=True
         )
         self.skipped_steps: int = state.get("skipped_steps", 0)
-        """Steps of the run without an update."""
+        """Steps of the run without an update, but for those of an overflow alone."""
         self.consecutive: int = state.get("consecutive", 0)
         """Of those, the last in a row."""
         self._z_score = torch.zeros(())
@@ -126,6 +126,18 @@ class Health:
         self._z_score = self._losses.z_score(loss.double())
         bad = ~loss.isfinite() | (self._z_score > self._threshold)
         return torch.where(bad, torch.nan, 1.0).to(loss.dtype)
+
+    def only_gradient_overflowed(self, loss: float, gradient_norm: float) -> bool:
+        """Whether nothing but the gradient was wrong, as a loss scale can make it.
+
+        Such a step need not be judged: it is no anomaly, and not among what is usual.
+
+        Args:
+            loss: the one that :meth:`factor` was asked about.
+            gradient_norm: not finite where the step was not applied.
+        """
+        right = math.isfinite(loss) and float(self._z_score) <= self._threshold
+        return right and not math.isfinite(gradient_norm)
 
     def judge(self, loss: float, gradient_norm: float) -> Anomaly | None:
         """What was wrong with the step whose loss :meth:`factor` was asked about.

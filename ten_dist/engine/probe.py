@@ -12,14 +12,13 @@ import torch
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
-from ten_dist.model.precision import autocast
 from ten_dist.recurrence.bound import observed_energy
 
 # Weights are float32 and equal to the bit. What may differ is the order in which another
 # device, or another version of a kernel, adds up.
 _TOLERANCE = {"fp32": 1e-4}
 _LOW_PRECISION_TOLERANCE = 1e-2
-# What rounding of states to bfloat16 may add to the bound of their energy.
+# What rounding of states to bfloat16, or finer to float16, may add to the bound of their energy.
 _BOUND_TOLERANCE = 1e-2
 _ROWS = 2
 
@@ -77,7 +76,6 @@ def run_probe(
     with (
         # A graph has no place from where its scans could be watched.
         _uncompiled() if run.training.compile else contextlib.nullcontext(),
-        autocast(engine.device, run.training.precision),
         observed_energy() as bound,
     ):
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])

@@ -106,6 +106,11 @@ def _train(
     if start is None or start.completed is None:
         for line in run.describe():
             say(line)
+        if training.precision == "fp16" and ranks.device.type == "cpu":
+            say(
+                "--precision fp16 is for GPUs: processors rarely multiply in float16, "
+                "expect this to be many times slower than fp32"
+            )
         _verify_data(ranks, run, watchdog)
     if start is None:
         dry_run(ranks, run, deepspeed_file)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
+from ten_dist.engine.loss_scale import LossScale
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.model.precision import autocast
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import peak_memory_bytes
 
@@ -31,6 +31,8 @@ class StepResult:
     """Under the names of metrics.jsonl."""
     anomaly: Anomaly | None
     """What was wrong with it."""
+    overflowed: bool
+    """Whether it was not applied because the loss scale was too large."""
     stop_requested: bool
     """Whether any rank was asked to stop."""
     rows: list[TokenBatch]
@@ -70,8 +72,7 @@ class Stepper:
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch on the device, [B, T] int64 each."""
-        with autocast(self._engine.device, self._run.training.precision):
-            return self._engine(inputs, targets=targets)
+        return self._engine(inputs, targets=targets)
 
     def __call__(
         self,
@@ -79,6 +80,7 @@ class Stepper:
         batches: Iterator[TokenBatch],
         health: Health,
         excluded: list[int],
+        loss_scale: LossScale | None = None,
     ) -> StepResult:
         """Do step `number`, from 1.
 
@@ -87,6 +89,7 @@ class Stepper:
             batches: this rank's micro-batches; those of a step are taken.
             health: decides whether the weights are updated.
             excluded: global batches that were left out.
+            loss_scale: that of training in float16, told how the step went.
         """
         started = time.perf_counter()
         engine, plan = self._engine, self._plan
@@ -97,6 +100,10 @@ class Stepper:
         totals = torch.zeros(len(self._losses), device=engine.device)
         by_source = torch.zeros(2, max(1, len(self._sources)), device=engine.device)
         sharded = engine.zero_optimization()
+        scale = 1.0 if loss_scale is None else loss_scale.value
+        if sharded and loss_scale is not None:
+            # ZeRO then scales the loss, and looks at the norm, clips and updates without.
+            engine.optimizer.override_loss_scale(scale)
         taken = []
         for micro_step in range(plan.accumulation_steps):
             self._enter("data", number)
@@ -125,9 +132,9 @@ class Stepper:
                 means = self._over_ranks(totals)
                 loss = loss * health.factor(means[0])
             # DeepSpeed divides by the number of accumulations.
-            engine.backward(loss)
+            engine.backward(loss if sharded else loss * scale)
             if last and not sharded:
-                gradient_norm = self._averaged_gradient_norm()
+                gradient_norm = self._averaged_gradient_norm(scale)
                 if not math.isfinite(gradient_norm):
                     self._drop_gradients()
                     continue
@@ -139,7 +146,7 @@ class Stepper:
             norm = engine.get_global_grad_norm()
             # Infinite, or None, where DeepSpeed has skipped the update.
             gradient_norm = math.nan if norm is None else float(norm)
-        anomaly = health.judge(losses["loss"], gradient_norm)
+        anomaly, overflowed = _judge(health, loss_scale, losses["loss"], gradient_norm)
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
@@ -151,12 +158,13 @@ class Stepper:
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             "skipped_steps": health.skipped_steps,
+            **_scale_metrics(scale, loss_scale),
             "tokens_per_second": plan.tokens_per_step / seconds,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
-        return StepResult(metrics, anomaly, stops > 0, taken)
+        return StepResult(metrics, anomaly, overflowed, stops > 0, taken)
 
     def _over_ranks(self, totals: Tensor) -> Tensor:
         """Means of summed losses, and whether to stop, which no rank may do by itself."""
@@ -175,13 +183,15 @@ class Stepper:
         seed = np.random.SeedSequence((self._run.training.seed, step * share + number))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
-    def _averaged_gradient_norm(self) -> float:
+    def _averaged_gradient_norm(self, scale: float) -> float:
         """Norm of the gradient at stage 0, after its last accumulation.
 
         DeepSpeed tells the norm of sharded gradients only. Here every rank holds the
-        whole averaged gradient, before clipping.
+        whole averaged gradient, before clipping. It is divided by the loss scale.
         """
         gradients = [p.grad for p in self._engine.module.parameters()]
+        if scale != 1:
+            torch._foreach_mul_(gradients, 1 / scale)
         return torch.nn.utils.get_total_norm(gradients).item()
 
     def _drop_gradients(self) -> None:
@@ -207,3 +217,26 @@ class Stepper:
                 metrics[f"ce_loss/{name}"] = sums[source] / counts[source]
             metrics[f"epochs/{name}"] = read[source] / epochs[source]
         return metrics
+
+
+def _judge(
+    health: Health, loss_scale: LossScale | None, loss: float, gradient_norm: float
+) -> tuple[Anomaly | None, bool]:
+    """What was wrong with a step, and whether that was only the loss scale."""
+    overflowed = (
+        loss_scale is not None
+        and not loss_scale.at_floor
+        and health.only_gradient_overflowed(loss, gradient_norm)
+    )
+    anomaly = None if overflowed else health.judge(loss, gradient_norm)
+    applied = anomaly is None or anomaly.applied
+    if loss_scale is not None and applied:
+        loss_scale.update(overflowed)
+    return anomaly, overflowed
+
+
+def _scale_metrics(scale: float, loss_scale: LossScale | None) -> dict[str, float]:
+    """That which a step had, and how often it was too large so far."""
+    if loss_scale is None:
+        return {}
+    return {"loss_scale": scale, "overflowed_steps": loss_scale.overflowed_steps}

@@ -13,6 +13,7 @@ from ten_dist.engine.checkpoint_writer import CheckpointWriter
 from ten_dist.engine.checkpoints import load_checkpoint, newest_whole
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
+from ten_dist.engine.loss_scale import LossScale
 from ten_dist.engine.probe import run_probe
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
@@ -99,6 +100,9 @@ class Trainer:
         self._health = Health(
             self.engine.device, self.training.spike_threshold, record.get("health", {})
         )
+        self._loss_scale = None
+        if self.training.precision == "fp16":
+            self._loss_scale = LossScale(record.get("loss_scale") or {})
         batches = self._batches(done)
         stopping = self.stop.requested_of_any(self.ranks)
         try:
@@ -106,7 +110,9 @@ class Trainer:
             if self._validation_due(done) and self._final.get("validated_step") != done:
                 self._validate(done)
             while done < plan.steps and not stopping:
-                result = self._stepper(done + 1, batches, self._health, self._excluded)
+                result = self._stepper(
+                    done + 1, batches, self._health, self._excluded, self._loss_scale
+                )
                 done += 1
                 seconds = result.metrics["step_seconds"]
                 metrics = result.metrics | self.stragglers.end_step(done, seconds)
@@ -114,6 +120,8 @@ class Trainer:
                 self._report_saved()
                 self._final.update(result.metrics)
                 stopping = result.stop_requested
+                if result.overflowed:
+                    self._say_overflow(done)
                 if result.anomaly is not None:
                     self._respond(done, result.anomaly, result)
                 if self._validation_due(done):
@@ -171,12 +179,23 @@ class Trainer:
             "excluded_batches": self._excluded,
             "health": self._health.state(),
         }
+        if self._loss_scale is not None:
+            progress["loss_scale"] = self._loss_scale.state()
         self.writer.save(step, progress)
 
     def _report_saved(self) -> None:
         saved = self.writer.take_saved()
         if saved is not None:
             self.monitor.checkpoint(saved.metrics())
+
+    def _say_overflow(self, step: int) -> None:
+        """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
+        scale, number = self._loss_scale, self._loss_scale.overflowed_steps
+        if number & (number - 1) == 0:
+            say(
+                f"step {step}: the gradient overflowed in float16 and was not applied, "
+                f"the loss scale is now {scale.value:g}; {number} such steps so far"
+            )
 
     def _respond(self, step: int, anomaly: Anomaly, result: StepResult) -> None:
         """Do what `--on_anomaly` says about a step.

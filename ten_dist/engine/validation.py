@@ -13,7 +13,6 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.errors import DataError, TrainingError
 from ten_dist.evaluate import Evaluation, combine, evaluate
-from ten_dist.model.precision import autocast
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 
 
@@ -86,8 +85,7 @@ class Validation:
         )
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        with autocast(self._engine.device, self._run.training.precision):
-            return self._engine(inputs, targets=targets)
+        return self._engine(inputs, targets=targets)
 
     def _until_stopped(
         self, batches: Iterator[TokenBatch], step: int

@@ -1,4 +1,4 @@
-"""Where the precision of training must not reach."""
+"""The precision of training, and where it must not reach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     With bf16_params it serves where a float32 value, such as the folded coupling, meets
     a bfloat16 parameter.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -28,6 +28,8 @@ _SCALARS = {
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
     "skipped_steps": "health/skipped_steps",
+    "loss_scale": "health/loss_scale",
+    "overflowed_steps": "health/overflowed_steps",
     "energy_bound_ratio": "health/energy_bound_ratio",
     "eigenvalue_distance": "health/eigenvalue_distance",
     "checkpoint_held_seconds": "checkpoint/held_seconds",

@@ -4,8 +4,8 @@ Every term is a tensor that a part of the model (`ten_dist.model`) leaves for ba
 Widths are d, K eigenstates a scale, F of the MLP and V of the vocabulary. A block keeps
 its tensors for every token, but those of scale s of a hierarchy for one token in s.
 
-Exact for torch's kernels on CPUs; those of GPUs keep the same tensors, but masks of
-dropout in a byte a number.
+Exact for torch's kernels on CPUs, but for the scan in float16, which keeps float32 there;
+those of GPUs keep the same tensors, but masks of dropout in a byte a number.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ class Precision:
 
     @classmethod
     def of(cls, name: str) -> Precision:
-        """That of `fp32`, `bf16` or `bf16_params`."""
-        return {"fp32": cls(4, 4), "bf16": cls(4, 2), "bf16_params": cls(2, 2)}[name]
+        """That of `fp32`, `bf16`, `bf16_params` or `fp16`."""
+        return {
+            "fp32": cls(4, 4),
+            "bf16": cls(4, 2),
+            "bf16_params": cls(2, 2),
+            "fp16": cls(4, 2),
+        }[name]
 
     @property
     def copies_weights(self) -> bool:
-        """Whether products work with a copy of their weights, in bfloat16."""
+        """Whether products work with a copy of their weights, in 16 bits."""
         return self.products != self.parameters
 
 
@@ -48,7 +53,7 @@ class Kept:
     fixed: float = 0.0
     """Whatever its size: weights with the coupling."""
     copies: float = 0.0
-    """Whatever its size: weights in bfloat16, which are kept to the end of forward in
+    """Whatever its size: weights in 16 bits, which are kept to the end of forward in
     any case."""
 
     def bytes(self, rows: int) -> float:

@@ -23,7 +23,8 @@ class Device:
     name: str
     memory_bytes: float
     peak_flops: float
-    """Dense bfloat16 matrix products, operations a second."""
+    """Dense matrix products in bfloat16 or float16, which are equally fast on all of
+    these, operations a second."""
     memory_bandwidth: float
     """Bytes a second between the GPU and its own memory."""
     node_bandwidth: float

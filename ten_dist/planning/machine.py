@@ -27,8 +27,8 @@ class MachineOptions:
     gpu_memory_gib: float | None = None
     """Memory of a GPU in GiB, instead of the data sheet's."""
     peak_tflops: float | None = None
-    """TFLOP/s of a GPU, instead of the data sheet's of dense bfloat16; in float32 with
-    --precision fp32."""
+    """TFLOP/s of a GPU, instead of the data sheet's of dense bfloat16, which are those of
+    float16 too; in float32 with --precision fp32."""
     usable_memory: float = 0.9
     """Share of a GPU's memory that tensors can have: the rest goes to the driver, NCCL
     and what the allocator cannot use. Assumed."""

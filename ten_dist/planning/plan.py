@@ -71,7 +71,7 @@ def make_plan(
     """
     if training.precision == "fp32" and machine.peak_tflops is None:
         raise ConfigurationError(
-            "--precision fp32: the peaks known here are those of bfloat16, give "
+            "--precision fp32: the peaks known here are those of 16 bits, give "
             "--peak_tflops of your GPU in float32"
         )
     steps = plan_steps(training, machine.gpus, None).steps

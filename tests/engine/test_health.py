@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 
-import ten_dist.engine.step
-import ten_dist.engine.trainer
 from ten_dist.cli import main
 from ten_dist.engine.health import Health
-from tests.faulty_train import inject
+from tests.faulty_train import train_with
 from tests.launching import SMALL_MODEL, read_ledger, read_metrics, step_metrics, train
 
 CPU = torch.device("cpu")
@@ -96,17 +94,6 @@ def undisturbed(token_data, tmp_path_factory):
     assert main(["train", *map(str, arguments)]) == 0
     rows = {step: ranks[0] for step, ranks in read_ledger(folder).items()}
     return options, step_metrics(folder), rows
-
-
-def train_with(monkeypatch, fault, arguments):
-    """Train in this process with a fault."""
-    with monkeypatch.context() as patch:
-        # Set to themselves, so that they are put back afterwards.
-        trainer, stepper = ten_dist.engine.trainer, ten_dist.engine.step.Stepper
-        patch.setattr(trainer, "training_batches", trainer.training_batches)
-        patch.setattr(stepper, "_losses_of", stepper._losses_of)
-        inject(fault)
-        return main(["train", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])

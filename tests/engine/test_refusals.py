@@ -68,7 +68,6 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"vocab_size": "200"}, "--vocab_size 200 is smaller"),
         ({"seq_len": "10000000"}, "--seq_len"),
         ({"warmup_steps": "2"}, "--warmup_steps 2 does not fit"),
-        ({"precision": "fp16"}, "--precision fp16 is not offered: bf16"),
         ({"grace_seconds": "0"}, "--grace_seconds must be more than 0"),
         ({"on_anomaly": "ignore"}, "--on_anomaly must be skip or rollback or stop"),
         ({"spike_threshold": "-1"}, "--spike_threshold must be 0 or more"),

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.cli import main
 from ten_dist.data import Manifest, TokenReader
 from tests.launching import SMALL_MODEL, read_ledger, step_metrics, train
 
@@ -149,6 +150,22 @@ def test_bfloat16_with_recomputation_follows_plain_torch(
     expected = plain_training(token_data, batches, precision="bf16")["loss"]
     actual = list(step_metrics(tmp_path / "run").values())
     assert actual == pytest.approx(expected, abs=2e-2)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+def test_bfloat16_parameters_train_where_deepspeed_switches_autocast_off(
+    stage, token_data, monkeypatch, tmp_path
+):
+    """As on GPUs, where it looks for an autocast of others around the engine."""
+    enabled = torch.is_autocast_enabled
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda *device: not device or enabled(*device)
+    )
+    options = [*OPTIONS, "--data", token_data, "--output_dir", tmp_path / "run"]
+    options += ["--precision", "bf16_params", "--deepspeed_config", stage]
+    assert main(["train", *map(str, options)]) == 0
+    losses = step_metrics(tmp_path / "run")
+    assert losses[STEPS] < losses[1] - 0.5
 
 
 @pytest.mark.slow

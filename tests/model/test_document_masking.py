@@ -285,11 +285,12 @@ def test_a_continuation_forgets_earlier_documents(name):
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_bfloat16_stays_near_float32(name):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_products_stay_near_float32(name, dtype):
     model = masked_model(name)
     ids, targets = documents_of_two_rows(), random_ids(steps=STEPS, seed=2)
     exact = model.compute_loss(ids, targets)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         low = model.compute_loss(ids, targets)
     for part, value in exact.items():
         torch.testing.assert_close(low[part], value, rtol=2e-2, atol=2e-2)

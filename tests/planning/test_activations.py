@@ -85,3 +85,11 @@ def test_kept_bytes_are_those_that_are_alive(fields, precision):
     kept = kept_by_network(config, numbers, SEQ_LEN).bytes(ROWS)
     kept += kept_by_loss(config, numbers, SEQ_LEN).bytes(ROWS)
     assert kept == pytest.approx(alive_after_forward(config, precision), rel=0.005)
+
+
+def test_float16_keeps_as_much_as_bfloat16():
+    """Seen with attention: the scan of CPUs has no float16 of its own."""
+    config = TemporalEigenstateConfig(**SMALL, mixer="attention")
+    assert Precision.of("fp16") == Precision.of("bf16")
+    alive = [alive_after_forward(config, precision) for precision in ("fp16", "bf16")]
+    assert alive[0] == pytest.approx(alive[1], rel=0.005)

@@ -1,0 +1,68 @@
+"""The loss scale of training in float16, which adapts itself.
+
+Gradients of activations are float16 there: below 6e-8 they are zero, beyond 65504
+infinite. Times a power of two, which costs no digits, they lie in between; gradients of
+parameters are divided by it again, in float32, before anything looks at them. A scale
+that is too large shows as a gradient that is not finite: the update is left out, on all
+ranks as all have the same norm, and the scale is halved. After some steps without, it
+is tried doubled.
+
+DeepSpeed 0.19 has two such scales of its own, and neither serves. Its `fp16` casts all
+parameters, those of the recurrence included, and refuses CPUs without float16 arithmetic.
+With `torch_autocast` to float16 its sharded optimizers report and clip the norm of
+gradients that are still scaled, and return from a step whose norm is not finite before
+its scaler has seen it, so that the scale never falls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+INITIAL = 2.0**16
+FLOOR = 1.0
+GROWTH_STEPS = 2000
+"""Steps in a row without overflow, after which the scale is doubled."""
+
+
+class LossScale:
+    """What the loss is multiplied with before backward; the same on all ranks.
+
+    Args:
+        state: as :meth:`state` gave it, or an empty one.
+    """
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.value: float = state.get("value", INITIAL)
+        """A power of two."""
+        self.overflowed_steps: int = state.get("overflowed_steps", 0)
+        """Steps of the run whose update was left out because of the scale."""
+        self._since: int = state.get("steps_since_change", 0)
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether it cannot be halved: what overflows then does so by itself."""
+        return self.value <= FLOOR
+
+    def update(self, overflowed: bool) -> None:
+        """Adapt to a step whose loss was right.
+
+        Args:
+            overflowed: whether its gradient was not finite.
+        """
+        if overflowed:
+            self.overflowed_steps += 1
+            self.value = max(self.value / 2, FLOOR)
+            self._since = 0
+            return
+        self._since += 1
+        if self._since == GROWTH_STEPS:
+            self.value *= 2
+            self._since = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, ready for JSON."""
+        return {
+            "value": self.value,
+            "overflowed_steps": self.overflowed_steps,
+            "steps_since_change": self._since,
+        }
