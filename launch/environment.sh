@@ -218,10 +218,30 @@ print(cpu.unavailable() or "compiled")
   cp "$venv/installed" "$TORCH_EXTENSIONS_DIR/ten_dist.built"
 }
 
+# Offload to NVMe wants this one, and only there are libaio's headers needed.
+has_libaio() { printf '#include <libaio.h>\n' | "${CXX:-c++}" -E - >/dev/null 2>&1; }
+
+build_async_io() {
+  rm -f "$TORCH_EXTENSIONS_DIR"/{async_io,pin_memory}/lock
+  # Where it cannot be compiled, training with offload to NVMe says why.
+  phase "compiling DeepSpeed's operator for offload to NVMe, once" python -c '
+from deepspeed.accelerator import get_accelerator
+
+try:
+    get_accelerator().create_op_builder("AsyncIOBuilder").load()
+except Exception as error:
+    print(error)
+'
+  cp "$venv/installed" "$TORCH_EXTENSIONS_DIR/ten_dist.async_io"
+}
+
+has_async_io() { ! has_libaio || is_current "$TORCH_EXTENSIONS_DIR/ten_dist.async_io"; }
+
 is_current() { [ -e "$1" ] && [ "$(cat "$1")" = "$(fingerprint)" ]; }
 
 is_ready() {
-  [ ! -e "$venv/unfinished" ] && is_current "$venv/installed" && is_current "$TORCH_EXTENSIONS_DIR/ten_dist.built"
+  [ ! -e "$venv/unfinished" ] && is_current "$venv/installed" &&
+    is_current "$TORCH_EXTENSIONS_DIR/ten_dist.built" && has_async_io
 }
 
 set_up() {
@@ -233,6 +253,11 @@ set_up() {
   fi
   activate
   is_current "$TORCH_EXTENSIONS_DIR/ten_dist.built" || build_operator
+  if has_libaio; then
+    has_async_io || build_async_io
+  else
+    say "without libaio's headers (Debian: libaio-dev), so without offload to NVMe"
+  fi
   say "ready after $((SECONDS - start)) s"
   trap - INT TERM
 }
