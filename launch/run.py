@@ -152,7 +152,7 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
         ConfigurationError: they are wrong, or the batch does not divide over the ranks.
     """
     from ten_dist import train as train_command
-    from ten_dist.engine.deepspeed_config import load_deepspeed_file
+    from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.engine.plan import make_plan
 
     parser = argparse.ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
@@ -160,7 +160,7 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     parsed = parser.parse_args(train)
     training = TrainingConfig(**given_options(parsed, TrainingConfig))
     train_command.resolve_model_options(parsed, training.config)
-    load_deepspeed_file(training.deepspeed_config)
+    check_nvme_path(load_deepspeed_file(training.deepspeed_config), training)
     make_plan(dataclasses.replace(training, epochs=None), ranks, None)
     return training
 

@@ -28,6 +28,7 @@ _PLACEHOLDERS = {
     "python": "PATH",
     "ssh_config": "FILE",
     "deepspeed_config": "FILE",
+    "nvme_path": "DIR",
     "resume": "auto|never|PATH",
     "endpoint": "URL",
     "repository": "URL",

@@ -16,7 +16,11 @@ import contextlib
 from pathlib import Path
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.deepspeed_config import check_precision, load_deepspeed_file
+from ten_dist.engine.deepspeed_config import (
+    check_precision,
+    load_deepspeed_file,
+    swaps_to_nvme,
+)
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import write_json
 from ten_dist.monitor.console import say
@@ -139,6 +143,11 @@ def _stages(name: str | None, precision: str) -> tuple[tuple[str, Sharding], ...
     """The DeepSpeed configurations that may be chosen, one if it was asked for."""
     if name is not None:
         content = load_deepspeed_file(name)
+        if swaps_to_nvme(content):
+            raise ConfigurationError(
+                f"--deepspeed_config {name} swaps to NVMe, whose speed decides and is not "
+                "known here: plan with offload, which needs the same memory of a GPU"
+            )
         check_precision(precision, content, name)
         return ((Path(name).stem, Sharding.from_file(content)),)
     return tuple(

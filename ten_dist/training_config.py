@@ -44,6 +44,9 @@ class TrainingConfig:
     """Run folder: configuration, metrics, TensorBoard events, checkpoints."""
     deepspeed_config: str = "zero2"
     """DeepSpeed JSON file, or the name of one of ds_configs/ without its ending."""
+    nvme_path: str | None = None
+    """Folder on a local disk to swap to, where --deepspeed_config moves the optimizer to
+    NVMe; what is swapped is deleted at the end."""
     steps: int | None = None
     """Length of the run in optimizer steps."""
     tokens: float | None = None

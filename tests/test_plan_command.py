@@ -141,6 +141,7 @@ def test_the_machine_may_be_any(tmp_path):
         (["--precision", "fp32"], "give --peak_tflops"),
         (["--hten_scales", "1,3"], "hten_scales"),
         (["--deepspeed_config", "zero9"], "--deepspeed_config zero9 is neither"),
+        (["--deepspeed_config", "nvme"], "--deepspeed_config nvme swaps to NVMe"),
         (
             ["--precision", "bf16_params", "--deepspeed_config", "zero0"],
             "--precision bf16_params needs ZeRO stage 1",

@@ -6,16 +6,20 @@ name. When all have, rank 0 checks them, adds index and record, renames the fold
 replaces the pointer `latest`. A run killed at any moment leaves the checkpoint before it
 as the newest.
 
-The buffers stay: 12 bytes for each float32 weight that the rank holds.
+The buffers stay: 12 bytes for each float32 weight that the rank holds. Where weights and
+moments lie on NVMe there is no host memory for that: they are then written without a copy,
+a sub-group of parameters at a time, and training waits for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,11 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
 from ten_dist.files import sync_folder, write_json, write_text
 from ten_dist.run_folder import RunFolder
+
+Source = Callable[[Sequence[str]], Iterator[tuple[str, Tensor]]]
+
+Written = tuple[str | None, dict[str, FileRecord]]
+"""What went wrong, or None, and the files that a rank has written, by name."""
 
 # Of what a checkpoint takes, for index, record and the file system's own needs.
 _SPACE_MARGIN = 1.02
@@ -86,13 +95,13 @@ class CheckpointWriter:
         self._folder = folder
         self._zero_stage = engine.zero_optimization_stage()
         self._held = held_state(engine, ranks)
-        self._slices = list(self._held.slices)
-        if ranks.is_first:
-            self._slices += [
-                TensorSlice(name, 0, buffer.numel())
-                for name, buffer in self._held.buffers.items()
-            ]
-        self._host: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+        # Of the module's buffers, which all ranks have, rank 0 writes all.
+        self._buffers = [
+            TensorSlice(name, 0, buffer.numel())
+            for name, buffer in self._held.buffers.items()
+            if ranks.is_first
+        ]
+        self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._saved: SavedCheckpoint | None = None
@@ -120,7 +129,13 @@ class CheckpointWriter:
                 reason = lacking_space(self._folder, self._run.parameters)
                 if reason is not None:
                     raise TrainingError(f"{reason}, then start again to continue")
-        self._snapshot()
+        with torch.no_grad():
+            self._held.prepare()
+            if self._held.on_disk:
+                written = self._write_files(partial, self._values)
+            else:
+                self._snapshot()
+                written = None
         held_seconds = time.perf_counter() - started
         record = {
             "format": CHECKPOINT_FORMAT,
@@ -135,7 +150,10 @@ class CheckpointWriter:
             "held_seconds": held_seconds,
         }
         self._thread = threading.Thread(
-            target=self._write, args=(partial, record), name="checkpoint", daemon=True
+            target=self._finish,
+            args=(partial, record, written),
+            name="checkpoint",
+            daemon=True,
         )
         self._thread.start()
 
@@ -161,52 +179,73 @@ class CheckpointWriter:
         saved, self._saved = self._saved, None
         return saved
 
-    @torch.no_grad()
+    def _values(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Key and values of all that this rank writes, by :meth:`HeldState.values`."""
+        for piece, kind, values in self._held.values(kinds):
+            yield piece.key(kind), values
+        if WEIGHT in kinds:
+            for piece in self._buffers:
+                yield piece.key(WEIGHT), self._held.buffers[piece.name].view(-1)
+
+    def _shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
+        """Shapes by key, in the order of :meth:`_values`."""
+        held = [(p, kind) for p in self._held.slices for kind in kinds]
+        if WEIGHT in kinds:
+            held += [(piece, WEIGHT) for piece in self._buffers]
+        return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in held}
+
     def _snapshot(self) -> None:
-        self._held.prepare()
-        for kind in _KINDS:
-            for piece in self._slices:
-                buffer = self._held.buffers.get(piece.name)
-                if buffer is None:
-                    values = self._held.read(kind, piece)
-                elif kind == WEIGHT:
-                    values = buffer.view(-1)
-                else:
-                    continue
-                key = piece.key(kind)
-                if key not in self._host[kind]:
-                    self._host[kind][key] = torch.empty(
-                        values.shape,
-                        dtype=torch.float32,
-                        pin_memory=values.device.type == "cuda",
-                    )
-                self._host[kind][key].copy_(values, non_blocking=True)
+        for key, values in self._values(_KINDS):
+            if key not in self._host:
+                self._host[key] = torch.empty(
+                    values.shape,
+                    dtype=torch.float32,
+                    pin_memory=values.device.type == "cuda",
+                )
+            self._host[key].copy_(values, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def _write(self, partial: Path, record: dict[str, Any]) -> None:
+    def _from_host(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        return ((key, self._host[key]) for key in self._shapes(kinds))
+
+    def _write_files(self, partial: Path, source: Source) -> Written:
+        """Write this rank's files; raises nothing.
+
+        Args:
+            partial: the folder.
+            source: key and values of all slices of some kinds, in the order of
+                :meth:`_shapes`; values may change when the next are asked for.
+        """
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        files = {}
+        try:
+            for kinds in ((WEIGHT,), MOMENTS):
+                name = tensor_file_name(kinds[0], rank, world_size)
+                shapes, tensors = self._shapes(kinds), source(kinds)
+                read = functools.partial(_take, tensors)
+                files[name] = write_tensors(partial / name, shapes, torch.float32, read)
+                # To its end, where what the last values came from is let go.
+                next(tensors, None)
+        except Exception as failure:  # noqa: BLE001 - others wait for the word of this rank
+            return _describe(partial, failure), {}
+        return None, files
+
+    def _finish(
+        self, partial: Path, record: dict[str, Any], written: Written | None
+    ) -> None:
         """What the thread does. Ends with all ranks of one mind, whatever happened."""
         started = time.perf_counter()
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        error, files = None, {}
+        error, files = written or self._write_files(partial, self._from_host)
         try:
-            weights, moments = self._host[WEIGHT], {}
-            for kind in MOMENTS:
-                moments |= self._host[kind]
-            for kind, tensors in ((WEIGHT, weights), (MOMENTS[0], moments)):
-                name = tensor_file_name(kind, rank, world_size)
-                shapes = {key: values.shape for key, values in tensors.items()}
-                files[name] = write_tensors(
-                    partial / name, shapes, torch.float32, tensors.__getitem__
-                )
             # All together: the disk is busy from the first byte on.
             for name in files:
                 sync(partial / name)
-        except Exception as failure:  # noqa: BLE001 - others wait for the word of this rank
-            reason = getattr(failure, "strerror", None) or repr(failure)
-            error = f"{partial} cannot be written: {reason}"
+        except OSError as failure:
+            error = _describe(partial, failure)
+        slices = self._held.slices + self._buffers
         try:
-            written = self._ranks.background.gather((error, files, self._slices))
+            written = self._ranks.background.gather((error, files, slices))
             if self._ranks.is_first:
                 error = self._complete(partial, record, written, started)
             self._failure = self._ranks.background.from_first(error)
@@ -281,6 +320,19 @@ class CheckpointWriter:
 
 
 _KINDS = (WEIGHT, *MOMENTS)
+
+
+def _take(tensors: Iterator[tuple[str, Tensor]], expected: str) -> Tensor:
+    """The next values, in host memory, which are those of a key."""
+    key, values = next(tensors)
+    assert key == expected
+    return values.cpu()
+
+
+def _describe(partial: Path, failure: Exception) -> str:
+    """Why a checkpoint could not be written."""
+    reason = getattr(failure, "strerror", None) or repr(failure)
+    return f"{partial} cannot be written: {reason}"
 
 
 def lacking_space(folder: RunFolder, parameters: int) -> str | None:

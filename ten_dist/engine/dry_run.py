@@ -19,6 +19,7 @@ from ten_dist.engine.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.engine.swap_folder import swap_folder
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.monitor.console import say
@@ -152,14 +153,15 @@ def _training_step(
     batches: Iterator[tuple[Tensor, Tensor]],
 ) -> str:
     deepspeed_config = derive_deepspeed_config(deepspeed_file, training, plan)
-    model = build_model(config, training.seed, deepspeed_config)
-    engine = build_engine(model, training, deepspeed_config, ranks)
     total = torch.zeros((), device=ranks.device)
-    for inputs, targets in batches:
-        losses = engine(inputs.to(ranks.device), targets=targets.to(ranks.device))
-        engine.backward(losses["loss"])
-        engine.step()
-        total += losses["ce_loss"].detach()
+    with swap_folder(deepspeed_config, ranks) as deepspeed_config:
+        model = build_model(config, training.seed, deepspeed_config)
+        engine = build_engine(model, training, deepspeed_config, ranks)
+        for inputs, targets in batches:
+            losses = engine(inputs.to(ranks.device), targets=targets.to(ranks.device))
+            engine.backward(losses["loss"])
+            engine.step()
+            total += losses["ce_loss"].detach()
     mean = ranks.mean(total).item() / plan.accumulation_steps
     return f"cross-entropy {mean:.4f} before the update"
 

@@ -10,7 +10,8 @@ tensors, which is all that a checkpoint knows of
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import deepspeed
 import torch
@@ -38,9 +39,11 @@ class HeldState(abc.ABC):
         buffers: of the module, by name, the same on every rank.
         shapes: of parameters and buffers, by name. A tied parameter is there once, under
             its first name.
+        on_disk: whether weights and moments lie on NVMe, because host memory is short.
     """
 
     slices: list[TensorSlice]
+    on_disk = False
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         module = engine.module
@@ -51,12 +54,18 @@ class HeldState(abc.ABC):
             for name, tensor in (self.parameters | self.buffers).items()
         }
 
-    @abc.abstractmethod
-    def read(self, kind: str, piece: TensorSlice) -> Tensor:
-        """Values of one of `slices`, flat; possibly a view of what training changes.
+    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
+        """Slice, kind and values, flat, of all `slices` and of each one's kinds.
 
-        Moments are there after the first update, or after :meth:`prepare`.
+        Values may be a view of what training changes, and may change when the next are
+        asked for. Moments are there after the first update, or after :meth:`prepare`.
         """
+        for piece in self.slices:
+            for kind in kinds:
+                yield piece, kind, self._read(kind, piece)
+
+    @abc.abstractmethod
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor: ...
 
     def load(self, source: Source, optimizer_steps: int) -> None:
         """Set weights, in float32 and in the precision of training, and moments.
@@ -94,18 +103,22 @@ class HeldState(abc.ABC):
             self._make_moments(0)
 
     def _make_moments(self, steps: int) -> None:
-        optimizer = self._optimizer()
         for key in self._stepped():
-            state = optimizer.state[key]
-            for moment in MOMENTS:
-                state.setdefault(moment, torch.zeros_like(key, requires_grad=False))
-            if isinstance(optimizer, DeepSpeedCPUAdam):
-                state["step"] = steps
-            else:
-                # torch's fused AdamW counts where the parameters are.
-                fused = optimizer.defaults.get("fused")
-                device = key.device if fused else "cpu"
-                state["step"] = torch.tensor(float(steps), device=device)
+            self._make_moments_of(key, steps)
+
+    def _make_moments_of(self, key: Tensor, steps: int) -> None:
+        optimizer = self._optimizer()
+        state = optimizer.state[key]
+        for moment in MOMENTS:
+            if moment not in state:
+                state[moment] = torch.zeros_like(key, requires_grad=False)
+        if isinstance(optimizer, DeepSpeedCPUAdam):
+            state["step"] = steps
+        else:
+            # torch's fused AdamW counts where the parameters are.
+            fused = optimizer.defaults.get("fused")
+            device = key.device if fused else "cpu"
+            state["step"] = torch.tensor(float(steps), device=device)
 
 
 class _Replicated(HeldState):
@@ -133,7 +146,7 @@ class _Replicated(HeldState):
             return parameter.detach().view(-1)
         return self._optimizer().state[parameter][kind].view(-1)
 
-    def read(self, kind: str, piece: TensorSlice) -> Tensor:
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
         return self._whole(kind, piece.name)[piece.start : piece.stop]
 
     def _copy(self, source: Source) -> None:
@@ -166,7 +179,7 @@ class _Partitioned(HeldState):
     def _stepped(self) -> list[Tensor]:
         return self._groups
 
-    def read(self, kind: str, piece: TensorSlice) -> Tensor:
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
         mapping = self.parameters[piece.name]._hp_mapping
         flat = self._groups[mapping.param_group_index]
         if kind != WEIGHT:
@@ -181,7 +194,7 @@ class _Partitioned(HeldState):
         for piece in self.slices:
             for kind in (WEIGHT, *MOMENTS):
                 values = source(kind, piece.name, piece.start, piece.stop)
-                self.read(kind, piece).copy_(values)
+                self._read(kind, piece).copy_(values)
 
 
 class _Sharded(HeldState):
@@ -204,7 +217,7 @@ class _Sharded(HeldState):
     def _stepped(self) -> list[Tensor]:
         return self._zero.fp32_partitioned_groups_flat
 
-    def read(self, kind: str, piece: TensorSlice) -> Tensor:
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
         parameter = self.parameters[piece.name]
         if kind == WEIGHT:
             values = safe_get_local_fp32_param(parameter)
@@ -213,10 +226,7 @@ class _Sharded(HeldState):
         return values.detach()[: piece.stop - piece.start]
 
     def _copy(self, source: Source) -> None:
-        persistent = self._zero.persistent_parameters
-        if persistent:
-            # Small parameters are kept whole between steps: let go of the old values.
-            persistent[0].partition(persistent)
+        self._partition_persistent()
         for piece in self.slices:
             parameter = self.parameters[piece.name]
             padded = torch.zeros(parameter.partition_numel())
@@ -229,8 +239,79 @@ class _Sharded(HeldState):
                 else:
                     safe_set_local_optimizer_state(parameter, padded, kind)
 
+    def _partition_persistent(self) -> None:
+        """Let go of the old values of small parameters, kept whole between steps."""
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+
     def settle(self) -> None:
         self._zero.checkpoint_event_epilogue()
+
+
+class _Swapped(_Sharded):
+    """Stage 3 with its state on NVMe, of which one sub-group at a time is in memory.
+
+    A sub-group is what DeepSpeed updates at one time: a range of the parameters, their
+    partitions in one flat vector. Small ones are not swapped.
+    """
+
+    on_disk = True
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        super().__init__(engine)
+        self._places = {
+            name: self._zero.grad_position[self._zero.get_param_id(parameter)]
+            for name, parameter in self.parameters.items()
+        }
+        self._slices_of: list[list[TensorSlice]] = [[] for _ in self._stepped()]
+        for piece in self.slices:
+            self._slices_of[self._places[piece.name][0]].append(piece)
+        self.slices = [piece for pieces in self._slices_of for piece in pieces]
+
+    @contextlib.contextmanager
+    def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
+        """Have a sub-group in memory, and write it back if it is changed."""
+        swapped = self._zero._swappable_optimizer_subgroup(group)
+        if swapped:
+            self._zero._optimizer_states_and_gradient_swap_in(group)
+        try:
+            yield
+        finally:
+            if swapped and changed:
+                self._zero._optimizer_states_and_gradient_swap_out(group)
+            elif swapped:
+                self._zero._release_swap_buffers(group)
+
+    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
+        for group, pieces in enumerate(self._slices_of):
+            with self._in_memory(group, changed=False):
+                for piece in pieces:
+                    for kind in kinds:
+                        yield piece, kind, self._read(kind, piece)
+
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
+        group, offset, _ = self._places[piece.name]
+        flat = self._stepped()[group]
+        if kind != WEIGHT:
+            flat = self._optimizer().state[flat][kind]
+        return flat.detach().narrow(0, offset, piece.stop - piece.start)
+
+    def _make_moments(self, steps: int) -> None:
+        for group, key in enumerate(self._stepped()):
+            with self._in_memory(group, changed=True):
+                self._make_moments_of(key, steps)
+
+    def _copy(self, source: Source) -> None:
+        self._partition_persistent()
+        for group, pieces in enumerate(self._slices_of):
+            with self._in_memory(group, changed=True):
+                for piece in pieces:
+                    for kind in (WEIGHT, *MOMENTS):
+                        values = source(kind, piece.name, piece.start, piece.stop)
+                        self._read(kind, piece).copy_(values)
+                # The weights that the model computes with, in its precision.
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
@@ -238,4 +319,7 @@ def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return _Replicated(engine, ranks)
-    return _Sharded(engine) if stage == 3 else _Partitioned(engine)
+    if stage < 3:
+        return _Partitioned(engine)
+    swapped = engine.optimizer.swap_optimizer
+    return _Swapped(engine) if swapped else _Sharded(engine)

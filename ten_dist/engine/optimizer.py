@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-from ten_dist.engine.deepspeed_config import offloads_optimizer
+from ten_dist.engine.deepspeed_config import offloads
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.training_config import TrainingConfig
 
@@ -28,7 +28,7 @@ def make_optimizer(
         "lr": training.learning_rate,
         "betas": (training.adam_beta1, training.adam_beta2),
     }
-    if device.type == "cuda" and offloads_optimizer(deepspeed_config):
+    if device.type == "cuda" and offloads(deepspeed_config, "offload_optimizer"):
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     # One pass over each tensor, without copies of it on the way, on CPUs as well.
     return torch.optim.AdamW(groups, fused=True, **options)

@@ -19,7 +19,7 @@ from ten_dist.engine.checkpoints import (
     load_checkpoint,
     newest_whole,
 )
-from ten_dist.engine.deepspeed_config import load_deepspeed_file
+from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
@@ -27,6 +27,7 @@ from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
 from ten_dist.engine.stop_signals import StopSignals
+from ten_dist.engine.swap_folder import check_swap_path, swap_folder
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
@@ -71,6 +72,7 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     # What every rank reads alike from the command line is checked before the ranks
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
+    check_nvme_path(deepspeed_file, training)
     TemporalEigenstateConfig.preset(training.config, **model_options)
     make_plan(dataclasses.replace(training, epochs=None), world_size, None)
 
@@ -101,6 +103,7 @@ def _train(
         keep_freed_memory()
     with ranks.agreeing():
         run = resolve(training, model_options, deepspeed_file, ranks.world_size)
+        check_swap_path(run.deepspeed_config, run.parameters, ranks)
     _agree_on_data(ranks, run)
     start = None if training.dry_run else _find_start(ranks, run)
     if start is None or start.completed is None:
@@ -115,8 +118,11 @@ def _train(
     if start is None:
         dry_run(ranks, run, deepspeed_file)
     elif start.completed is None:
-        with StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop:
-            _run(ranks, run, start, stop, watchdog)
+        with (
+            StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop,
+            swap_folder(run.deepspeed_config, ranks) as deepspeed_config,
+        ):
+            _run(ranks, run, deepspeed_config, start, stop, watchdog)
     else:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -188,6 +194,7 @@ def _verify_data(
 def _run(
     ranks: Ranks,
     run: ResolvedRun,
+    deepspeed_config: dict[str, Any],
     start: Start,
     stop: StopSignals,
     watchdog: Watchdog | NoWatchdog,
@@ -195,9 +202,9 @@ def _run(
     training, plan = run.training, run.plan
     folder = RunFolder(training.output_dir)
     engine = build_engine(
-        build_model(run.model_config, training.seed, run.deepspeed_config),
+        build_model(run.model_config, training.seed, deepspeed_config),
         training,
-        run.deepspeed_config,
+        deepspeed_config,
         ranks,
     )
     ranks.be_patient()

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.deepspeed_config import offloads_optimizer, zero_stage
+from ten_dist.engine.deepspeed_config import offloads, zero_stage
 from ten_dist.planning.parameters import count, parameters_of
 
 
@@ -44,8 +44,8 @@ class Sharding:
         return cls(
             stage=zero_stage(content),
             ranks=ranks,
-            offload=offloads_optimizer(content),
-            offload_parameters=bool(zero.get("offload_param")),
+            offload=offloads(content, "offload_optimizer"),
+            offload_parameters=offloads(content, "offload_param"),
             **{field: int(zero[key]) for field, key in names.items() if key in zero},
         )
 

@@ -72,7 +72,20 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"on_anomaly": "ignore"}, "--on_anomaly must be skip or rollback or stop"),
         ({"spike_threshold": "-1"}, "--spike_threshold must be 0 or more"),
         ({"keep_checkpoint_every": "5"}, "without --keep_checkpoints"),
-        ({"deepspeed_config": "zero9"}, "neither a file nor one of offload, zero0"),
+        (
+            {"deepspeed_config": "zero9"},
+            "neither a file nor one of nvme, offload, zero0",
+        ),
+        ({"deepspeed_config": "nvme"}, "--nvme_path is missing"),
+        ({"nvme_path": "/tmp"}, "--nvme_path has no effect with"),
+        (
+            {"deepspeed_config": "nvme", "nvme_path": "/nowhere"},
+            "--nvme_path /nowhere is not a folder",
+        ),
+        (
+            {"deepspeed_config": "nvme", "nvme_path": __file__},
+            "test_refusals.py is not a folder",
+        ),
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
         ({"tokens": "100"}, "--steps and --tokens both"),
@@ -104,8 +117,33 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ('{"zero_optimization": {"stage": 4}}', "must be 0, 1, 2 or 3"),
         ('{"zero_optimization": true}', "zero_optimization in"),
         (
-            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
-            "offload_optimizer.device in",
+            '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
+            "is cpu, which needs ZeRO stage 1 or more",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+            "is cpu, which needs ZeRO stage 3 or more",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}',
+            "is nvme, which needs ZeRO stage 3",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "ssd"}}}',
+            "must be none, cpu or nvme, not ssd",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"nvme_path": "/"}}}',
+            "it is set by --nvme_path",
+        ),
+        (
+            """{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme",
+            "buffer_count": 3}}}""",
+            "offload_optimizer.buffer_count in",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}',
+            "is nvme, with which DeepSpeed fails",
         ),
     ],
 )
@@ -113,6 +151,29 @@ def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
     file = tmp_path / "deepspeed.json"
     file.write_text(content)
     assert message in refusal(capsys, {**options, "deepspeed_config": str(file)})
+
+
+def test_no_room_to_swap(capsys, tmp_path, options, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    given = {"deepspeed_config": "nvme", "nvme_path": str(tmp_path)}
+    line = refusal(capsys, {**options, **given})
+    assert f"--nvme_path {tmp_path} has 1e-06 GB free" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_libaio(capsys, tmp_path, options, monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    def fail(_):
+        raise RuntimeError("Unable to JIT load the async_io op\nin many words")
+
+    builder = get_accelerator().get_op_builder("AsyncIOBuilder")
+    monkeypatch.setattr(builder, "load", fail)
+    given = {"deepspeed_config": "nvme", "nvme_path": str(tmp_path)}
+    line = refusal(capsys, {**options, **given})
+    assert "apt-get install libaio-dev" in line and "Unable to JIT load" in line
+    assert not (tmp_path / "run").exists()
 
 
 def damage(data, kind):

@@ -1,4 +1,8 @@
-"""Every ZeRO stage on two ranks does what plain torch does on one."""
+"""Every ZeRO stage on two ranks does what plain torch does on one.
+
+Every precision at every stage, with offload and without; offload to NVMe, which swaps
+nothing of a model as small as here, is in test_nvme.py.
+"""
 
 import pytest
 import torch
@@ -20,6 +24,8 @@ OPTIONS = [
     *("--seed", 5, "--ledger"),
 ]
 STAGES = ["zero0", "zero1", "zero2", "zero3", "offload"]
+# Of the float32 runs; the others have it alone, or have it at some stages.
+RECOMPUTING = ("zero1", "offload")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +33,13 @@ def runs(token_data, tmp_path_factory):
     """Run folder by DeepSpeed configuration, float32 on two ranks."""
     folder = tmp_path_factory.mktemp("stages")
     for stage in STAGES:
+        recompute = "block" if stage in RECOMPUTING else "none"
         train(
             [
                 *OPTIONS,
                 *("--data", token_data, "--output_dir", folder / stage),
                 *("--deepspeed_config", stage, "--precision", "fp32"),
+                *("--gradient_checkpointing", recompute),
             ]
         )
     return {stage: folder / stage for stage in STAGES}
@@ -134,7 +142,7 @@ def test_all_stages_validate_alike(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero0", "zero3"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_bfloat16_with_recomputation_follows_plain_torch(
     stage, runs, token_data, tmp_path
 ):
@@ -169,15 +177,19 @@ def test_bfloat16_parameters_train_where_deepspeed_switches_autocast_off(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+@pytest.mark.parametrize(
+    ("stage", "recompute"),
+    [("zero1", "none"), ("zero2", "block"), ("zero3", "none"), ("offload", "block")],
+)
 def test_bfloat16_parameters_keep_the_eigenvalues_exact(
-    stage, runs, token_data, tmp_path
+    stage, recompute, runs, token_data, tmp_path
 ):
     train(
         [
             *OPTIONS,
             *("--data", token_data, "--output_dir", tmp_path / "run"),
             *("--deepspeed_config", stage, "--precision", "bf16_params"),
+            *("--gradient_checkpointing", recompute),
         ]
     )
     expected = list(step_metrics(runs["zero0"]).values())

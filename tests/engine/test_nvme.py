@@ -1,0 +1,142 @@
+"""ZeRO stage 3 with its state on NVMe trains, saves and continues as all others do."""
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from ten_dist.engine.deepspeed_config import SHIPPED_CONFIGS
+from ten_dist.engine.swap_folder import _reserving
+from ten_dist.errors import TrainingError
+from tests.elastic_matrix import largest_difference
+from tests.launching import step_metrics, train, train_until_killed
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(),
+        reason="libaio has no headers here (Debian: libaio-dev)",
+    ),
+]
+
+STEPS = 12
+# DeepSpeed swaps nothing smaller than 1 MiB: on two ranks a sub-group needs 2^18 weights of
+# each.
+OPTIONS = [
+    *("--config", "pico", "--dim", 192, "--n_layers", 3, "--num_eigenstates", 96),
+    *("--num_heads", 2, "--use_hten", "--hten_scales", "1,2", "--dropout", 0.1),
+    *("--steps", STEPS, "--global_batch_size", 8, "--micro_batch_size", 2),
+    *("--seq_len", 48, "--warmup_steps", 3, "--checkpoint_interval", 4),
+    *("--precision", "fp32", "--num_workers", 0, "--data_verification", "size"),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The shipped configuration with sub-groups so small that there are several."""
+    content = json.loads((SHIPPED_CONFIGS / "nvme.json").read_text())
+    content["zero_optimization"]["sub_group_size"] = 300_000
+    # None stay whole, out of the way of what is swapped.
+    content["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
+    file = tmp_path_factory.mktemp("config") / "nvme.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture
+def swapping(config, tmp_path):
+    """Options of a training that swaps to a folder of the test."""
+    (tmp_path / "swap").mkdir()
+    return ["--deepspeed_config", config, "--nvme_path", tmp_path / "swap"]
+
+
+@pytest.fixture(scope="module")
+def reference(token_data, tmp_path_factory):
+    """A whole run without any offload."""
+    folder = tmp_path_factory.mktemp("nvme") / "run"
+    options = [*OPTIONS, "--data", token_data]
+    train([*options, "--output_dir", folder, "--deepspeed_config", "zero2"])
+    return options, folder
+
+
+def from_step_four(source, folder):
+    """A copy of a run as it was after its first checkpoint."""
+    shutil.copytree(source, folder)
+    (folder / "COMPLETED").unlink()
+    for step in (8, 12):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+    return folder
+
+
+def swapped_files(folder):
+    return {path.name for path in folder.rglob("*.tensor.swp")}
+
+
+def test_killed_while_swapping_and_continued_without(reference, swapping, tmp_path):
+    options, source = reference
+    folder, swap = tmp_path / "run", tmp_path / "swap"
+    options = [*options, "--output_dir", folder]
+    train_until_killed([*options, *swapping], folder, 6)
+    # Weights and both moments of several sub-groups were swapped.
+    left = swapped_files(swap)
+    for kind in ("exp_avg-", "exp_avg_sq-"):
+        assert len([name for name in left if name.startswith(kind)]) > 1, left
+    output = train([*options, "--deepspeed_config", "zero0"], ranks=0)
+    assert "4 steps done" in output
+    assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
+
+
+def test_continued_while_swapping_on_one_rank(reference, swapping, tmp_path):
+    options, source = reference
+    folder, swap = from_step_four(source, tmp_path / "run"), tmp_path / "swap"
+    # What a killed run has left goes, what is another's stays.
+    (swap / "ten_dist_swap_dead").mkdir()
+    (swap / "ten_dist_swap_dead" / "1.tensor.swp").write_bytes(b"weights")
+    (swap / "other.tensor.swp").write_bytes(b"another program's")
+    options = [*options, "--output_dir", folder, *swapping]
+    assert "4 steps done" in train(options, ranks=0)
+    assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
+    assert os.listdir(swap) == ["other.tensor.swp"]
+
+
+def test_bfloat16_parameters_with_recomputation(token_data, swapping, tmp_path):
+    """At the end there are float32 weights and moments as without offload."""
+    options = [*OPTIONS, "--data", token_data, "--precision", "bf16_params"]
+    options += ["--gradient_checkpointing", "block"]
+    plain, swapped = tmp_path / "plain", tmp_path / "swapped"
+    train([*options, "--output_dir", plain, "--deepspeed_config", "zero3"])
+    train([*options, "--output_dir", swapped, *swapping])
+    assert step_metrics(swapped) == pytest.approx(step_metrics(plain), rel=2e-3)
+    name = "checkpoints/step_00000012"
+    assert largest_difference(plain / name, swapped / name) < 2e-2
+    assert not os.listdir(tmp_path / "swap")
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    """DeepSpeed does not look at the results of its writes."""
+
+    class Plain:
+        def async_pwrite(self, buffer, file, offset):
+            written.append(file)
+            return 0
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    written = []
+    handle = _reserving(Plain, tmp_path)()
+    file = str(tmp_path / "1.tensor.swp")
+    for _ in range(2):
+        handle.async_pwrite(torch.zeros(4096), file, 0)
+    assert written == [file, file]
+    assert os.stat(file).st_blocks * 512 >= 4 * 4096
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    # Its blocks are there already.
+    handle.async_pwrite(torch.zeros(4096), file, 0)
+    with pytest.raises(TrainingError, match=f"--nvme_path {tmp_path} is full"):
+        handle.async_pwrite(torch.zeros(4096), str(tmp_path / "2.tensor.swp"), 0)
+    assert len(written) == 3
