@@ -41,11 +41,10 @@ enum class Gain { none, fixed, dynamic };
 
 // tanh x = 1 - 2 / (e^2x + 1), of two arguments with one division. Cut to +-9, where tanh is
 // 1 to the last bit, the product of the denominators stays finite.
-template <Accuracy ACCURACY>
 inline void tanh_of_both(Floats x, Floats y, Floats& tanh_x, Floats& tanh_y) {
-  const Floats a = power_of_two<ACCURACY>(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
-  const Floats b = power_of_two<ACCURACY>(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
-  const Floats twice_inverse = 2.0f * inverse<ACCURACY>(a * b);
+  const Floats a = power_of_two(cut(x, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats b = power_of_two(cut(y, 9.0f), 2 * LOG2_E) + 1.0f;
+  const Floats twice_inverse = 2.0f * inverse(a * b);
   tanh_x = 1.0f - b * twice_inverse;
   tanh_y = 1.0f - a * twice_inverse;
 }
@@ -160,9 +159,7 @@ struct Base {
   }
 };
 
-// lambda = rho e^(i phi) of one step, with what backward needs of it. A decay near 1 is what
-// long memories are made of: it is computed in full, whatever its modulation.
-template <Accuracy ACCURACY>
+// lambda = rho e^(i phi) of one step, with what backward needs of it.
 struct Eigenvalue {
   Floats real, imaginary;
   Floats decay, complement;     // rho and 1 - rho
@@ -175,7 +172,7 @@ struct Eigenvalue {
   }
 
   Eigenvalue(const Base& base, Floats p, Floats q, Modulation modulation) {
-    tanh_of_both<ACCURACY>(p, q, bounded_p, bounded_q);
+    tanh_of_both(p, q, bounded_p, bounded_q);
     if (modulation == Modulation::narrow) {
       complement = base.complement(bounded_p);
       decay = 1.0f - complement;
@@ -199,7 +196,7 @@ struct Eigenvalue {
     const Floats square = complement * (1.0f + decay);
     // Of a decay that cannot be told from 1 the gain is 0, and so is its slope.
     const Floats inverse_gain =
-        inverse_root<ACCURACY>(choose(square < SMALLEST, all(SMALLEST), square));
+        inverse_root(at_least(square, SMALLEST));
     value = square * inverse_gain;
     slope = -decay * decay * complement * inverse_gain;
   }
@@ -209,7 +206,7 @@ struct Eigenvalue {
 
   void set_decay(Floats logit) {
     const Floats e = exponential(-logit);
-    decay = inverse<Accuracy::full>(1.0f + e);
+    decay = inverse(1.0f + e);
     complement = e * decay;
   }
 };
@@ -218,14 +215,16 @@ struct Eigenvalue {
 // and imaginary parts at one step, or what else stands in the two halves of the row.
 template <typename T>
 struct Place {
+  static constexpr int WRITE = !std::is_const_v<T>;
   T* at;
   int64_t step, half;
 
   void move(int64_t steps) { at += steps * step; }
-  // Asks for a place of the future; one outside the tensor does no harm.
+  // Asks for a place of the future, to read or to write it; one outside the tensor does no
+  // harm.
   void ask(int64_t steps) const {
-    __builtin_prefetch(at + steps * step);
-    __builtin_prefetch(at + steps * step + half);
+    __builtin_prefetch(at + steps * step, WRITE);
+    __builtin_prefetch(at + steps * step + half, WRITE);
   }
   Floats first() const { return load(at); }
   Floats second() const { return load(at + half); }
@@ -336,7 +335,6 @@ template <typename T, bool MODULATED, Gain GAIN>
 void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
              const Sequence<const T>& modulation_, const float* initial, const Resets& resets,
              const Sequence<T>& states_, float* final, float* energy) {
-  using Value = Eigenvalue<accuracy_for<T>>;
   const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
@@ -350,16 +348,21 @@ void forward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Place<const T> beta = beta_(b, begin, base.k);
     Place<const T> modulation = modulation_(b, begin, base.k);
     Place<T> states = states_(b, begin, base.k);
-    const Value fixed(base);
+    const Eigenvalue fixed(base);
     Floats gain, slope;
     fixed.gain(gain, slope);
     Floats real = vector.real, imaginary = vector.imaginary, squares{};
+    // Vectors that share a cache line need not ask for it each.
+    const bool asks = base.k * sizeof(T) % 64 == 0;
     for (int64_t t = begin; t < end; ++t) {
-      beta.ask(TILE);
-      Value value = fixed;
+      if (asks) {
+        beta.ask(TILE);
+        states.ask(TILE);
+        if constexpr (MODULATION != Modulation::none) modulation.ask(TILE);
+      }
+      Eigenvalue value = fixed;
       if constexpr (MODULATION != Modulation::none) {
-        modulation.ask(TILE);
-        value = Value(base, modulation.first(), modulation.second(), MODULATION);
+        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(1);
       }
       Floats drive_real = beta.first(), drive_imaginary = beta.second();
@@ -417,7 +420,6 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
               const float* grad_final, const float* grad_energy,
               const Sequence<T>& grad_beta_, const Sequence<T>& grad_modulation_,
               float* grad_base, float* grad_initial) {
-  using Value = Eigenvalue<accuracy_for<T>>;
   const int64_t steps = beta_.steps, width = beta_.half;
 
   struct Vector {
@@ -441,7 +443,7 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     Place<const T> grad_states = grad_states_(b, end - 1, k);
     Place<T> grad_beta = grad_beta_(b, end - 1, k);
     Place<T> grad_modulation = grad_modulation_(b, end - 1, k);
-    const Value fixed(base);
+    const Eigenvalue fixed(base);
     Floats gain, slope;
     fixed.gain(gain, slope);
     const Floats energy_weight = vector.energy_weight;
@@ -451,10 +453,10 @@ void backward(const Sequence<const T>& beta_, const std::vector<Base>& bases,
     for (int64_t t = end - 1; t >= begin; --t) {
       grad_states.ask(-TILE);
       states_before.ask(-TILE);
-      Value value = fixed;
+      Eigenvalue value = fixed;
       if constexpr (MODULATION != Modulation::none) {
         modulation.ask(-TILE);
-        value = Value(base, modulation.first(), modulation.second(), MODULATION);
+        value = Eigenvalue(base, modulation.first(), modulation.second(), MODULATION);
         modulation.move(-1);
       }
       Floats before_real{}, before_imaginary{};

@@ -38,13 +38,15 @@ inline Floats load(const float* from) {
 inline Floats load(const uint16_t* from) {
   Halves half;
   std::memcpy(&half, from, sizeof(half));
-#if defined(__AVX512F__)
-  const __m512i longer = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(half));
-  const Words word = reinterpret_cast<Words>(longer);
+#if defined(__AVX512BW__)
+  // Each into the upper half of its word, zeros into the lower, in one instruction.
+  const __m512i source = _mm512_castsi256_si512(reinterpret_cast<__m256i>(half));
+  const __m512i places = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7,
+                                          0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  return reinterpret_cast<Floats>(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, places, source));
 #else
-  const Words word = __builtin_convertvector(half, Words);
+  return floats(__builtin_convertvector(half, Words) << 16);
 #endif
-  return floats(word << 16);
 }
 
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof(x)); }
@@ -73,60 +75,50 @@ inline Floats cut(Floats x, float limit) {
 #endif
 }
 
-// How near functions of the modulation come: to a few units in the last place of a float, or,
-// for modulations in bfloat16, to 1e-4, a fortieth of what their own rounding leaves open.
-enum class Accuracy { full, rough };
-
-template <typename T>
-constexpr Accuracy accuracy_for = sizeof(T) == 2 ? Accuracy::rough : Accuracy::full;
+// The larger of x and a limit; a NaN stays one.
+inline Floats at_least(Floats x, float limit) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_max_ps(_mm512_set1_ps(limit), reinterpret_cast<__m512>(x)));
+#else
+  return choose(x < limit, all(limit), x);
+#endif
+}
 
 // 2^(scale x) for |scale x| < 126: 2^n p(r), n the nearest whole number, |r| <= 1/2 and p the
-// polynomial with the least relative error: 8e-8, or 1e-4 and exact at 0.
-template <Accuracy ACCURACY>
+// polynomial with the least relative error, 8e-8.
 inline Floats power_of_two(Floats x, float scale) {
   // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
   const Floats shifted = x * scale + 12582912.0f;
   const Floats r = x * scale - (shifted - 12582912.0f);
-  Floats p;
-  if constexpr (ACCURACY == Accuracy::rough) {
-    p = all(5.500877e-2f);
-    p = p * r + 2.4221062e-1f;
-    p = p * r + 6.9328291e-1f;
-    p = p * r + 1.0f;
-  } else {
-    p = all(1.327647263e-3f);
-    p = p * r + 9.675541343e-3f;
-    p = p * r + 5.550713272e-2f;
-    p = p * r + 2.402211972e-1f;
-    p = p * r + 6.931469671e-1f;
-    p = p * r + 1.000000072f;
-  }
+  Floats p = all(1.327647263e-3f);
+  p = p * r + 9.675541343e-3f;
+  p = p * r + 5.550713272e-2f;
+  p = p * r + 2.402211972e-1f;
+  p = p * r + 6.931469671e-1f;
+  p = p * r + 1.000000072f;
   return floats(bits(p) + (bits(shifted) << 23));
 }
 
 constexpr float LOG2_E = 1.44269504f;
 
-inline Floats exponential(Floats x) {
-  return power_of_two<Accuracy::full>(cut(x, 87.0f), LOG2_E);
-}
+inline Floats exponential(Floats x) { return power_of_two(cut(x, 87.0f), LOG2_E); }
 
-// 1 / x and, for x > 0, 1 / sqrt x: the processor's estimate, to 6e-5, and for two units in the
-// last place a Newton step, which takes a third of the time of its division and its root.
-template <Accuracy ACCURACY>
+// 1 / x and, for x > 0, 1 / sqrt x, to two units in the last place. A Newton step after the
+// processor's estimate takes a third of the time of its division and its root.
 inline Floats inverse(Floats x) {
 #if defined(__AVX512F__)
   const Floats y = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
-  return ACCURACY == Accuracy::rough ? y : y + y * (1.0f - x * y);
+  return y + y * (1.0f - x * y);
 #else
   return 1.0f / x;
 #endif
 }
 
-template <Accuracy ACCURACY>
 inline Floats inverse_root(Floats x) {
 #if defined(__AVX512F__)
   const Floats y = reinterpret_cast<Floats>(_mm512_rsqrt14_ps(reinterpret_cast<__m512>(x)));
-  return ACCURACY == Accuracy::rough ? y : y + y * (0.5f - 0.5f * x * y * y);
+  return y + y * (0.5f - 0.5f * x * y * y);
 #else
   Floats result;
   for (int i = 0; i < LANES; ++i) result[i] = 1.0f / std::sqrt(x[i]);
