@@ -56,8 +56,8 @@ def linear_cross_entropy(
     return loss, z_loss, position_losses.view_as(targets)
 
 
-# Elements that torch's operators pass over in turn on a CPU.
-_LOGITS_IN_CACHE = 2**20
+# Elements that operators of torch pass over, one after the other, on a CPU.
+_ELEMENTS_IN_CACHE = 2**20
 # Positions whose gradients of the weight are added up in that dtype. float16 ends at 65504,
 # which no loss scale can help here, as this sum is not scaled yet: were all of these the
 # same wrong token, hidden values of 32 would still fit.
@@ -160,6 +160,16 @@ def _weight_gradient(logits: Tensor, hidden: Tensor) -> Tensor:
     return logits.T @ hidden
 
 
+def _add_up(total: Tensor, term: Tensor) -> None:
+    """total += term, which torch first copies to the dtype of `total`: on a CPU, where that
+    would be as large as the logits, some rows at a time."""
+    rows = total.shape[0]
+    if total.device.type == "cpu" and total.dtype != term.dtype:
+        rows = max(1, _ELEMENTS_IN_CACHE // total.shape[1])
+    for some, of_term in zip(total.split(rows), term.split(rows)):
+        some += of_term
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -191,7 +201,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = _product(low_hidden, low_weight.T)
             piece_rows = rows
             if hidden.device.type == "cpu" and not _takes_operator(logits):
-                piece_rows = max(1, _LOGITS_IN_CACHE // vocab_size)
+                piece_rows = max(1, _ELEMENTS_IN_CACHE // vocab_size)
             for piece in zip(
                 logits[:, :vocab_size].split(piece_rows),
                 targets[part].split(piece_rows),
@@ -209,7 +219,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for some_logits, some_hidden in zip(
                     logits.split(at_once), low_hidden.split(at_once)
                 ):
-                    grad_weight += _weight_gradient(some_logits, some_hidden)
+                    _add_up(grad_weight, _weight_gradient(some_logits, some_hidden))
             # Before the next ones are made.
             del logits, piece
         z_loss *= scale

@@ -184,12 +184,9 @@ class _Moments:
         # The weight as the products take it, and its gradient of a piece.
         copied = p.products < _FLOAT or fills_up(config.vocab_size) > 0
         logits += p.products * self.head * (1 + copied)
-        if p.products < _FLOAT:
-            # In float32: on a GPU the logits of a piece, on a CPU that gradient, when it
-            # is added.
-            logits += _FLOAT * (
-                self.head if self.work.on_cpu else rows * config.vocab_size
-            )
+        if p.products < _FLOAT and not self.work.on_cpu:
+            # In float32; on a CPU the operator needs no memory of its own.
+            logits += _FLOAT * rows * config.vocab_size
         # The normed stream is there beside its gradient.
         logits += _FLOAT * self.tokens * config.dim
         return self._at(
