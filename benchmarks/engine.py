@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.measure import Report, paired, run_measurements
+from benchmarks.measure import Report, paired, run_measurements, seconds_of
 
 WORKER = "benchmarks.engine_worker"
 
@@ -52,15 +52,29 @@ def growth_of_memory() -> Iterator[list[int]]:
 
 def measure_checkpoint(report: Report, folder: Path) -> None:
     """Portable, asynchronous saves beside DeepSpeed's."""
-    from benchmarks.engine_worker import prepared_engine
+    from benchmarks.engine_worker import prepared_engine, steps_of
     from ten_dist.engine.checkpoint_writer import CheckpointWriter
     from ten_dist.run_folder import RunFolder
 
-    engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=16)
+    engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=128)
     parameters = sum(p.numel() for p in engine.module.parameters())
     report.add("checkpoint: parameters, millions", parameters / 1e6)
     writer = CheckpointWriter(engine, ranks, run, RunFolder(folder / "run"))
+    train = steps_of(engine, ranks, run, writer.before_update)
     step = 0
+
+    def save_and_train() -> None:
+        nonlocal step
+        step += 1
+        writer.save(step, {"metrics": {}})
+        train()
+
+    def seconds_beside_a_write(function: Callable[[], None]) -> float:
+        seconds = seconds_of(function)
+        writer.wait()
+        if (one := writer.take_saved()) is not None:
+            saved.append(one)
+        return seconds
 
     def ours() -> None:
         nonlocal step
@@ -98,14 +112,22 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
         "deepspeed": deepspeeds,
         "deepspeed on disk": deepspeeds_on_disk,
     }
-    saved.clear()
     seconds = paired(sides, 3)
+    saved.clear()
+    of_steps = paired(
+        {"plain": train, "saving": save_and_train}, 5, seconds_beside_a_write
+    )
     held = statistics.median(one.held_seconds for one in saved)
     written = statistics.median(one.write_seconds for one in saved)
     report.add("checkpoint: GB", saved[-1].bytes / 1e9)
     report.add("checkpoint: training waits, s", held)
-    report.add("checkpoint: until it is complete, s", held + written)
+    report.add("checkpoint: until it is complete, s", seconds["ours"])
     report.add("checkpoint: waiting / writing", held / written)
+    report.add("checkpoint: a step, s", of_steps["plain"])
+    report.add(
+        "checkpoint: a step with a save is longer by, s",
+        of_steps["saving"] - of_steps["plain"],
+    )
     report.add("checkpoint: DeepSpeed's save_checkpoint, s", seconds["deepspeed"])
     report.add(
         "checkpoint: ours complete / DeepSpeed's, not synced",

@@ -9,7 +9,7 @@ import gc
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,28 @@ def prepared_engine(
     run = resolve(training, model_options, file_config, world_size)
     model = build_model(run.model_config, 0, run.deepspeed_config)
     engine = build_engine(model, training, run.deepspeed_config, ranks)
-    stepper = Stepper(engine, ranks, run, NeverStopped(), None)
-    health = Health(engine.device, training.spike_threshold, {})
-    stepper(1, random_batches(run, ranks.rank), health, [])
+    steps_of(engine, ranks, run)()
     return engine, ranks, run
+
+
+def steps_of(
+    engine: deepspeed.DeepSpeedEngine,
+    ranks: Ranks,
+    run: ResolvedRun,
+    before_update: Callable[[], None] = lambda: None,
+) -> Callable[[], None]:
+    """A function that does a training step on random tokens, as the trainer does it."""
+    stepper = Stepper(
+        engine, ranks, run, NeverStopped(), None, before_update=before_update
+    )
+    health = Health(engine.device, run.training.spike_threshold, {})
+    batches = random_batches(run, ranks.rank)
+    numbers = itertools.count()
+
+    def step() -> None:
+        stepper(next(numbers) % 99 + 1, batches, health, [])
+
+    return step
 
 
 def overhead(folder: Path, stage: str) -> dict[str, float]:
@@ -95,18 +113,13 @@ def overhead(folder: Path, stage: str) -> dict[str, float]:
     engine, ranks, run = prepared_engine(
         PRESET, folder, rows=ROWS, seq_len=SEQ_LEN, stage=stage
     )
-    stepper = Stepper(engine, ranks, run, NeverStopped(), None)
-    health = Health(engine.device, run.training.spike_threshold, {})
+    ours = steps_of(engine, ranks, run)
     batches = random_batches(run, ranks.rank)
-    numbers = itertools.count(2)
 
     model = TemporalEigenstateNetwork(run.model_config)
     bare = DistributedDataParallel(model)
     groups = model.parameter_groups(run.training.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
-
-    def ours() -> None:
-        stepper(next(numbers) % 99 + 1, batches, health, [])
 
     def bare_step() -> None:
         batch = next(batches)

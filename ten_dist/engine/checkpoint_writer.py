@@ -1,12 +1,11 @@
 """Writing checkpoints while training goes on.
 
-A save copies what each rank holds to buffers in host memory, which is all that training
-waits for; a thread of each rank then writes its own files into a folder with a temporary
-name. When all have, rank 0 checks them, adds index and record, renames the folder, and
+A thread of each rank copies what the rank holds to host memory while the next step goes
+forward and backward, and then writes its own files into a folder with a temporary name. When all have, rank 0 checks them, adds index and record, renames the folder, and
 replaces the pointer `latest`. A run killed at any moment leaves the checkpoint before it
 as the newest.
 
-The buffers stay: 12 bytes for each float32 weight that the rank holds. Where weights and
+The copy takes 12 bytes for each float32 weight that the rank holds. Where weights and
 moments lie on NVMe there is no host memory for that: they are then written without a copy,
 a sub-group of parameters at a time, and training waits for it.
 """
@@ -44,6 +43,7 @@ from ten_dist.checkpoint.layout import (
 )
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.held_state import held_state
+from ten_dist.engine.host_copy import HostCopy
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
 from ten_dist.files import sync_folder, write_json, write_text
@@ -101,7 +101,8 @@ class CheckpointWriter:
             for name, buffer in self._held.buffers.items()
             if ranks.is_first
         ]
-        self._host: dict[str, Tensor] = {}
+        self._copy = HostCopy()
+        self._held_seconds = 0.0
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._saved: SavedCheckpoint | None = None
@@ -131,12 +132,11 @@ class CheckpointWriter:
                     raise TrainingError(f"{reason}, then start again to continue")
         with torch.no_grad():
             self._held.prepare()
+            written = None
             if self._held.on_disk:
                 written = self._write_files(partial, self._values)
             else:
-                self._snapshot()
-                written = None
-        held_seconds = time.perf_counter() - started
+                self._copy.begin(list(self._values(_KINDS)))
         record = {
             "format": CHECKPOINT_FORMAT,
             "version": CHECKPOINT_VERSION,
@@ -147,7 +147,6 @@ class CheckpointWriter:
             "precision": self._run.training.precision,
             "world_size": self._ranks.world_size,
             "zero_stage": self._zero_stage,
-            "held_seconds": held_seconds,
         }
         self._thread = threading.Thread(
             target=self._finish,
@@ -155,7 +154,14 @@ class CheckpointWriter:
             name="checkpoint",
             daemon=True,
         )
+        self._held_seconds = time.perf_counter() - started
         self._thread.start()
+
+    def before_update(self) -> None:
+        """Wait until what an update changes has been copied: call it before each."""
+        started = time.perf_counter()
+        self._copy.wait()
+        self._held_seconds += time.perf_counter() - started
 
     def wait(self) -> None:
         """Wait until the checkpoint that was begun last is complete.
@@ -194,20 +200,9 @@ class CheckpointWriter:
             held += [(piece, WEIGHT) for piece in self._buffers]
         return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in held}
 
-    def _snapshot(self) -> None:
-        for key, values in self._values(_KINDS):
-            if key not in self._host:
-                self._host[key] = torch.empty(
-                    values.shape,
-                    dtype=torch.float32,
-                    pin_memory=values.device.type == "cuda",
-                )
-            self._host[key].copy_(values, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    def _from_host(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        return ((key, self._host[key]) for key in self._shapes(kinds))
+    def _copied(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The same from the copy in host memory."""
+        return ((key, self._copy[key]) for key in self._shapes(kinds))
 
     def _write_files(self, partial: Path, source: Source) -> Written:
         """Write this rank's files; raises nothing.
@@ -236,7 +231,12 @@ class CheckpointWriter:
     ) -> None:
         """What the thread does. Ends with all ranks of one mind, whatever happened."""
         started = time.perf_counter()
-        error, files = written or self._write_files(partial, self._from_host)
+        if written is None:
+            try:
+                self._copy.make()
+            except Exception as failure:  # noqa: BLE001 - host memory, or a GPU, gives out
+                written = _describe(partial, failure), {}
+        error, files = written or self._write_files(partial, self._copied)
         try:
             # All together: the disk is busy from the first byte on.
             for name in files:
@@ -289,6 +289,7 @@ class CheckpointWriter:
             write_seconds = time.perf_counter() - started
             record = {
                 **record,
+                "held_seconds": self._held_seconds,
                 "write_seconds": write_seconds,
                 "files": {n: dataclasses.asdict(files[n]) for n in sorted(files)},
             }

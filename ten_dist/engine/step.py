@@ -47,6 +47,7 @@ class Stepper:
         stop: whether this rank was asked to stop.
         ledger: told of the rows of each step.
         enter: told of each phase of a step: data, forward, backward and optimizer.
+        before_update: called before anything changes a weight or a moment.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Stepper:
         stop: StopSignals,
         ledger: Ledger | None,
         enter: Callable[[str, int], None] = lambda phase, step: None,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._ranks = ranks
@@ -65,6 +67,7 @@ class Stepper:
         self._stop = stop
         self._ledger = ledger
         self._enter = enter
+        self._before_update = before_update
         self._sources = run.data.names if isinstance(run.data, Mixture) else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
         if run.model_config.z_loss_weight:
@@ -139,6 +142,8 @@ class Stepper:
                     self._drop_gradients()
                     continue
             self._enter("optimizer", number)
+            if last:
+                self._before_update()
             engine.step()
         *values, stops = means.tolist()
         losses = dict(zip(self._losses, values, strict=True))

@@ -67,7 +67,9 @@ class Trainer:
             ranks, run.training.straggler_interval, engine.device
         )
         self._validation = Validation(engine, ranks, run, stop, watchdog)
-        self._stepper = Stepper(engine, ranks, run, stop, ledger, self._enter)
+        self._stepper = Stepper(
+            engine, ranks, run, stop, ledger, self._enter, writer.before_update
+        )
 
     def fit(self, record: dict[str, Any]) -> dict[str, Any]:
         """Train to the end of the plan.
