@@ -6,9 +6,9 @@ any rank: no host waits for the verdict, and a spike of the loss is caught befor
 update instead of after it. Spikes of the gradient's norm are seen after the update, which
 clipping has bounded.
 
-A spike lies more than `threshold` standard deviations above the mean of the last steps'
-(z-score); of gradient norms, which vary by factors, the logarithms count. The window is part of checkpoints, so that a run that goes on judges as one
-that was never interrupted.
+A spike lies more than `threshold` standard deviations above the mean of the last steps
+(z-score); of gradient norms, which vary by factors, the logarithms count. The window is
+part of checkpoints, so that a run that goes on judges as one that was never interrupted.
 """
 
 from __future__ import annotations
