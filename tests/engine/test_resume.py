@@ -10,6 +10,7 @@ from tests.launching import (
     read_ledger,
     step_metrics,
     train,
+    train_here,
     train_until_killed,
 )
 
@@ -38,8 +39,8 @@ def test_a_killed_run_continues_exactly(whole_run, tmp_path):
     options = [*options, "--output_dir", tmp_path / "run"]
     # Before the first checkpoint, between two, and, from there on, over the end of an
     # epoch.
-    for step in (2, 6, 9):
-        train_until_killed(options, tmp_path / "run", step)
+    for step, saved in ((2, None), (6, 4), (9, 8)):
+        train_until_killed(options, tmp_path / "run", step, saved)
     output = train(options)
     assert "step_00000008" in output
     expected = step_metrics(whole)
@@ -96,7 +97,7 @@ def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
     final = json.loads((folder / "COMPLETED").read_text())
     before = json.loads((whole / "COMPLETED").read_text())
     assert {**final, "train_seconds": 0} == {**before, "train_seconds": 0}
-    assert "is complete" in train([*options, "--output_dir", folder])
+    assert "is complete" in train_here([*options, "--output_dir", folder])
 
 
 @pytest.mark.slow
