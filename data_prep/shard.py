@@ -18,7 +18,7 @@ from data_prep.output import Found, Output
 from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
 from data_prep.progress import work_with_bar
 from data_prep.ranks import FileError, Ranks, Tick, assign_units
-from data_prep.tokenizer import Encoder
+from data_prep.tokenizer import make_encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
 from ten_dist.data.tokenizer import TOKENIZER_NAME
@@ -221,7 +221,7 @@ def _tokenize(
         )
 
     def job(tick: Tick) -> list[UnitResult]:
-        encoder = Encoder(vocabulary.tokenizer_json, options.separator)
+        encoder = make_encoder(vocabulary.tokenizer_json, options.separator)
         results = []
         for unit in (missing[index] for index in shares[ranks.rank]):
             result = write_unit(
