@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
         _complain(ranks.rank, error)
         status = EXIT_FAILED
     except KeyboardInterrupt:
-        print("data_prep.shard: interrupted", file=sys.stderr, flush=True)
+        print(
+            "data_prep.shard: interrupted (the same command continues)",
+            file=sys.stderr,
+            flush=True,
+        )
         ranks.abort(EXIT_INTERRUPTED)
     except Exception:  # noqa: BLE001 - a defect on one rank must end the others too
         traceback.print_exc()
