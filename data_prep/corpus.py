@@ -39,7 +39,7 @@ STDLIB_INCLUDE = ("*.py",)
 STDLIB_EXCLUDE = ("site-packages", "dist-packages", "__pycache__")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Bytes ``start`` to ``stop`` of a file in one of :data:`FORMATS`, or "text".
 

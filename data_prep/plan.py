@@ -130,7 +130,8 @@ def _source(
             tokenizer = file_sha256(options.tokenizer)
         except OSError as error:
             raise ConfigurationError(
-                f"cannot read --tokenizer {options.tokenizer}: {error.strerror}"
+                f"cannot read --tokenizer {options.tokenizer}: {error.strerror}: give a "
+                "tokenizer.json, or 'bytes'"
             ) from None
     source = {
         "layout": _LAYOUT,

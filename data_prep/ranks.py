@@ -214,7 +214,8 @@ class Ranks:
 
     def _broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
-        if self._comm is None:
+        if self.size == 1:
+            # Neither waiting nor a copy of what may be large.
             return value
         # Ranks that wait inside a broadcast spin, and would take processor time from
         # rank 0; so they sleep until it is there.

@@ -18,7 +18,7 @@ from data_prep.output import Found, Output
 from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
 from data_prep.progress import work_with_bar
 from data_prep.ranks import FileError, Ranks, Tick, assign_units
-from data_prep.tokenizer import Encoder
+from data_prep.tokenizer import make_encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
 from ten_dist.data.tokenizer import TOKENIZER_NAME
@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
         _complain(ranks.rank, error)
         status = EXIT_FAILED
     except KeyboardInterrupt:
-        print("data_prep.shard: interrupted", file=sys.stderr, flush=True)
+        print(
+            "data_prep.shard: interrupted (the same command continues)",
+            file=sys.stderr,
+            flush=True,
+        )
         ranks.abort(EXIT_INTERRUPTED)
     except Exception:  # noqa: BLE001 - a defect on one rank must end the others too
         traceback.print_exc()
@@ -221,7 +225,7 @@ def _tokenize(
         )
 
     def job(tick: Tick) -> list[UnitResult]:
-        encoder = Encoder(vocabulary.tokenizer_json, options.separator)
+        encoder = make_encoder(vocabulary.tokenizer_json, options.separator)
         results = []
         for unit in (missing[index] for index in shares[ranks.rank]):
             result = write_unit(

@@ -105,6 +105,8 @@ class ShardWriter:
                     self._file, user="", group="", mode=0o444, mtime=0
                 )
             self._tar.write(sample)
+            # The tar keeps a record of each member that it has written, for no use here.
+            self._tar.tarstream.members.clear()
         self._blocks += 1
         self._tokens += block.size
 

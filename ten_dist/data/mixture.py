@@ -197,7 +197,8 @@ class MixedOrder:
 
     def __init__(self, mixture: Mixture, seq_len: int, seed: int) -> None:
         self._mixture = mixture
-        self._orders = [RowOrder(m, seq_len, seed) for m in mixture.manifests]
+        self.orders = [RowOrder(m, seq_len, seed) for m in mixture.manifests]
+        """The order of each source."""
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows at positions ``start`` to ``stop``.
@@ -207,7 +208,7 @@ class MixedOrder:
         """
         sources, positions = self._mixture.sources_at(start, stop)
         epochs, rows = np.empty_like(positions), np.empty_like(positions)
-        for source, order in enumerate(self._orders):
+        for source, order in enumerate(self.orders):
             here = sources == source
             if here.any():
                 # Those of one source follow one another.

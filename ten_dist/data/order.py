@@ -91,6 +91,21 @@ class RowOrder:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate(epochs), np.concatenate(rows)
 
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """(epoch, number) of the group that :meth:`rows` gave the last row from."""
+        return None if self._group is None else self._group[:2]
+
+    def shards_ahead(self) -> np.ndarray:
+        """The shards of that group, then those of the one that follows it: int64, 1-D."""
+        if self._group is None:
+            raise ValueError("no row was asked for yet")
+        epoch, group = self._group[:2]
+        groups, _ = self._layout(epoch)
+        last = group + 1 == len(groups)
+        following = self._layout(epoch + 1)[0][0] if last else groups[group + 1]
+        return np.concatenate([groups[group], following])
+
     def _layout(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Shards of each group of an epoch, and the first index of each group."""
         if self._epoch is None or self._epoch[0] != epoch:

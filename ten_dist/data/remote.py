@@ -301,4 +301,6 @@ def _words(error: BaseException) -> str:
     # The message of aiohttp is what the server said, its string has the URL too.
     text = str(getattr(error, "message", error))
     text = textwrap.shorten(re.sub(r"\?[^\s'\"]+", "?...", text), 300)
+    if not text and "Timeout" in kind:
+        text = "nothing came in time"
     return f"{kind}: {text}" if text else kind

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from webdataset.tariterators import tar_file_expander
 
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
+from ten_dist.data.prefetch import Prefetch
 from ten_dist.data.remote import RemotePath
 from ten_dist.data.storage import open_shard_file
 from ten_dist.errors import DataError
@@ -115,7 +117,8 @@ class TokenReader:
     Decoded shards are kept, least recently used out first, while they total at most
     ``cached_tokens`` tokens; the one in use is always kept. Of shards behind a URL the
     first tokens are kept for longer: a row that runs over into a shard needs no more,
-    but that shard would have to be fetched as a whole, to be hashed.
+    but that shard would have to be fetched as a whole, to be hashed. Shards behind a URL
+    that are said to come next are fetched by a thread meanwhile.
     """
 
     def __init__(
@@ -129,6 +132,22 @@ class TokenReader:
         self._remote = isinstance(manifest.directory, RemotePath)
         self._heads: OrderedDict[int, np.ndarray] = OrderedDict()
         self._longest_read = 0
+        self._ahead: Prefetch[np.ndarray] = Prefetch()
+
+    def expect(self, shards: Iterable[int]) -> None:
+        """Say which shards will be read next: those behind a URL are fetched meanwhile.
+
+        They take as much memory again as the shards themselves, until they are read or
+        no longer expected.
+        """
+        if self._remote:
+            self._ahead.expect(
+                {
+                    index: functools.partial(read_shard, self.manifest, index)
+                    for index in map(int, shards)
+                    if index not in self._cache
+                }
+            )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of the stream, 1-D, uint16 or uint32, a copy.
@@ -171,7 +190,10 @@ class TokenReader:
         held = self._held_tokens()
         while self._cache and held + wanted > self.cached_tokens:
             held -= self._cache.popitem(last=False)[1].size
-        self._cache[index] = read_shard(self.manifest, index)
+        ahead = self._ahead.get(index)
+        tokens = read_shard(self.manifest, index) if ahead is None else ahead
+        self._ahead.drop(index)
+        self._cache[index] = tokens
         self._keep_head(index, self._cache[index])
         return self._cache[index]
 
@@ -189,6 +211,9 @@ class TokenReader:
             return self._cache[index][:count]
         if index in self._heads and self._heads[index].size >= count:
             return self._heads[index][:count]
+        ahead = self._ahead.get(index)
+        if ahead is not None:
+            return ahead[:count]
         wanted = self.manifest.shards[index].tokens
         if self._remote and self._held_tokens() + wanted <= self.cached_tokens:
             # Of a server's shard the whole has come, to be hashed: no need to ask for

@@ -102,6 +102,7 @@ def _micro_batches(
     accumulation = accumulation_steps(
         slices["global_batch_size"], slices["micro_batch_size"], slices["world_size"]
     )
+    groups: list[tuple[int, int] | None] = [None] * len(readers)
     begin, end = numbers
     for number in itertools.count(begin + first, stride):
         if end is not None and number >= end:
@@ -112,6 +113,10 @@ def _micro_batches(
         sources, epochs, rows = order.rows(*positions)
         tokens = np.empty((rows.size, seq_len + 1), mixture.tokenizer_set.numpy_dtype)
         for source in np.unique(sources):
+            source_order = order.orders[source]
+            if source_order.group != groups[source]:
+                groups[source] = source_order.group
+                readers[source].expect(source_order.shards_ahead())
             here = sources == source
             tokens[here] = _read_rows(readers[source], rows[here], seq_len)
         yield _RawBatch(step, micro_step, sources, epochs, rows, tokens)

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ten_dist.cli import main
 from ten_dist.data import (
     Manifest,
     RemoteAccess,
+    RowOrder,
     TokenReader,
     evaluation_batches,
     held_out_set,
@@ -80,27 +82,89 @@ def test_after_the_first_epoch_each_shard_is_fetched_once_an_epoch(
     shards = 40
     local, _ = write_set(tmp_path, *[2050 + n for n in range(shards)])
     steps = local.rows(100) // 8
+    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    fetched = []
+    for epochs in (1, 3):
+        with FaultyServer(tmp_path) as server:
+            batches = training_batches(
+                Manifest.load(server.url, ACCESS),
+                **options,
+                seed=5,
+                global_batch_size=8,
+                last_step=epochs * steps,
+                num_workers=0,
+            )
+            tokens = [batch.tokens.tolist() for batch in batches]
+            fetched.append(server.gets(".tar"))
+    # Of the epoch that would come next, eight at most are fetched ahead already.
+    assert shards <= fetched[0] < 1.8 * shards + 8
+    # One more at most: of the batch in which two epochs meet.
+    assert fetched[1] < 1.8 * shards + 2 * (shards + 1) + 8
+    expected = batches_of(local, **options, last_step=3 * steps)
+    assert tokens == [batch[-1] for batch in expected]
+
+
+def test_the_next_shards_are_fetched_while_those_of_now_are_read(
+    tmp_path, write_set, monkeypatch
+):
+    """Twice eight are there before the rows of the first eight are through."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    local, _ = write_set(tmp_path, *[2050] * 40)
+    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    steps = local.rows(100) // 8
+    order = RowOrder(local, 100, 5)
+    order.rows(0, 1)
+    ahead = {("GET", f"/{local.shards[n].name}") for n in order.shards_ahead()}
+    assert len(ahead) == 16
     with FaultyServer(tmp_path) as server:
         remote = Manifest.load(server.url, ACCESS)
-        options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
-        fetched, tokens = [], []
-        for batch in training_batches(
+        batches = training_batches(
             remote,
             **options,
             seed=5,
             global_batch_size=8,
-            last_step=3 * steps,
+            last_step=steps,
             num_workers=0,
-        ):
-            tokens.append(batch.tokens.tolist())
-            fetched.append(server.gets(".tar"))
-    epochs = [fetched[(n + 1) * steps - 1] for n in range(3)]
-    assert shards < epochs[0] < 1.8 * shards
-    # One more at most: of the batch in which two epochs meet.
-    assert epochs[1] - epochs[0] <= shards + 1
-    assert epochs[2] - epochs[1] <= shards + 1
-    expected = batches_of(local, **options, last_step=3 * steps)
-    assert tokens == [batch[-1] for batch in expected]
+        )
+        read = [next(batches).tokens.tolist()]
+        deadline = time.monotonic() + 30
+        while not ahead <= set(server.requests):
+            assert time.monotonic() < deadline, server.requests
+            time.sleep(0.01)
+        read += [batch.tokens.tolist() for batch in batches]
+    assert read == [b[-1] for b in batches_of(local, **options, last_step=steps)]
+
+
+def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
+    tmp_path, write_set, monkeypatch, capfd
+):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    local, _ = write_set(tmp_path, *[2050] * 40)
+    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    order = RowOrder(local, 100, 5)
+    order.rows(0, 1)
+    name = local.shards[order.shards_ahead()[-1]].name
+    access = dataclasses.replace(ACCESS, attempts=2)
+    with FaultyServer(tmp_path) as server:
+        remote = Manifest.load(server.url, access)
+        server.fail(name, 500, times=2)
+        steps = local.rows(100) // 8
+        batches = training_batches(
+            remote,
+            **options,
+            seed=5,
+            global_batch_size=8,
+            last_step=steps,
+            num_workers=0,
+        )
+        read = [next(batches).tokens.tolist()]
+        deadline = time.monotonic() + 30
+        while server.gets(name) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        read += [batch.tokens.tolist() for batch in batches]
+    assert read == [b[-1] for b in batches_of(local, **options, last_step=steps)]
+    assert f"{name}: HTTP status 500" in capfd.readouterr().err
 
 
 def test_evaluation_and_token_counts_are_those_of_the_folder(token_set, server):
@@ -136,7 +200,7 @@ def test_any_file_system_of_fsspec_will_do(token_set):
 
 
 FAULTS = {
-    "stall": "Timeout",
+    "stall": "nothing came in time",
     "drop": "Client",
     "truncated": "bytes came, not",
     "wrong": "sha256",

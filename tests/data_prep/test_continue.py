@@ -166,7 +166,7 @@ def test_killed_processes(
 ):
     output = tmp_path / "out"
     process = start(mpiexec_command, ranks, corpus, output)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not moment(output):
         assert process.poll() is None and time.monotonic() < deadline
     # The last: of one rank, the one that does not lead.
@@ -185,6 +185,40 @@ def test_killed_processes(
     (kept, shards) = re.search(r"continuing: (\d+) of (\d+) shards are", said).groups()
     assert int(kept) >= (3 if moment is three_shards else 0)
     assert int(kept) < int(shards)
+    assert contents(output) == whole(corpus)
+
+
+# A shell that starts a command in the background has it ignore interrupts.
+INTERRUPTIBLE = """
+import signal, sys
+from data_prep.ranks import Ranks
+from data_prep.shard import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(ranks=Ranks()))
+"""
+
+
+def test_an_interrupt_from_the_keyboard(tmp_path, corpus, prepare, whole):
+    output = tmp_path / "out"
+    arguments = ["--input", str(corpus), "--output", str(output), *OPTIONS]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 180
+    while not three_shards(output):
+        assert process.poll() is None and time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "interrupted (the same command continues)" in errors
+    assert "Traceback" not in errors
+    assert not list(output.rglob("*.tmp"))
+    status, said, _ = prepare(*arguments)
+    assert status == 0 and re.search(r"continuing: \d+ of \d+ shards are", said)
     assert contents(output) == whole(corpus)
 
 

@@ -68,7 +68,10 @@ BYTES = ("--tokenizer", "bytes")
         (["--input", "{corpus}", *BYTES, "--exclude", "*"], "no text was found"),
         (["--input", "{corpus}/absent", *BYTES], "absent is missing"),
         (["--input", "{corpus}/empty.txt", *BYTES], "no documents"),
-        (["--input", "{corpus}", "--tokenizer", "{corpus}/absent"], "cannot read"),
+        (
+            ["--input", "{corpus}", "--tokenizer", "byte"],
+            "give a tokenizer.json, or 'bytes'",
+        ),
         (["--input", "{corpus}", "--tokenizer", "{corpus}/note.md"], "not a tokenizer"),
         (
             ["--input", "{corpus}/note.md", *BYTES, "--val_fraction", "1e-9"],
