@@ -207,7 +207,7 @@ def campaign(faults, seed, steps, ranks, kinds=KINDS):
         supervisor = [sys.executable, "-m", "launch.supervise", "--backoff", "0.2"]
         supervisor += ["--max_backoff", "1", "--max_restarts", "20", "--grace", "20"]
         supervisor += ["--max_failures_per_step", "20", "--"]
-        job = train_command([*given, "--output_dir", folder], ranks)
+        job = train_command([*given, "--output_dir", folder], ranks, deepspeed=True)
         log = Path(scratch) / "supervisor.log"
         with open(log, "w") as output:
             process = subprocess.Popen(

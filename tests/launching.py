@@ -30,11 +30,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_command(arguments, ranks, script="launch/train.py"):
-    """Command that trains on `ranks` processes; 0 stands for no launcher at all."""
+def train_command(arguments, ranks, script="launch/train.py", deepspeed=False):
+    """Command that trains on `ranks` processes; 0 stands for no launcher at all.
+
+    `deepspeed` has DeepSpeed's launcher start them, as users do, for tests of what it does
+    with signals and statuses. It takes some five seconds of a processor's time.
+    """
     script = [str(ROOT / script), *map(str, arguments)]
     if ranks == 0:
         return [sys.executable, *script]
+    if not deepspeed:
+        starter = [sys.executable, str(ROOT / "tests" / "start_ranks.py")]
+        return [*starter, str(ranks), str(free_port()), *script]
     launcher = Path(sys.executable).with_name("deepspeed")
     options = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [sys.executable, str(launcher), *options, *script]
@@ -43,18 +50,19 @@ def train_command(arguments, ranks, script="launch/train.py"):
 def launch_environment():
     """This process's environment without the ranks of trainings inside it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    names += ("LOCAL_WORLD_SIZE",)
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
-def train(arguments, ranks=2, expect=0, timeout=240, fault=None):
+def train(arguments, ranks=2, expect=0, timeout=240, fault=None, deepspeed=False):
     """Train to the end; returns what was printed.
 
-    `fault` is one of tests/faulty_train.py.
+    `fault` is one of tests/faulty_train.py, `deepspeed` as for `train_command`.
     """
-    command, environment = train_command(arguments, ranks), launch_environment()
+    script, environment = "launch/train.py", launch_environment()
     if fault is not None:
-        command = train_command(arguments, ranks, "tests/faulty_train.py")
-        environment["FAULT"] = fault
+        script, environment["FAULT"] = "tests/faulty_train.py", fault
+    command = train_command(arguments, ranks, script, deepspeed)
     result = subprocess.run(
         command,
         cwd=ROOT,
@@ -69,8 +77,17 @@ def train(arguments, ranks=2, expect=0, timeout=240, fault=None):
     return output
 
 
-def train_until_killed(arguments, folder, step, ranks=2, timeout=240):
-    """Train, and kill every process with SIGKILL once `step` is in the metrics."""
+def checkpoint_of(folder, step):
+    """Folder of the checkpoint of a step, which is there when it is complete."""
+    return Path(folder) / "checkpoints" / f"step_{step:08d}"
+
+
+def train_until_killed(arguments, folder, step, saved=None, ranks=2, timeout=240):
+    """Train, and kill every process with SIGKILL once `step` is in the metrics.
+
+    Checkpoints are written while training goes on: `saved` is a step whose checkpoint has
+    to be complete as well.
+    """
     process = subprocess.Popen(
         train_command(arguments, ranks),
         cwd=ROOT,
@@ -81,8 +98,13 @@ def train_until_killed(arguments, folder, step, ranks=2, timeout=240):
         start_new_session=True,
     )
     deadline = time.monotonic() + timeout
+
+    def reached():
+        done = any(m["step"] >= step for m in read_metrics(folder))
+        return done and (saved is None or checkpoint_of(folder, saved).is_dir())
+
     try:
-        while not any(m["step"] >= step for m in read_metrics(folder)):
+        while not reached():
             assert process.poll() is None, process.stdout.read().decode()[-6000:]
             assert time.monotonic() < deadline, "the step was not reached in time"
             time.sleep(0.02)

@@ -67,7 +67,9 @@ def test_two_ranks_share_the_samples_and_leave_no_memory_behind(tmp_path, token_
             *SMALL_MODEL,
             *("--data", token_data, "--dry_run", "--dry_samples", 3),
             *("--deepspeed_config", "zero3", "--seq_len", 64),
-        ]
+        ],
+        # It sets LOCAL_SIZE, which has DeepSpeed make buffers in shared memory.
+        deepspeed=True,
     )
     assert "a training step of 4 samples" in output
     assert "nothing was written" in output

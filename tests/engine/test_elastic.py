@@ -91,9 +91,13 @@ def test_killed_again_and_again_each_time_going_on_elsewhere(run, tmp_path):
     options, source = run
     folder = tmp_path / "run"
     options = [*options, "--output_dir", folder]
-    for step, ranks, stage in ((2, 4, "zero2"), (6, 2, "zero3"), (9, 4, "zero1")):
+    for step, saved, ranks, stage in (
+        (2, None, 0, "zero2"),
+        (6, 4, 2, "zero3"),
+        (9, 8, 4, "zero1"),
+    ):
         given = [*options, "--deepspeed_config", stage]
-        train_until_killed(given, folder, step, ranks=ranks)
+        train_until_killed(given, folder, step, saved, ranks=ranks)
     output = train([*options, "--deepspeed_config", "zero0"], ranks=0)
     assert "continuing from" in output
     assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)

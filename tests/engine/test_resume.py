@@ -38,8 +38,8 @@ def test_a_killed_run_continues_exactly(whole_run, tmp_path):
     options = [*options, "--output_dir", tmp_path / "run"]
     # Before the first checkpoint, between two, and, from there on, over the end of an
     # epoch.
-    for step in (2, 6, 9):
-        train_until_killed(options, tmp_path / "run", step)
+    for step, saved in ((2, None), (6, 4), (9, 8)):
+        train_until_killed(options, tmp_path / "run", step, saved)
     output = train(options)
     assert "step_00000008" in output
     expected = step_metrics(whole)

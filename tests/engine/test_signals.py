@@ -43,7 +43,8 @@ class Job:
     def __init__(self, arguments, folder, ranks=2):
         self.folder = folder
         self.process = subprocess.Popen(
-            train_command(arguments, ranks),
+            # Through DeepSpeed's launcher, which has signals and statuses of its own.
+            train_command(arguments, ranks, deepspeed=True),
             cwd=ROOT,
             env=launch_environment(),
             stdout=subprocess.PIPE,

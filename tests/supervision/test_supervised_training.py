@@ -40,7 +40,8 @@ def whole_run(token_data, tmp_path_factory):
 
 def supervisor_command(arguments, ranks, *options):
     """Command that supervises a training with a fault."""
-    job = train_command(arguments, ranks, "tests/faulty_train.py")
+    # Through DeepSpeed's launcher, whose statuses and leftovers a supervisor has to judge.
+    job = train_command(arguments, ranks, "tests/faulty_train.py", deepspeed=True)
     supervisor = [sys.executable, "-m", "launch.supervise", "--backoff", "0"]
     return [*supervisor, *options, "--", *job]
 
