@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections import Counter
 
 import pytest
 
@@ -13,6 +14,21 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # that its tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Put files first by the share of their tests that are slow.
+
+    Workers take whole files in this order: a long one that began last would leave the
+    others nothing to do.
+    """
+    slow, tests = Counter(), Counter()
+    for item in items:
+        tests[item.path] += 1
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    # Sorting keeps the order of what is equal, and so files together.
+    items.sort(key=lambda item: -slow[item.path] / tests[item.path])
+
 
 _WORDS = [
     "the",
