@@ -5,6 +5,8 @@ The fault is FAULT=KIND:RANK:STEP in the environment: `sleep` waits for data for
 `orphan` kills the launcher and waits for ever,
 `fail` with an exception, `slow` takes 0.1 s longer for data from that step on.
 `fail` strikes at every start, the others only at the first, which leaves FAULT_MARK.
+Where FAULT_AFTER names a path, that has to be there first: a checkpoint, which is written
+while training goes on.
 `nan:RANK:ROW` makes the loss of each micro-batch that holds a row of the data not a number;
 its rank may be `any`.
 """
@@ -45,7 +47,7 @@ def inject(fault):
     from ten_dist.engine.step import Stepper
 
     kind, rank, step = fault.split(":")
-    mark = os.environ.get("FAULT_MARK")
+    mark, after = os.environ.get("FAULT_MARK"), os.environ.get("FAULT_AFTER")
     elsewhere = rank not in ("any", os.environ.get("RANK", "0"))
     if elsewhere or (mark and Path(mark).exists()):
         return
@@ -55,6 +57,8 @@ def inject(fault):
 
     def meets(number):
         wanted = number >= int(step) if kind == "slow" else number == int(step)
+        while wanted and after and not Path(after).exists():
+            time.sleep(0.01)
         if wanted and mark:
             Path(mark).touch()
         return wanted

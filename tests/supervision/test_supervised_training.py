@@ -13,6 +13,7 @@ import pytest
 from tests.launching import (
     ROOT,
     SMALL_MODEL,
+    checkpoint_of,
     launch_environment,
     read_ledger,
     read_metrics,
@@ -46,13 +47,12 @@ def supervisor_command(arguments, ranks, *options):
     return [*supervisor, *options, "--", *job]
 
 
-def supervise(arguments, fault, ranks, tmp_path, expect, *options):
-    """Supervise a training to its end; returns what was printed."""
-    mark = {} if fault.startswith("fail") else {"FAULT_MARK": str(tmp_path / "mark")}
+def supervise(arguments, fault, ranks, expect, **variables):
+    """Supervise a training with a fault to its end; returns what was printed."""
     result = subprocess.run(
-        supervisor_command(arguments, ranks, *options),
+        supervisor_command(arguments, ranks),
         cwd=ROOT,
-        env={**launch_environment(), "FAULT": fault, **mark},
+        env={**launch_environment(), "FAULT": fault, **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -83,7 +83,9 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     if fault.startswith("sleep"):
         # Long enough for a machine that has other things to do as well.
         arguments += ["--hang_timeout", 15]
-    output = supervise(arguments, fault, 2, tmp_path, 0)
+    saved = checkpoint_of(folder, 4)
+    variables = {"FAULT_MARK": str(tmp_path / "mark"), "FAULT_AFTER": str(saved)}
+    output = supervise(arguments, fault, 2, 0, **variables)
     assert "from step_00000004, 4 steps done" in output
     first, second = events(folder, "end")
     assert first["status"] == status
@@ -102,7 +104,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
 def test_a_step_that_always_fails_ends_it(token_data, tmp_path):
     folder = tmp_path / "run"
     arguments = [*OPTIONS, "--data", token_data, "--output_dir", folder]
-    output = supervise(arguments, "fail:0:6", 0, tmp_path, 1)
+    output = supervise(arguments, "fail:0:6", 0, 1)
     assert [end["failed_step"] for end in events(folder, "end")] == [6, 6, 6]
     report = output[output.index("giving up") :]
     assert "step 6 has failed 3 times" in report
@@ -114,7 +116,7 @@ def test_a_wrong_option_is_not_retried(token_data, tmp_path):
     folder = tmp_path / "run"
     arguments = [*OPTIONS, "--data", token_data, "--output_dir", folder]
     arguments += ["--global_batch_size", 0]
-    output = supervise(arguments, "fail:0:1", 0, tmp_path, 2)
+    output = supervise(arguments, "fail:0:1", 0, 2)
     assert "--global_batch_size must be 1 or more" in output
     assert output.count("ten-dist supervise: start ") == 1
     assert not folder.exists()
