@@ -1,5 +1,7 @@
 """Starting real training processes, as a user would."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -8,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ten_dist.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_MODEL = [
@@ -63,6 +67,26 @@ def train(arguments, ranks=2, expect=0, timeout=240, fault=None, deepspeed=False
     if fault is not None:
         script, environment["FAULT"] = "tests/faulty_train.py", fault
     command = train_command(arguments, ranks, script, deepspeed)
+    return run_to_end(command, environment, expect, timeout)
+
+
+def train_in_turn(trainings, ranks=2, timeout=240):
+    """Do trainings, given by their arguments, one after the other in the same ranks."""
+    arguments = [json.dumps([*map(str, training)]) for training in trainings]
+    command = train_command(arguments, ranks, "tests/train_in_turn.py")
+    return run_to_end(command, launch_environment(), 0, timeout)
+
+
+def train_here(arguments):
+    """Train in this process, which has imported torch; returns what was printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["train", *map(str, arguments)]) == 0
+    return printed.getvalue()
+
+
+def run_to_end(command, environment, expect, timeout):
+    """Run a command; returns what was printed."""
     result = subprocess.run(
         command,
         cwd=ROOT,

@@ -11,6 +11,7 @@ from tests.launching import (
     read_ledger,
     step_metrics,
     train,
+    train_here,
     train_until_killed,
 )
 
@@ -62,7 +63,8 @@ def test_same_losses_on_other_ranks_and_stages(run, ranks, stage, tmp_path):
     options, source = run
     folder = from_step_four(source, tmp_path / "run")
     options = [*options, "--output_dir", folder, "--deepspeed_config", stage]
-    assert "4 steps done" in train(options, ranks=ranks)
+    output = train(options, ranks=ranks) if ranks else train_here(options)
+    assert "4 steps done" in output
     expected = step_metrics(source)
     assert step_metrics(folder) == pytest.approx(expected, rel=1e-5)
     assert rows(folder) == rows(source)
@@ -73,7 +75,7 @@ def test_same_losses_with_other_micro_batches(token_data, tmp_path):
     more = ("--precision", "fp32", "--dropout", 0)
     options = whole(tmp_path / "a", token_data, "zero1", *more)
     folder = from_step_four(tmp_path / "a", tmp_path / "b")
-    train([*options, "--output_dir", folder, "--micro_batch_size", 1], ranks=0)
+    train_here([*options, "--output_dir", folder, "--micro_batch_size", 1])
     expected = step_metrics(tmp_path / "a")
     assert step_metrics(folder) == pytest.approx(expected, rel=1e-5)
 
@@ -83,7 +85,7 @@ def test_bfloat16_parameters_keep_their_float32_copies(token_data, tmp_path):
     options = whole(tmp_path / "a", token_data, "zero3", *more)
     folder = from_step_four(tmp_path / "a", tmp_path / "b")
     options = [*options, "--output_dir", folder, "--deepspeed_config", "zero1"]
-    train(options, ranks=0)
+    train_here(options)
     assert step_metrics(folder) == pytest.approx(step_metrics(tmp_path / "a"), rel=2e-3)
 
 
@@ -98,7 +100,7 @@ def test_killed_again_and_again_each_time_going_on_elsewhere(run, tmp_path):
     ):
         given = [*options, "--deepspeed_config", stage]
         train_until_killed(given, folder, step, saved, ranks=ranks)
-    output = train([*options, "--deepspeed_config", "zero0"], ranks=0)
+    output = train_here([*options, "--deepspeed_config", "zero0"])
     assert "continuing from" in output
     assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
     assert rows(folder) == rows(source)

@@ -10,6 +10,7 @@ from tests.launching import (
     read_ledger,
     step_metrics,
     train,
+    train_here,
     train_until_killed,
 )
 
@@ -96,7 +97,7 @@ def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
     final = json.loads((folder / "COMPLETED").read_text())
     before = json.loads((whole / "COMPLETED").read_text())
     assert {**final, "train_seconds": 0} == {**before, "train_seconds": 0}
-    assert "is complete" in train([*options, "--output_dir", folder])
+    assert "is complete" in train_here([*options, "--output_dir", folder])
 
 
 @pytest.mark.slow

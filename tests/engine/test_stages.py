@@ -6,7 +6,13 @@ from safetensors.torch import load_file
 
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.data import Manifest, TokenReader
-from tests.launching import SMALL_MODEL, read_ledger, step_metrics, train
+from tests.launching import (
+    SMALL_MODEL,
+    read_ledger,
+    step_metrics,
+    train,
+    train_in_turn,
+)
 
 STEPS, ROWS, SEQ_LEN = 10, 8, 48
 SCALES = (1, 2, 4)
@@ -25,14 +31,14 @@ STAGES = ["zero0", "zero1", "zero2", "zero3", "offload"]
 def runs(token_data, tmp_path_factory):
     """Run folder by DeepSpeed configuration, float32 on two ranks."""
     folder = tmp_path_factory.mktemp("stages")
-    for stage in STAGES:
-        train(
-            [
-                *OPTIONS,
-                *("--data", token_data, "--output_dir", folder / stage),
-                *("--deepspeed_config", stage, "--precision", "fp32"),
-            ]
-        )
+    train_in_turn(
+        [
+            *OPTIONS,
+            *("--data", token_data, "--output_dir", folder / stage),
+            *("--deepspeed_config", stage, "--precision", "fp32"),
+        ]
+        for stage in STAGES
+    )
     return {stage: folder / stage for stage in STAGES}
 
 
