@@ -9,6 +9,7 @@ STEPS=${STEPS:-150}
 SEQ_LEN=${SEQ_LEN:-256}
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-32}
 LEARNING_RATE=${LEARNING_RATE:-2e-3}
+VAL_FRACTION=${VAL_FRACTION:-0.05}
 
 fail() {
   printf 'quickstart: %s\n' "$1" >&2
@@ -103,7 +104,7 @@ port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.g
 
 quickstart_phase "shard the standard library" \
   "${mpi_launch[@]}" -n 2 python -m mpi4py -m data_prep.shard --corpus python-stdlib \
-  --output "$data" --vocab_size 4096 --val_fraction 0.05 --shard_megabytes 4
+  --output "$data" --vocab_size 4096 --val_fraction "$VAL_FRACTION" --shard_megabytes 4
 
 quickstart_phase "train ($processes processes)" \
   "${start[@]}" --master_port "$port" --log_level warning launch/train.py --config pico --use_hten --hten_scales 1,2,4 \

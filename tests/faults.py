@@ -183,8 +183,8 @@ class Campaign:
         ballast.unlink()
 
 
-def campaign(faults, seed, steps, ranks, kinds=KINDS):
-    """Run it.
+def campaign(faults, seed, steps, ranks, kinds=KINDS, deepspeed=True):
+    """Run it; without `deepspeed` tests/start_ranks.py starts the supervised ranks.
 
     Returns:
         How often each fault happened, and starts of the job.
@@ -207,7 +207,8 @@ def campaign(faults, seed, steps, ranks, kinds=KINDS):
         supervisor = [sys.executable, "-m", "launch.supervise", "--backoff", "0.2"]
         supervisor += ["--max_backoff", "1", "--max_restarts", "20", "--grace", "20"]
         supervisor += ["--max_failures_per_step", "20", "--"]
-        job = train_command([*given, "--output_dir", folder], ranks, deepspeed=True)
+        given += ["--output_dir", folder]
+        job = train_command(given, ranks, deepspeed=deepspeed)
         log = Path(scratch) / "supervisor.log"
         with open(log, "w") as output:
             process = subprocess.Popen(

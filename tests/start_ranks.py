@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-SECONDS_BEFORE_SIGKILL = 30
+SECONDS_BEFORE_SIGKILL = 10
 
 
 def start(number, ranks, port, command):
