@@ -55,10 +55,14 @@ def inject(fault):
     losses_of = Stepper._losses_of
     rows = []
 
+    def wait():
+        while after and not Path(after).exists():
+            time.sleep(0.01)
+
     def meets(number):
         wanted = number >= int(step) if kind == "slow" else number == int(step)
-        while wanted and after and not Path(after).exists():
-            time.sleep(0.01)
+        if wanted:
+            wait()
         if wanted and mark:
             Path(mark).touch()
         return wanted
@@ -78,6 +82,7 @@ def inject(fault):
             if meets(self.calls):
                 strike(kind)
         elif kind == "nan" and int(step) in rows:
+            wait()
             losses["loss"] = losses["loss"] * math.nan
         return losses
 

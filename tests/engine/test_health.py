@@ -11,7 +11,14 @@ import ten_dist.engine.trainer
 from ten_dist.cli import main
 from ten_dist.engine.health import Health
 from tests.faulty_train import inject
-from tests.launching import SMALL_MODEL, read_ledger, read_metrics, step_metrics, train
+from tests.launching import (
+    SMALL_MODEL,
+    checkpoint_of,
+    read_ledger,
+    read_metrics,
+    step_metrics,
+    train,
+)
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -156,6 +163,8 @@ def test_stop(undisturbed, monkeypatch, tmp_path, capsys):
     options, _, rows = undisturbed
     folder = tmp_path / "run"
     options = [*options, "--output_dir", folder, "--on_anomaly", "stop"]
+    # The message names the newest checkpoint that is complete.
+    monkeypatch.setenv("FAULT_AFTER", str(checkpoint_of(folder, 3)))
     assert train_with(monkeypatch, f"nan:any:{rows[5][0][1]}", options) == 1
     error = capsys.readouterr().err
     assert "step 5: loss or gradient is not finite" in error
