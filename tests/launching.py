@@ -38,7 +38,7 @@ def train_command(arguments, ranks, script="launch/train.py", deepspeed=False):
     """Command that trains on `ranks` processes; 0 stands for no launcher at all.
 
     `deepspeed` has DeepSpeed's launcher start them, as users do, for tests of what it does
-    with signals and statuses. It takes some five seconds of a processor's time.
+    with signals and statuses. It takes three seconds more of a processor's time.
     """
     script = [str(ROOT / script), *map(str, arguments)]
     if ranks == 0:

@@ -6,7 +6,7 @@ import pytest
 
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
-from tests.launching import SMALL_MODEL, step_metrics, train
+from tests.launching import SMALL_MODEL, step_metrics, train, train_here
 
 OPTIONS = [
     *SMALL_MODEL,
@@ -20,7 +20,7 @@ OPTIONS = [
 def eager_run(token_data, tmp_path_factory):
     """Folder of the same training without `--compile`."""
     folder = tmp_path_factory.mktemp("eager") / "run"
-    train([*OPTIONS, "--data", token_data, "--output_dir", folder], ranks=0)
+    train_here([*OPTIONS, "--data", token_data, "--output_dir", folder])
     return folder
 
 

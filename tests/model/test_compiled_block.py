@@ -76,8 +76,9 @@ def test_a_masked_block_of_attention_is_one_graph():
 
 @NEEDS_OPERATOR
 @pytest.mark.slow
-@pytest.mark.parametrize("scales", SCALES)
-@pytest.mark.parametrize("resets", [None, RESETS], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    ("scales", "resets"), [(SCALES[1], None), (None, RESETS)], ids=["plain", "masked"]
+)
 def test_a_compiled_block_computes_what_the_block_does(scales, resets):
     torch.compiler.reset()
     block = make_block(scales)
