@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -139,6 +140,15 @@ def train_until_killed(arguments, folder, step, saved=None, ranks=2, timeout=240
             kill(pid)
         process.wait()
         process.stdout.close()
+
+
+def from_step_four(source, folder):
+    """A copy of a run as it was after its first checkpoint."""
+    shutil.copytree(source, folder)
+    (folder / "COMPLETED").unlink()
+    for step in (8, 12):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+    return folder
 
 
 def kill(pid):

@@ -69,7 +69,7 @@ def _import_muon() -> None:
     decorators of its functions load torch's compiler: more than a second of each rank.
     """
     compile_decorator = compiler.compile
-    compiler.compile = lambda: lambda function: function
+    compiler.compile = lambda *_, **__: lambda function: function
     try:
         # DeepSpeed goes on without it, too.
         with contextlib.suppress(ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -245,6 +246,9 @@ class Trainer:
 
     def _way_on(self) -> str:
         """What to do about weights that have gone wrong."""
+        # One that is being written may be the newest to go on from.
+        with contextlib.suppress(TrainingError):
+            self.writer.wait()
         newest = self.folder.newest_checkpoint()
         return "Go on in another --output_dir with a lower --learning_rate" + (
             f" and --resume {newest}" if newest is not None else ""

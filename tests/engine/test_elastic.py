@@ -1,13 +1,13 @@
 """A run goes on with other numbers of ranks, ZeRO stages and micro-batches."""
 
 import json
-import shutil
 
 import pytest
 
 from ten_dist.cli import main
 from tests.launching import (
     SMALL_MODEL,
+    from_step_four,
     read_ledger,
     step_metrics,
     train,
@@ -38,15 +38,6 @@ def run(token_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elastic") / "run"
     more = ("--precision", "fp32", "--micro_batch_size", 2)
     return whole(folder, token_data, "zero2", *more), folder
-
-
-def from_step_four(source, folder):
-    """A copy of a run as it was after its first checkpoint."""
-    shutil.copytree(source, folder)
-    (folder / "COMPLETED").unlink()
-    for step in (8, 12):
-        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
-    return folder
 
 
 def rows(folder):

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from ten_dist.engine.deepspeed_config import SHIPPED_CONFIGS
 from ten_dist.engine.swap_folder import _reserving
 from ten_dist.errors import TrainingError
 from tests.elastic_matrix import largest_difference
-from tests.launching import step_metrics, train, train_until_killed
+from tests.launching import from_step_four, step_metrics, train, train_until_killed
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,15 +60,6 @@ def reference(token_data, tmp_path_factory):
     options = [*OPTIONS, "--data", token_data]
     train([*options, "--output_dir", folder, "--deepspeed_config", "zero2"])
     return options, folder
-
-
-def from_step_four(source, folder):
-    """A copy of a run as it was after its first checkpoint."""
-    shutil.copytree(source, folder)
-    (folder / "COMPLETED").unlink()
-    for step in (8, 12):
-        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
-    return folder
 
 
 def swapped_files(folder):
