@@ -3,10 +3,10 @@
     python -m benchmarks.data [prepare] [memory] [read] [many] [--output FILE]
 
 `prepare` turns the standard library into shards, beside the tokenizers library encoding
-the same documents on the same cores; `memory` compares the peak memory of preparing a
-corpus with that of one ten times its size; `read` iterates over training batches of
-random tokens; `many` loads the manifest of 100,000 shards. Results are printed as a table
-and written as JSON.
+the same documents on the same cores; `memory` compares the peak memory of preparing 3 GB
+with that of preparing 30 MB, in three layouts, and takes 9 GB of disk for it; `read`
+iterates over training batches of random tokens; `many` loads the manifest of 100,000
+shards. Results are printed as a table and written as JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import functools
 import hashlib
 import io
 import itertools
+import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,31 +127,73 @@ def growth_of(imports: str, code: str, *arguments: object) -> float:
 
 PREPARE_IMPORTS = "import sys\nfrom data_prep.shard import main\n"
 PREPARE_FOLDER = """
-options = ["--tokenizer", "bytes", "--shard_megabytes", "8"]
-assert main(["--input", sys.argv[1], "--output", sys.argv[2], *options]) == 0
+assert main(["--input", sys.argv[1], "--output", sys.argv[2], "--tokenizer", "bytes"]) == 0
 """
+BLOCK_BYTES = 10**6
+
+
+def random_text(blocks: int) -> Iterator[bytes]:
+    """Lines of words of random letters, in blocks of :data:`BLOCK_BYTES`."""
+    draw = np.random.default_rng(0)
+    for _ in range(blocks):
+        letters = draw.integers(97, 123, BLOCK_BYTES, dtype=np.uint8)
+        letters[draw.integers(0, letters.size, letters.size // 6)] = ord(" ")
+        letters[79::80] = ord("\n")
+        yield letters.tobytes()
+
+
+def write_text_files(folder: Path, blocks: int) -> None:
+    """A text file for each block."""
+    for number, text in enumerate(random_text(blocks)):
+        (folder / f"{number:04d}.txt").write_bytes(text)
+
+
+def write_text_file(folder: Path, blocks: int) -> None:
+    """One document."""
+    with open(folder / "all.txt", "wb") as file:
+        file.writelines(random_text(blocks))
+
+
+def write_jsonl(folder: Path, blocks: int) -> None:
+    """One file of documents of 10 kB."""
+    with open(folder / "all.jsonl", "w", encoding="utf-8") as file:
+        for text in random_text(blocks):
+            for start in range(0, len(text), 10**4):
+                document = text[start : start + 10**4].decode()
+                file.write(json.dumps({"text": document}) + "\n")
+
+
+LAYOUTS = {
+    "text files of 1 MB": write_text_files,
+    "one text file": write_text_file,
+    "one JSONL file": write_jsonl,
+}
 
 
 def measure_memory(report: Report, folder: Path) -> None:
-    """Peak memory of preparing 30 MB of documents and 300 MB."""
-    draw = np.random.default_rng(0)
-    peaks = []
-    for megabytes in (30, 300):
-        corpus = folder / f"corpus-{megabytes}"
-        corpus.mkdir()
-        for number in range(megabytes):
-            letters = draw.integers(97, 123, 10**6, dtype=np.uint8)
-            letters[draw.integers(0, letters.size, letters.size // 6)] = ord(" ")
-            (corpus / f"{number:04d}.txt").write_bytes(letters.tobytes())
-        peaks.append(
-            growth_of(
-                PREPARE_IMPORTS,
-                PREPARE_FOLDER,
-                *(corpus, folder / f"shards-{megabytes}"),
-            )
+    """Peak memory of preparing 30 MB and 3 GB as bytes, and of 300 MB in between."""
+    largest = 3000
+    # The corpus, and two bytes for each of its own in the shards.
+    needed = 3 * largest * BLOCK_BYTES
+    if shutil.disk_usage(folder).free < 1.2 * needed:
+        raise RuntimeError(f"{folder} has no room for {needed / 1e9:g} GB")
+    for name, write in LAYOUTS.items():
+        peaks = {}
+        for megabytes in (30, 300, largest):
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                corpus = Path(place) / "corpus"
+                corpus.mkdir()
+                write(corpus, megabytes)
+                peaks[megabytes] = growth_of(
+                    PREPARE_IMPORTS, PREPARE_FOLDER, corpus, Path(place) / "shards"
+                )
+        report.row(
+            f"memory, {name}",
+            {
+                **{f"MiB for {size} MB": peak / 2**20 for size, peak in peaks.items()},
+                "3 GB beside 30 MB": peaks[largest] / peaks[30],
+            },
         )
-        report.add(f"memory: peak of preparing {megabytes} MB, MiB", peaks[-1] / 2**20)
-    report.add("memory: 300 MB beside 30 MB", peaks[1] / peaks[0])
 
 
 def write_random_tokens(folder: Path, shards: int, tokens: int) -> Manifest:
