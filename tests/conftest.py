@@ -68,6 +68,17 @@ def contents(folder):
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def functional_linear():
+    """Torch's own F.linear for every file of tests: DeepSpeed's stage 3 puts another in its
+    place, for as long as the process lives."""
+    import torch.nn.functional as F
+
+    linear = F.linear
+    yield
+    F.linear = linear
+
+
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory):
     """A folder of byte-token shards with held-out shards in val/."""

@@ -32,9 +32,9 @@ def takes_onednn(*factors: Tensor) -> bool:
     Not in a graph that is being compiled, whose compiler chooses for itself.
     """
     return (
-        all(f.dtype == torch.float32 and f.device.type == "cpu" for f in factors)
+        not torch.compiler.is_compiling()
+        and all(f.dtype == torch.float32 and f.device.type == "cpu" for f in factors)
         and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 
