@@ -156,9 +156,12 @@ class TestHost:
     def stop_sshd(self):
         """End its sshd and all who have logged in; it refuses connections then."""
         if self._sshd is not None:
+            children = psutil.Process(self._sshd.pid).children()
             self._sshd.kill()
             self._sshd.wait()
             self._sshd = None
+            # They end a moment after it, and hold on to their port until then.
+            psutil.wait_procs(children, timeout=20)
 
     def ip(self, *words):
         """Run ip(8) on this host."""
