@@ -1,11 +1,14 @@
 """Linear maps by the fastest library that torch brings for them.
 
 In float32 on CPUs torch takes them to MKL, whose float32 products use half of an AMD
-processor. oneDNN, which torch takes every other dtype to, has kernels of its own for
-each: there they are up to twice as fast, and elsewhere as fast.
+processor. The kernels of oneDNN, which torch takes every other dtype to, are up to twice
+as fast there. On Intel's processors MKL's are a tenth faster, and stay.
 """
 
 from __future__ import annotations
+
+import functools
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +36,20 @@ def takes_onednn(*factors: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
+        and is_made_by_amd()
         and all(f.dtype == torch.float32 and f.device.type == "cpu" for f in factors)
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+@functools.cache
+def is_made_by_amd() -> bool:
+    """Whether this machine's processor is, as far as Linux tells."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,8 +20,8 @@ from ten_dist.config import IGNORED_TARGET
 from ten_dist.model.linear import product, takes_onednn, weight_gradient
 from ten_dist.model.precision import at_least_float32
 
-LOGITS_AT_ONCE = 2**25
-"""Elements of the logits that exist at one time (128 MiB in float32)."""
+LOGITS_AT_ONCE = 2**28
+"""Bytes of the logits that exist at one time."""
 
 
 def linear_cross_entropy(
@@ -115,10 +115,12 @@ def _takes_operator(logits: Tensor) -> bool:
     )
 
 
-def rows_at_once(positions: int, vocab_size: int) -> int:
-    """Positions whose logits exist at one time, a multiple of 64 where that is possible:
-    matrix products are fastest in whole tiles."""
-    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+def rows_at_once(positions: int, vocab_size: int, itemsize: int) -> int:
+    """Positions whose logits, of `itemsize` bytes each, exist at one time.
+
+    A multiple of 64 where that is possible: matrix products are fastest in whole tiles.
+    """
+    rows = max(1, LOGITS_AT_ONCE // (vocab_size * itemsize))
     if rows > 64:
         rows -= rows % 64
     return min(rows, positions)
@@ -153,18 +155,21 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return product(a, b) if takes_onednn(a, b) else a @ b
 
 
-def _weight_gradient(logits: Tensor, hidden: Tensor) -> Tensor:
-    """logits [n, V].T @ hidden [n, d]."""
+def _add_weight_gradient(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
+    """total [V, d] += logits [n, V].T @ hidden [n, d]."""
     if takes_onednn(logits, hidden):
-        return weight_gradient(logits, hidden)
-    return logits.T @ hidden
+        total += weight_gradient(logits, hidden)
+    elif total.dtype == logits.dtype:
+        torch.addmm(total, logits.T, hidden, out=total)
+    else:
+        _add_up(total, logits.T @ hidden)
 
 
 def _add_up(total: Tensor, term: Tensor) -> None:
     """total += term, which torch first copies to the dtype of `total`: on a CPU, where that
     would be as large as the logits, some rows at a time."""
     rows = total.shape[0]
-    if total.device.type == "cpu" and total.dtype != term.dtype:
+    if total.device.type == "cpu":
         rows = max(1, _ELEMENTS_IN_CACHE // total.shape[1])
     for some, of_term in zip(total.split(rows), term.split(rows)):
         some += of_term
@@ -192,7 +197,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = (
             torch.zeros_like(low_weight, dtype=state.dtype) if need_weight else None
         )
-        rows = rows_at_once(hidden.shape[0], vocab_size)
+        rows = rows_at_once(hidden.shape[0], vocab_size, dtype.itemsize)
         counted = counts.to(state.dtype)
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
@@ -219,7 +224,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for some_logits, some_hidden in zip(
                     logits.split(at_once), low_hidden.split(at_once)
                 ):
-                    _add_up(grad_weight, _weight_gradient(some_logits, some_hidden))
+                    _add_weight_gradient(grad_weight, some_logits, some_hidden)
             # Before the next ones are made.
             del logits, piece
         z_loss *= scale

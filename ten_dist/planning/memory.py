@@ -80,7 +80,7 @@ def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
     """Bytes of tensors that one process needs for a loss without gradients."""
     p = Precision.of(work.precision)
     block = kept_by_block(config, p, work.seq_len).bytes(work.rows)
-    logits = rows_at_once(work.rows * work.seq_len, config.vocab_size)
+    logits = rows_at_once(work.rows * work.seq_len, config.vocab_size, p.products)
     return (
         p.parameters * count(parameters_of(config))
         + p.products * config.vocab_size * config.dim * p.copies_weights
@@ -179,11 +179,13 @@ class _Moments:
 
     def _loss(self) -> Memory:
         config, p = self.config, self.precision
-        rows = rows_at_once(self.tokens, config.vocab_size)
+        rows = rows_at_once(self.tokens, config.vocab_size, p.products)
         logits = p.products * rows * config.vocab_size
-        # The weight as the products take it, and its gradient of a piece.
+        # The weight as the products take it, and its gradient of a piece, which products
+        # in float32 add to the whole by themselves, but not every library on CPUs.
         copied = p.products < _FLOAT or fills_up(config.vocab_size) > 0
-        logits += p.products * self.head * (1 + copied)
+        apart = p.products < _FLOAT or self.work.on_cpu
+        logits += p.products * self.head * (copied + apart)
         if p.products < _FLOAT and not self.work.on_cpu:
             # In float32; on a CPU the operator needs no memory of its own.
             logits += _FLOAT * rows * config.vocab_size

@@ -4,11 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ten_dist.model import linear as module
 from ten_dist.model.linear import linear, takes_onednn
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here"
 )
+
+
+@pytest.fixture(autouse=True)
+def as_on_amd(monkeypatch):
+    monkeypatch.setattr(module, "is_made_by_amd", lambda: True)
 
 
 def make_inputs(rows, inside=48, outside=33):
@@ -60,3 +66,10 @@ def test_autocast_keeps_its_own_products():
         assert not takes_onednn(inputs, weight)
         assert linear(inputs, weight).dtype == torch.bfloat16
     assert not takes_onednn(inputs.double(), weight)
+
+
+def test_other_processors_keep_torch_s_choice(monkeypatch):
+    monkeypatch.setattr(module, "is_made_by_amd", lambda: False)
+    inputs, weight, bias = make_inputs(100)
+    assert not takes_onednn(inputs, weight)
+    assert torch.equal(linear(inputs, weight, bias), F.linear(inputs, weight, bias))

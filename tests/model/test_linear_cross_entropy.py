@@ -24,7 +24,7 @@ def plain(hidden, weight, targets, z_loss_weight):
     return ce_loss + z_loss_weight * counted.logsumexp(1).square().mean()
 
 
-@pytest.mark.parametrize("at_once", [1, 50, 333, 2**25])
+@pytest.mark.parametrize("at_once", [1, 800, 2700, 2**25])
 @pytest.mark.parametrize("z_loss_weight", [0.0, 0.3])
 def test_pieces_of_any_size_give_the_whole(monkeypatch, at_once, z_loss_weight):
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
@@ -76,7 +76,7 @@ def test_float16_neither_loses_nor_overflows_the_gradient_of_many_positions():
 
 def test_whole_logits_never_exist(monkeypatch):
     """The largest tensor made on the way is a piece of the logits."""
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 4000)
     hidden, weight, targets = make_inputs(torch.float32, rows=400)
     largest = 0
 
