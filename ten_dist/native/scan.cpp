@@ -32,7 +32,7 @@ using namespace ten_dist;
 
 // Steps of a tile, and how far ahead of their use rows are asked for. Sums over time are
 // kept in float for a tile, then added up in double.
-constexpr int64_t TILE = 32;
+constexpr int64_t TILE = 16;
 
 // How the modulation enters the eigenvalues of a vector. Where a range is small, what it
 // modulates is a short Taylor series in tanh p or tanh q: that of the rotation, or of both.
@@ -221,10 +221,11 @@ struct Place {
 
   void move(int64_t steps) { at += steps * step; }
   // Asks for a place of the future, to read or to write it; one outside the tensor does no
-  // harm.
+  // harm. What is to be read comes into the second cache only: two tiles of all tensors are
+  // more than the first one holds.
   void ask(int64_t steps) const {
-    __builtin_prefetch(at + steps * step, WRITE);
-    __builtin_prefetch(at + steps * step + half, WRITE);
+    __builtin_prefetch(at + steps * step, WRITE, 2);
+    __builtin_prefetch(at + steps * step + half, WRITE, 2);
   }
   Floats first() const { return load(at); }
   Floats second() const { return load(at + half); }
