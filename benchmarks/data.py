@@ -4,7 +4,8 @@
 
 `prepare` turns the standard library into shards, beside the tokenizers library encoding
 the same documents on the same cores; `memory` compares the peak memory of preparing 3 GB
-with that of preparing 30 MB, in three layouts, and takes 9 GB of disk for it; `read`
+with that of preparing 30 MB, as bytes in three layouts and with a BPE, which takes 9 GB of
+disk and half an hour; `read`
 iterates over training batches of random tokens; `many` loads the manifest of 100,000
 shards. Results are printed as a table and written as JSON.
 """
@@ -127,7 +128,8 @@ def growth_of(imports: str, code: str, *arguments: object) -> float:
 
 PREPARE_IMPORTS = "import sys\nfrom data_prep.shard import main\n"
 PREPARE_FOLDER = """
-assert main(["--input", sys.argv[1], "--output", sys.argv[2], "--tokenizer", "bytes"]) == 0
+words = ["--input", sys.argv[1], "--output", sys.argv[2], "--tokenizer", sys.argv[3]]
+assert main(words) == 0
 """
 BLOCK_BYTES = 10**6
 
@@ -142,10 +144,25 @@ def random_text(blocks: int) -> Iterator[bytes]:
         yield letters.tobytes()
 
 
-def write_text_files(folder: Path, blocks: int) -> None:
+def source_text(blocks: int) -> Iterator[bytes]:
+    """The standard library over and over, in blocks of :data:`BLOCK_BYTES` of ASCII."""
+    segments = itertools.cycle(list_python_stdlib())
+    text = b""
+    for _ in range(blocks):
+        while len(text) < BLOCK_BYTES:
+            source = Path(next(segments).path).read_bytes()
+            text += source.decode("ascii", "ignore").encode()
+        yield text[:BLOCK_BYTES]
+        text = text[BLOCK_BYTES:]
+
+
+def write_text_files(folder: Path, blocks: int, texts=random_text) -> None:
     """A text file for each block."""
-    for number, text in enumerate(random_text(blocks)):
+    for number, text in enumerate(texts(blocks)):
         (folder / f"{number:04d}.txt").write_bytes(text)
+
+
+write_source_files = functools.partial(write_text_files, texts=source_text)
 
 
 def write_text_file(folder: Path, blocks: int) -> None:
@@ -163,21 +180,28 @@ def write_jsonl(folder: Path, blocks: int) -> None:
                 file.write(json.dumps({"text": document}) + "\n")
 
 
+# How the corpus lies, and the tokenizer: bytes, or a BPE.
 LAYOUTS = {
-    "text files of 1 MB": write_text_files,
-    "one text file": write_text_file,
-    "one JSONL file": write_jsonl,
+    "text files of 1 MB": (write_text_files, "bytes"),
+    "one text file": (write_text_file, "bytes"),
+    "one JSONL file": (write_jsonl, "bytes"),
+    "source files of 1 MB, BPE": (write_source_files, "bpe"),
 }
 
 
 def measure_memory(report: Report, folder: Path) -> None:
-    """Peak memory of preparing 30 MB and 3 GB as bytes, and of 300 MB in between."""
+    """Peak memory of preparing 30 MB and 3 GB, and 300 MB in between."""
     largest = 3000
     # The corpus, and two bytes for each of its own in the shards.
     needed = 3 * largest * BLOCK_BYTES
     if shutil.disk_usage(folder).free < 1.2 * needed:
         raise RuntimeError(f"{folder} has no room for {needed / 1e9:g} GB")
-    for name, write in LAYOUTS.items():
+    run_prepare(
+        *("--corpus", "python-stdlib", "--output", folder / "bpe"),
+        *("--vocab_size", VOCAB_SIZE),
+    )
+    tokenizers = {"bytes": "bytes", "bpe": folder / "bpe" / "tokenizer.json"}
+    for name, (write, tokenizer) in LAYOUTS.items():
         peaks = {}
         for megabytes in (30, 300, largest):
             with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -185,7 +209,9 @@ def measure_memory(report: Report, folder: Path) -> None:
                 corpus.mkdir()
                 write(corpus, megabytes)
                 peaks[megabytes] = growth_of(
-                    PREPARE_IMPORTS, PREPARE_FOLDER, corpus, Path(place) / "shards"
+                    PREPARE_IMPORTS,
+                    PREPARE_FOLDER,
+                    *(corpus, Path(place) / "shards", tokenizers[tokenizer]),
                 )
         report.row(
             f"memory, {name}",

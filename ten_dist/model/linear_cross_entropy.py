@@ -155,6 +155,17 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return product(a, b) if takes_onednn(a, b) else a @ b
 
 
+def _logits(hidden: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """hidden [n, d] @ weight [V, d].T, in `room` [n or more, V] where the library can.
+
+    Pieces of logits in memory of their own each would leave holes in the heap of the C
+    library: an aligned block does not fit where one of its size has been.
+    """
+    if takes_onednn(hidden, weight):
+        return product(hidden, weight.T)
+    return torch.mm(hidden, weight.T, out=room[: hidden.shape[0]])
+
+
 def _add_weight_gradient(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
     """total [V, d] += logits [n, V].T @ hidden [n, d]."""
     if takes_onednn(logits, hidden):
@@ -198,12 +209,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(low_weight, dtype=state.dtype) if need_weight else None
         )
         rows = rows_at_once(hidden.shape[0], vocab_size, dtype.itemsize)
+        room = low_weight.new_empty(rows, low_weight.shape[0])
         counted = counts.to(state.dtype)
         targets = torch.where(counts, targets, 0).unsqueeze(1)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             low_hidden = hidden[part].to(dtype)
-            logits = _product(low_hidden, low_weight.T)
+            logits = _logits(low_hidden, low_weight, room)
             piece_rows = rows
             if hidden.device.type == "cpu" and not _takes_operator(logits):
                 piece_rows = max(1, _ELEMENTS_IN_CACHE // vocab_size)
@@ -227,6 +239,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     _add_weight_gradient(grad_weight, some_logits, some_hidden)
             # Before the next ones are made.
             del logits, piece
+        del room
         z_loss *= scale
         ctx.save_for_backward(grad_hidden, grad_weight, scale)
         ctx.vocab_size, ctx.weight_dtype = vocab_size, weight.dtype
