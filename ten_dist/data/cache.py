@@ -51,8 +51,8 @@ class ShardCache:
         if self.limit_bytes is not None and self.limit_bytes < largest_bytes:
             raise ConfigurationError(
                 f"--data_cache_gigabytes {self.limit_bytes / 1e9:g} does not hold the "
-                f"largest shard: give at least {largest_bytes / 1e9:g}, better ten times "
-                "that, for the shards that are read at a time"
+                f"largest shard: give at least {largest_bytes / 1e9:g}, better twenty "
+                "times that, for the shards that are read or come next at one time"
             )
 
     def read(self, sha256: str, size: int, fetch: Callable[[], bytes]) -> bytes:

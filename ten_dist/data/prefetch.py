@@ -14,24 +14,32 @@ class Prefetch(Generic[V]):
     """A thread gets values by key, in the order in which they are said to be needed.
 
     It holds them until they are dropped or no longer expected. There is one, so that it
-    leaves the network to whoever needs a value now.
+    leaves the network to whoever needs a value now; it ends when there is no more to get.
     """
 
     def __init__(self) -> None:
         self._values: dict[Hashable, _Value[V]] = {}
+        # The rest is for whoever holds the lock.
+        self._lock = threading.Lock()
+        self._to_get: list[Hashable] = []
+        self._getting = False
 
     def expect(self, actions: Mapping[Hashable, Callable[[], V]]) -> None:
         """Get the values of these keys, each by its action, and let go of all others.
 
         What is there or under way already is not begun anew.
         """
-        before = self._values
-        self._values = {
-            key: before.get(key) or _Value(action) for key, action in actions.items()
-        }
-        missing = [key for key in self._values if key not in before]
-        # A daemon: a server that stalls holds up nobody's end.
-        threading.Thread(target=self._get_all, args=(missing,), daemon=True).start()
+        with self._lock:
+            begun = self._values.keys() - self._to_get
+            self._to_get = [key for key in actions if key not in begun]
+            self._values = {
+                key: self._values.get(key) or _Value(action)
+                for key, action in actions.items()
+            }
+            if self._to_get and not self._getting:
+                self._getting = True
+                # A daemon: a server that stalls holds up nobody's end.
+                threading.Thread(target=self._get_all, daemon=True).start()
 
     def get(self, key: Hashable) -> V | None:
         """The value of a key, now; None if it is not expected.
@@ -46,8 +54,17 @@ class Prefetch(Generic[V]):
         """Let go of the value of a key, if it has one."""
         self._values.pop(key, None)
 
-    def _get_all(self, keys: list[Hashable]) -> None:
-        for key in keys:
+    def close(self) -> None:
+        """Let go of all, and get no more than what is under way."""
+        self.expect({})
+
+    def _get_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._to_get:
+                    self._getting = False
+                    return
+                key = self._to_get.pop(0)
             # Whoever needs it will see what is wrong with it.
             with contextlib.suppress(Exception):
                 self.get(key)

@@ -149,6 +149,10 @@ class TokenReader:
                 }
             )
 
+    def close(self) -> None:
+        """Fetch nothing more ahead."""
+        self._ahead.close()
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of the stream, 1-D, uint16 or uint32, a copy.
 

@@ -98,28 +98,36 @@ def _micro_batches(
     ``excluded`` are global batches that no step reads.
     """
     order = MixedOrder(mixture, seq_len, seed)
-    readers = [_training_reader(manifest) for manifest in mixture.manifests]
-    accumulation = accumulation_steps(
-        slices["global_batch_size"], slices["micro_batch_size"], slices["world_size"]
-    )
-    groups: list[tuple[int, int] | None] = [None] * len(readers)
-    begin, end = numbers
-    for number in itertools.count(begin + first, stride):
-        if end is not None and number >= end:
-            return
-        step, micro_step = divmod(number, accumulation)
-        batch = batch_of_step(step, excluded)
-        positions = micro_batch_positions(batch, micro_step, **slices)
-        sources, epochs, rows = order.rows(*positions)
-        tokens = np.empty((rows.size, seq_len + 1), mixture.tokenizer_set.numpy_dtype)
-        for source in np.unique(sources):
-            source_order = order.orders[source]
-            if source_order.group != groups[source]:
-                groups[source] = source_order.group
-                readers[source].expect(source_order.shards_ahead())
-            here = sources == source
-            tokens[here] = _read_rows(readers[source], rows[here], seq_len)
-        yield _RawBatch(step, micro_step, sources, epochs, rows, tokens)
+    with contextlib.ExitStack() as stack:
+        readers = [
+            stack.enter_context(contextlib.closing(_training_reader(manifest)))
+            for manifest in mixture.manifests
+        ]
+        accumulation = accumulation_steps(
+            slices["global_batch_size"],
+            slices["micro_batch_size"],
+            slices["world_size"],
+        )
+        groups: list[tuple[int, int] | None] = [None] * len(readers)
+        begin, end = numbers
+        for number in itertools.count(begin + first, stride):
+            if end is not None and number >= end:
+                return
+            step, micro_step = divmod(number, accumulation)
+            batch = batch_of_step(step, excluded)
+            positions = micro_batch_positions(batch, micro_step, **slices)
+            sources, epochs, rows = order.rows(*positions)
+            tokens = np.empty(
+                (rows.size, seq_len + 1), mixture.tokenizer_set.numpy_dtype
+            )
+            for source in np.unique(sources):
+                source_order = order.orders[source]
+                if source_order.group != groups[source]:
+                    groups[source] = source_order.group
+                    readers[source].expect(source_order.shards_ahead())
+                here = sources == source
+                tokens[here] = _read_rows(readers[source], rows[here], seq_len)
+            yield _RawBatch(step, micro_step, sources, epochs, rows, tokens)
 
 
 def _training_reader(manifest: Manifest) -> TokenReader:

@@ -1,13 +1,15 @@
 """Writing checkpoints while training goes on.
 
 A thread of each rank copies what the rank holds to host memory while the next step goes
-forward and backward, and then writes its own files into a folder with a temporary name. When all have, rank 0 checks them, adds index and record, renames the folder, and
-replaces the pointer `latest`. A run killed at any moment leaves the checkpoint before it
-as the newest.
+forward and backward, and then writes its own files into a folder with a temporary name.
+When all have, rank 0 checks them, adds index and record, renames the folder, and replaces
+the pointer `latest`. A run killed at any moment leaves the checkpoint before it as the
+newest.
 
-The copy takes 12 bytes for each float32 weight that the rank holds. Where weights and
-moments lie on NVMe there is no host memory for that: they are then written without a copy,
-a sub-group of parameters at a time, and training waits for it.
+The copy takes 12 bytes for each float32 weight that the rank holds; of a GPU's memory that
+is pinned, and torch may take up to twice as much. Where weights and moments lie on NVMe
+there is no host memory for that: they are then written without a copy, a sub-group of
+parameters at a time, and training waits for it.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class SavedCheckpoint:
     held_seconds: float
     """That training waited."""
     write_seconds: float
-    """From the copy until the checkpoint was complete."""
+    """From the first byte that was copied or written until the checkpoint was complete."""
     bytes: int
     """Of all files."""
 
@@ -107,13 +109,19 @@ class CheckpointWriter:
         self._failure: str | None = None
         self._saved: SavedCheckpoint | None = None
 
-    def save(self, step: int, progress: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        progress: dict[str, Any],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin the checkpoint of a run after `step` steps.
 
         Args:
             step: optimizer steps done.
             progress: what else a run needs to go on, ready for JSON: metrics of the last
                 step and validation, loss of the probe, batches left out, health.
+            tick: called again and again while training waits for a write.
 
         Raises:
             TrainingError: on all ranks where the file system refuses on any, now or for
@@ -132,9 +140,10 @@ class CheckpointWriter:
                     raise TrainingError(f"{reason}, then start again to continue")
         with torch.no_grad():
             self._held.prepare()
-            written = None
+            written, writing_since = None, time.perf_counter()
             if self._held.on_disk:
-                written = self._write_files(partial, self._values)
+                source = functools.partial(self._values, tick=tick)
+                written = self._write_files(partial, source)
             else:
                 self._copy.begin(list(self._values(_KINDS)))
         record = {
@@ -150,7 +159,7 @@ class CheckpointWriter:
         }
         self._thread = threading.Thread(
             target=self._finish,
-            args=(partial, record, written),
+            args=(partial, record, written, writing_since),
             name="checkpoint",
             daemon=True,
         )
@@ -185,9 +194,12 @@ class CheckpointWriter:
         saved, self._saved = self._saved, None
         return saved
 
-    def _values(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    def _values(
+        self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Key and values of all that this rank writes, by :meth:`HeldState.values`."""
         for piece, kind, values in self._held.values(kinds):
+            tick()
             yield piece.key(kind), values
         if WEIGHT in kinds:
             for piece in self._buffers:
@@ -227,10 +239,13 @@ class CheckpointWriter:
         return None, files
 
     def _finish(
-        self, partial: Path, record: dict[str, Any], written: Written | None
+        self,
+        partial: Path,
+        record: dict[str, Any],
+        written: Written | None,
+        started: float,
     ) -> None:
         """What the thread does. Ends with all ranks of one mind, whatever happened."""
-        started = time.perf_counter()
         if written is None:
             try:
                 self._copy.make()

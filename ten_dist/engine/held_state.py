@@ -16,12 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
 from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
@@ -210,6 +204,11 @@ class _Sharded(HeldState):
             stop = min(start + parameter.partition_numel(), parameter.ds_numel)
             if start < stop:
                 self.slices.append(TensorSlice(name, start, stop))
+        # Group, and where it begins in the flat vector of that.
+        self._places = {
+            name: self._zero.grad_position[self._zero.get_param_id(parameter)]
+            for name, parameter in self.parameters.items()
+        }
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._zero.optimizer
@@ -218,26 +217,26 @@ class _Sharded(HeldState):
         return self._zero.fp32_partitioned_groups_flat
 
     def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        parameter = self.parameters[piece.name]
-        if kind == WEIGHT:
-            values = safe_get_local_fp32_param(parameter)
-        else:
-            values = safe_get_local_optimizer_state(parameter, kind)
-        return values.detach()[: piece.stop - piece.start]
+        # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
+        group, offset, _ = self._places[piece.name]
+        flat = self._stepped()[group]
+        if kind != WEIGHT:
+            flat = self._optimizer().state[flat][kind]
+        return flat.detach().narrow(0, offset, piece.stop - piece.start)
 
     def _copy(self, source: Source) -> None:
         self._partition_persistent()
         for piece in self.slices:
-            parameter = self.parameters[piece.name]
-            padded = torch.zeros(parameter.partition_numel())
-            for kind in (WEIGHT, *MOMENTS):
-                values = source(kind, piece.name, piece.start, piece.stop)
-                padded[: values.numel()] = values
-                if kind == WEIGHT:
-                    safe_set_local_fp32_param(parameter, padded)
-                    parameter.ds_tensor.data.copy_(padded)
-                else:
-                    safe_set_local_optimizer_state(parameter, padded, kind)
+            self._copy_slice(source, piece)
+            # What the model computes with, in its precision.
+            weights = self._read(WEIGHT, piece)
+            held = self.parameters[piece.name].ds_tensor.data
+            held[: weights.numel()].copy_(weights)
+
+    def _copy_slice(self, source: Source, piece: TensorSlice) -> None:
+        for kind in (WEIGHT, *MOMENTS):
+            values = source(kind, piece.name, piece.start, piece.stop)
+            self._read(kind, piece).copy_(values)
 
     def _partition_persistent(self) -> None:
         """Let go of the old values of small parameters, kept whole between steps."""
@@ -260,10 +259,6 @@ class _Swapped(_Sharded):
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         super().__init__(engine)
-        self._places = {
-            name: self._zero.grad_position[self._zero.get_param_id(parameter)]
-            for name, parameter in self.parameters.items()
-        }
         self._slices_of: list[list[TensorSlice]] = [[] for _ in self._stepped()]
         for piece in self.slices:
             self._slices_of[self._places[piece.name][0]].append(piece)
@@ -290,13 +285,6 @@ class _Swapped(_Sharded):
                     for kind in kinds:
                         yield piece, kind, self._read(kind, piece)
 
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        group, offset, _ = self._places[piece.name]
-        flat = self._stepped()[group]
-        if kind != WEIGHT:
-            flat = self._optimizer().state[flat][kind]
-        return flat.detach().narrow(0, offset, piece.stop - piece.start)
-
     def _make_moments(self, steps: int) -> None:
         for group, key in enumerate(self._stepped()):
             with self._in_memory(group, changed=True):
@@ -307,10 +295,8 @@ class _Swapped(_Sharded):
         for group, pieces in enumerate(self._slices_of):
             with self._in_memory(group, changed=True):
                 for piece in pieces:
-                    for kind in (WEIGHT, *MOMENTS):
-                        values = source(kind, piece.name, piece.start, piece.stop)
-                        self._read(kind, piece).copy_(values)
-                # The weights that the model computes with, in its precision.
+                    self._copy_slice(source, piece)
+                # What the model computes with, in its precision.
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)
 
 

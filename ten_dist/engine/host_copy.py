@@ -5,7 +5,8 @@ can copy them while the next step goes forward and backward, and training waits 
 its update comes before the end of the copy. On GPUs the copy has a stream of its own: the
 engines that copy are others than those that compute.
 
-The memory stays for the next copy: 4 bytes an element.
+The memory stays for the next copy: 4 bytes an element, or up to twice that where it is
+pinned, as torch rounds the size of a pinned block up to a power of two.
 """
 
 from __future__ import annotations

@@ -103,10 +103,11 @@ def _train(
         keep_freed_memory()
     with ranks.agreeing():
         run = resolve(training, model_options, deepspeed_file, ranks.world_size)
-        check_swap_path(run.deepspeed_config, run.parameters, ranks)
     _agree_on_data(ranks, run)
     start = None if training.dry_run else _find_start(ranks, run)
     if start is None or start.completed is None:
+        with ranks.agreeing():
+            check_swap_path(run.deepspeed_config, run.parameters, ranks)
         for line in run.describe():
             say(line)
         if training.precision == "fp16" and ranks.device.type == "cpu":

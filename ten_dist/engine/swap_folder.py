@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from torch.utils.cpp_extension import _get_build_directory
 
 from ten_dist.engine.deepspeed_config import swaps_to_nvme, with_nvme_path
 from ten_dist.engine.distributed import Ranks
@@ -160,7 +159,8 @@ def _is_locked(folder: Path) -> bool:
         # Another user's, and theirs to delete.
         return True
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: two that look at the same time must not take each other for its owner.
+        fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
@@ -171,9 +171,10 @@ def _is_locked(folder: Path) -> bool:
 def _size(folder: Path) -> int:
     """Bytes on the disk of the files in a folder; one that vanishes meanwhile has none."""
     total = 0
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, file)).st_blocks * 512
     return total
 
 
@@ -199,6 +200,9 @@ def _load_operator() -> Any:
     Raises:
         ConfigurationError: it cannot be had.
     """
+    # Imported here: it takes a second, and inspects the machine.
+    from torch.utils.cpp_extension import _get_build_directory
+
     if not (Path(_get_build_directory("async_io", False)) / "async_io.so").is_file():
         say("compiling DeepSpeed's operator for offload to NVMe, once: some minutes")
     try:

@@ -184,7 +184,9 @@ class Trainer:
         }
         if self._loss_scale is not None:
             progress["loss_scale"] = self._loss_scale.state()
-        self.writer.save(step, progress)
+        self.writer.save(
+            step, progress, lambda: self.watchdog.progress("checkpoint", step)
+        )
 
     def _report_saved(self) -> None:
         saved = self.writer.take_saved()
@@ -249,6 +251,7 @@ class Trainer:
         # One that is being written may be the newest to go on from.
         with contextlib.suppress(TrainingError):
             self.writer.wait()
+        self._report_saved()
         newest = self.folder.newest_checkpoint()
         return "Go on in another --output_dir with a lower --learning_rate" + (
             f" and --resume {newest}" if newest is not None else ""

@@ -105,10 +105,16 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy_(const at::Tensor& logits,
                                                   double z_loss_weight, bool need_gradient) {
   TORCH_CHECK(logits.dim() == 2 && (logits.size(1) == 0 || logits.stride(1) == 1),
               "cross_entropy_: rows of logits must be contiguous");
+  TORCH_CHECK(targets.is_contiguous() && targets.numel() == logits.size(0) &&
+                  weights.is_contiguous() && weights.numel() == logits.size(0),
+              "cross_entropy_: one target and one weight for each row, contiguous");
   const int64_t rows = logits.size(0), width = logits.size(1), stride = logits.stride(0);
   at::Tensor losses = at::empty({rows}, logits.options().dtype(at::kFloat));
   at::Tensor log_partitions = at::empty_like(losses);
   const int64_t* target = targets.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < rows; ++n)
+    TORCH_CHECK_INDEX(0 <= target[n] && target[n] < width, "target ", target[n],
+                      " is not in a vocabulary of ", width);
   const float* weight = weights.const_data_ptr<float>();
   float* loss = losses.mutable_data_ptr<float>();
   float* log_partition = log_partitions.mutable_data_ptr<float>();

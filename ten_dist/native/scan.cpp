@@ -8,7 +8,7 @@
 //
 // No step of time depends on how the work was shared out: results are the same to the last
 // bit for any number of threads.
-//
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -195,8 +195,7 @@ struct Eigenvalue {
   void gain(Floats& value, Floats& slope) const {
     const Floats square = complement * (1.0f + decay);
     // Of a decay that cannot be told from 1 the gain is 0, and so is its slope.
-    const Floats inverse_gain =
-        inverse_root(at_least(square, SMALLEST));
+    const Floats inverse_gain = inverse_root(at_least(square, SMALLEST));
     value = square * inverse_gain;
     slope = -decay * decay * complement * inverse_gain;
   }

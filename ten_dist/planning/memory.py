@@ -56,7 +56,7 @@ class Memory:
     moment_of_peak: str = ""
     """When it is reached."""
     host: float = 0.0
-    """Bytes in host memory, with offload."""
+    """Bytes in host memory: what is offloaded, and what a checkpoint is written from."""
 
     @property
     def total(self) -> float:
@@ -144,6 +144,8 @@ class _Moments:
             gradients = _FLOAT * self.elements
         elif accumulates and stage == 2:
             gradients = _FLOAT * self.touched
+        # What a checkpoint is written from.
+        host += 3 * _FLOAT * self.share
         return Memory(
             parameters, master, moments, gradients, 0.0, 0.0, buffers, "", host
         )

@@ -41,7 +41,7 @@ CARRY_LIMIT = 512
 CARRY_GROUP = 64
 """Chunks of a group."""
 OLDEST_GPU = (8, 0)
-"""Compute capability from which Triton supports bfloat16."""
+"""Compute capability from which Triton supports GPUs."""
 
 _ARGUMENTS = (
     "Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, Tensor? modulation, "

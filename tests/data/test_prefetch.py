@@ -36,6 +36,29 @@ def test_values_are_got_in_order_and_once():
     assert ahead.get(2) is None
 
 
+def test_one_value_at_a_time_and_none_after_the_end(gated):
+    action, begun, gate = gated("slow")
+    got, later = [], threading.Event()
+    ahead = Prefetch()
+    ahead.expect({"slow": action, "never": lambda: got.append("never")})
+    assert begun.wait(30)
+    # Of what is expected now, nothing is begun beside what is under way.
+    ahead.expect({"slow": action, "next": lambda: got.append("next") or later.set()})
+    assert not later.wait(0.2)
+    gate.set()
+    assert later.wait(30) and got == ["next"]
+
+    action, begun, gate = gated("slow")
+    ahead.expect({"last": action, "behind": lambda: got.append("behind")})
+    assert begun.wait(30)
+    ahead.close()
+    gate.set()
+    # What is expected after that is got, without what was let go.
+    later.clear()
+    ahead.expect({"again": later.set})
+    assert later.wait(30) and got == ["next"]
+
+
 @pytest.fixture
 def gated():
     """Function: outcome -> (action that waits for the gate, begun, gate)."""

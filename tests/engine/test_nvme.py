@@ -1,16 +1,12 @@
 """ZeRO stage 3 with its state on NVMe trains, saves and continues as all others do."""
 
-import errno
 import json
 import os
 
 import pytest
-import torch
 from deepspeed.accelerator import get_accelerator
 
 from ten_dist.engine.deepspeed_config import SHIPPED_CONFIGS
-from ten_dist.engine.swap_folder import _reserving
-from ten_dist.errors import TrainingError
 from tests.elastic_matrix import largest_difference
 from tests.launching import from_step_four, step_metrics, train, train_until_killed
 
@@ -104,29 +100,3 @@ def test_bfloat16_parameters_with_recomputation(token_data, swapping, tmp_path):
     name = "checkpoints/step_00000012"
     assert largest_difference(plain / name, swapped / name) < 2e-2
     assert not os.listdir(tmp_path / "swap")
-
-
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    """DeepSpeed does not look at the results of its writes."""
-
-    class Plain:
-        def async_pwrite(self, buffer, file, offset):
-            written.append(file)
-            return 0
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    written = []
-    handle = _reserving(Plain, tmp_path)()
-    file = str(tmp_path / "1.tensor.swp")
-    for _ in range(2):
-        handle.async_pwrite(torch.zeros(4096), file, 0)
-    assert written == [file, file]
-    assert os.stat(file).st_blocks * 512 >= 4 * 4096
-    monkeypatch.setattr(os, "posix_fallocate", fail)
-    # Its blocks are there already.
-    handle.async_pwrite(torch.zeros(4096), file, 0)
-    with pytest.raises(TrainingError, match=f"--nvme_path {tmp_path} is full"):
-        handle.async_pwrite(torch.zeros(4096), str(tmp_path / "2.tensor.swp"), 0)
-    assert len(written) == 3

@@ -89,3 +89,13 @@ def test_what_is_not_finite_stays_so(bad):
     )
     assert not losses[4].isfinite() and losses[5:].isfinite().all()
     assert logits[4].isnan().any() and logits[5:].isfinite().all()
+
+
+@pytest.mark.parametrize("target", [-1, 40])
+def test_a_target_outside_the_vocabulary_is_refused(target):
+    logits, targets, weights = make_rows(torch.float32, 40)
+    targets[3] = target
+    with pytest.raises(
+        IndexError, match=f"target {target} is not in a vocabulary of 40"
+    ):
+        torch.ops.ten_dist_cpu.cross_entropy_(logits, targets, weights, 0.0, True)

@@ -63,8 +63,9 @@ def test_offload_moves_the_state_to_the_host():
     )
     assert offloaded.moments == offloaded.master_copies == 0
     assert offloaded.total < on_device.total
-    assert on_device.host == 0
-    assert offloaded.host > 16 * PARAMETERS / 8
+    # What checkpoints are written from is on the host in any case.
+    assert on_device.host == 12 * PARAMETERS / 8
+    assert offloaded.host > 28 * PARAMETERS / 8
 
 
 def test_recomputation_keeps_less():
