@@ -5,7 +5,7 @@ python -m benchmarks.plan [pico|nano|micro|variants|kept ...] [--output FILE]
 Two ranks on the CPU, through the deepspeed launcher. Memory is the peak of the resident
 memory of rank 0 over some steps, less what the same process needs for a tiny model; the
 C library gives back at once what tensors free. `kept` is the same where it does not, as
-in training (`ten_dist.host_memory`). It needs 6 GB, and a machine that is not
+in training (`ten_dist.engine.host_memory`). It needs 6 GB, and a machine that is not
 short of memory; other load does not change what is measured.
 """
 

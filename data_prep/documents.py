@@ -19,7 +19,8 @@ from ten_dist.errors import DataError
 
 LARGE_BYTES = 1 << 22
 """Size from which a text file is read in pieces, more than once, and never as a whole."""
-PIECE_CHARACTERS = 1 << 20
+PIECE_CHARACTERS = 1 << 17
+"""What is encoded at once, in one thread: it takes hundreds of bytes a character."""
 CHUNK_BYTES = 1 << 20
 _DIGEST_BYTES = (8, 16)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -20,8 +20,7 @@ K = TypeVar("K")
 BATCH_CHARACTERS = 1 << 19
 """Characters from which a batch is full."""
 _BATCHES_AT_ONCE = 2
-_CHARACTERS_AHEAD = 7 << 18
-"""Room for three ordinary batches, but not for two pieces of a large document."""
+_BATCHES_AHEAD = 3
 
 
 def encode_in_order(
@@ -29,9 +28,7 @@ def encode_in_order(
 ) -> Iterator[list[tuple[K, np.ndarray]]]:
     """Encode texts, each with a key; None stands for the separator.
 
-    ``texts`` is read in the calling thread, a few batches ahead of what is yielded. An
-    encoding takes hundreds of bytes a character, so that a batch which a long text makes
-    larger than others waits for those before it.
+    ``texts`` is read in the calling thread, a few batches ahead of what is yielded.
 
     Args:
         texts: (key, text or None), in order.
@@ -43,30 +40,25 @@ def encode_in_order(
     """
     with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as threads:
         under_way: deque = deque()
-        for batch, characters in _batches(texts):
-            ahead = sum(size for _, size in under_way)
-            while under_way and ahead + characters > _CHARACTERS_AHEAD:
-                encoded, size = under_way.popleft()
-                ahead -= size
-                yield encoded.result()
-            encoded = threads.submit(_encode, encoder, batch)
-            under_way.append((encoded, characters))
-        for encoded, _ in under_way:
+        for batch in _batches(texts):
+            if len(under_way) == _BATCHES_AHEAD:
+                yield under_way.popleft().result()
+            under_way.append(threads.submit(_encode, encoder, batch))
+        for encoded in under_way:
             yield encoded.result()
 
 
 def _batches(
     texts: Iterable[tuple[K, str | None]],
-) -> Iterator[tuple[list[tuple[K, str | None]], int]]:
-    """Batches of texts, and the characters in each."""
+) -> Iterator[list[tuple[K, str | None]]]:
     batch, characters = [], 0
     for key, text in texts:
         batch.append((key, text))
         characters += len(text or "")
         if characters >= BATCH_CHARACTERS:
-            yield batch, characters
+            yield batch
             batch, characters = [], 0
-    yield batch, characters
+    yield batch
 
 
 def _encode(

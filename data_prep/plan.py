@@ -35,7 +35,7 @@ from data_prep.tokenizer import (
 from ten_dist.data.tokenizer import file_sha256, load_tokenizer
 from ten_dist.errors import ConfigurationError
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Part of a set's source: raised when the same corpus would give other shards."""
 _SAMPLE_EXCESS = 1 << 28
 """Bytes by which the tokenizer's sample may exceed its limit, to end with a document."""

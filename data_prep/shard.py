@@ -28,10 +28,6 @@ from ten_dist.errors import (
     EXIT_INTERRUPTED,
     ConfigurationError,
 )
-from ten_dist.host_memory import share_arenas
-
-_ARENAS = 2
-"""Heaps that the threads which encode share."""
 
 
 def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
@@ -79,7 +75,6 @@ def _complain(rank: int, error: Exception) -> None:
 
 def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
     started = time.monotonic()
-    share_arenas(_ARENAS)
     say = functools.partial(_say, ranks.rank)
     options = ranks.from_root(lambda: _options(arguments))
     if options is None:

@@ -22,6 +22,7 @@ from ten_dist.engine.checkpoints import (
 from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
+from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.resume import check_same_run
@@ -30,7 +31,6 @@ from ten_dist.engine.swap_folder import check_swap_path, swap_folder
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
-from ten_dist.host_memory import keep_freed_memory
 from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor

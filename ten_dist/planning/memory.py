@@ -12,7 +12,7 @@ the largest is the peak:
 
 What is counted is what tensors take. A process needs more: its libraries, on a GPU the
 context of the driver and the buffers of NCCL, and whatever an allocator cannot use again.
-Training on CPUs keeps what it has freed (`ten_dist.host_memory`): processes of pico
+Training on CPUs keeps what it has freed (`ten_dist.engine.host_memory`): processes of pico
 and nano then came to 1.1 to 2.0 times what tensors take.
 """
 
