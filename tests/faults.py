@@ -67,6 +67,7 @@ def options(data, steps):
         ),
         *("--data", data, "--steps", steps, "--global_batch_size", BATCH),
         *("--micro_batch_size", 2, "--seq_len", 128, "--checkpoint_interval", 3),
+        *("--num_workers", 1),
         *("--keep_checkpoints", 4, "--eval_interval", 10_000, "--ledger"),
         *("--data_verification", "size", "--hang_timeout", 8, "--startup_timeout", 120),
     ]
@@ -201,20 +202,22 @@ def campaign(faults, seed, steps, ranks, kinds=KINDS, deepspeed=True):
         assert shard([str(a) for a in [*arguments, "--shard_megabytes", 0.02]]) == 0
         whole = Path(scratch) / "whole"
         given = options(data, steps)
-        train([*given, "--output_dir", whole], ranks=ranks, timeout=1800)
+        fault = "short_pipes"
+        train([*given, "--output_dir", whole], ranks, timeout=1800, fault=fault)
         if not small_disk:
             kinds = [kind for kind in kinds if kind != "full"]
         supervisor = [sys.executable, "-m", "launch.supervise", "--backoff", "0.2"]
         supervisor += ["--max_backoff", "1", "--max_restarts", "20", "--grace", "20"]
         supervisor += ["--max_failures_per_step", "20", "--"]
         given += ["--output_dir", folder]
-        job = train_command(given, ranks, deepspeed=deepspeed)
+        script = "tests/faulty_train.py"
+        job = train_command(given, ranks, script, deepspeed)
         log = Path(scratch) / "supervisor.log"
         with open(log, "w") as output:
             process = subprocess.Popen(
                 [*supervisor, *job],
                 cwd=ROOT,
-                env=launch_environment(),
+                env=launch_environment() | {"FAULT": fault},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -10,6 +10,8 @@ while training goes on.
 `nan:RANK:ROW` makes the loss of each micro-batch that holds a row of the data not a number;
 its rank may be `any`. `overflow:RANK:ROW` leaves the loss as it is and makes its gradient too
 large for float16.
+`short_pipes` is none: processes that read data read a few micro-batches ahead, where they would
+be through with a small set before anything could happen to them.
 """
 
 import ctypes
@@ -44,9 +46,13 @@ def strike(kind):
 
 def inject(fault):
     """Have the trainer meet the fault."""
+    from ten_dist.data import workers
     from ten_dist.engine import trainer
     from ten_dist.engine.step import Stepper
 
+    if fault == "short_pipes":
+        workers._READ_AHEAD_BYTES = 1
+        return
     kind, rank, step = fault.split(":")
     mark, after = os.environ.get("FAULT_MARK"), os.environ.get("FAULT_AFTER")
     elsewhere = rank not in ("any", os.environ.get("RANK", "0"))

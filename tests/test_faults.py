@@ -7,7 +7,7 @@ from tests.faults import campaign
 
 @pytest.mark.slow
 def test_a_run_survives_kills_hangs_and_damage():
-    kinds = ("job", "rank", "stop", "flip")
+    kinds = ("job", "rank", "loader", "stop", "flip")
     happened, starts = campaign(
         faults=3, seed=7, steps=25, ranks=2, kinds=kinds, deepspeed=False
     )
