@@ -159,7 +159,7 @@ def measure_scan_share(report: Report) -> None:
         scan = sum(
             row.self_cpu_time_total
             for row in rows
-            if row.key.startswith("ten_dist_cpu::")
+            if row.key.startswith("ten_dist_cpu::scan")
         )
         report.add(f"scan share of a {precision} step, percent", 100 * scan / total)
 

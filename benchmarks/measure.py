@@ -87,6 +87,16 @@ def _module_name() -> str:
     return f"benchmarks.{Path(sys.argv[0]).stem}"
 
 
+def processor() -> str:
+    """What the processor calls itself, as far as Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.split(":")[1].strip() for line in lines if "model name" in line)
+    return next(names, platform.machine())
+
+
 class Report:
     """Figures in the order they were measured; printed at once, written at the end."""
 
@@ -116,7 +126,7 @@ class Report:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "cpu": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
             **facts,
             "figures": self.figures,
         }
