@@ -93,9 +93,10 @@ def measure_scan(report: Report) -> None:
                 torch.autograd.grad(out, tensors, gradient)
 
         # Forward reads p, q and complex beta and writes complex c: 6 numbers. Backward
-        # reads p, q, c, dc and writes dbeta, dp, dq: 10. A copy reads half of what it
-        # moves and writes the other half.
-        elements = (6 + 10) * batch * steps * width // 2
+        # reads p, q, c, dc and writes dbeta, dp, dq: 10, and with a gain it reads beta. A
+        # copy reads half of what it moves and writes the other half.
+        numbers = 6 + 10 + 2 * (input_norm != "none")
+        elements = numbers * batch * steps * width // 2
         sources = [torch.randn(elements).to(dtype) for _ in layers]
         targets = [torch.empty_like(source) for source in sources]
 

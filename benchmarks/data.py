@@ -5,9 +5,8 @@
 `prepare` turns the standard library into shards, beside the tokenizers library encoding
 the same documents on the same cores; `memory` compares the peak memory of preparing 3 GB
 with that of preparing 30 MB, as bytes in three layouts and with a BPE, which takes 9 GB of
-disk and half an hour; `read`
-iterates over training batches of random tokens; `many` loads the manifest of 100,000
-shards. Results are printed as a table and written as JSON.
+disk and half an hour; `read` iterates over training batches of random tokens; `many` loads
+the manifest of 100,000 shards. Results are printed as a table and written as JSON.
 """
 
 from __future__ import annotations

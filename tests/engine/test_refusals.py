@@ -154,11 +154,18 @@ def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
 
 
 def test_no_room_to_swap(capsys, tmp_path, options, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    given = {"deepspeed_config": "nvme", "nvme_path": str(tmp_path)}
+    small = tmp_path / "small"
+    small.mkdir()
+    usage_of = shutil.disk_usage
+
+    def usage(path):
+        usage = usage_of(path)
+        return usage._replace(free=1000) if str(path) == str(small) else usage
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    given = {"deepspeed_config": "nvme", "nvme_path": str(small)}
     line = refusal(capsys, {**options, **given})
-    assert f"--nvme_path {tmp_path} has 1e-06 GB free" in line
+    assert f"--nvme_path {small} has 1e-06 GB free" in line
     assert not (tmp_path / "run").exists()
 
 
