@@ -46,8 +46,7 @@ def build_engine(
     deepspeed_config: dict[str, Any],
     ranks: Ranks,
 ) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed's engine around the model, which computes as `--precision` says, and its
-    optimizer."""
+    """DeepSpeed's engine around a model that computes as `--precision` says."""
     # Around the model and not around the engine, which on GPUs switches off an autocast
     # that its configuration does not name.
     model.forward = autocast(ranks.device, training.precision)(model.forward)

@@ -18,7 +18,8 @@ from ten_dist.recurrence.bound import observed_energy
 # device, or another version of a kernel, adds up.
 _TOLERANCE = {"fp32": 1e-4}
 _LOW_PRECISION_TOLERANCE = 1e-2
-# What rounding of states to bfloat16, or finer to float16, may add to the bound of their energy.
+# What rounding of states to bfloat16, or finer to float16, may add to the bound of their
+# energy.
 _BOUND_TOLERANCE = 1e-2
 _ROWS = 2
 
