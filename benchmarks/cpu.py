@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Report, chosen_measurements, paired
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
-from ten_dist.config import PAPER
+from ten_dist.config.model import PAPER
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.model.precision import autocast
 from ten_dist.recurrence import eigenstate_scan

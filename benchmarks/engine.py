@@ -53,7 +53,7 @@ def growth_of_memory() -> Iterator[list[int]]:
 def measure_checkpoint(report: Report, folder: Path) -> None:
     """Portable, asynchronous saves beside DeepSpeed's."""
     from benchmarks.engine_worker import prepared_engine, steps_of
-    from ten_dist.engine.checkpoint_writer import CheckpointWriter
+    from ten_dist.engine.checkpointing.save import CheckpointWriter
     from ten_dist.run_folder import RunFolder
 
     engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=128)

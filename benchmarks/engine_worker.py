@@ -19,9 +19,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import paired
+from ten_dist.config.training import TrainingConfig
 from ten_dist.data import TokenBatch
+from ten_dist.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
@@ -29,7 +30,6 @@ from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.planning.memory import peak_memory
 from ten_dist.planning.sharding import Sharding, Workload
-from ten_dist.training_config import TrainingConfig
 
 PRESET = "pico"
 ROWS, SEQ_LEN = 8, 512

@@ -42,7 +42,7 @@ from ten_dist.model.precision import autocast
 from ten_dist.planning.devices import peak_tflops
 from ten_dist.planning.flops import training_flops_per_token
 from ten_dist.recurrence import available_backends, eigenstate_scan, triton_scan
-from tests.recurrence.comparison import TOLERANCE, assert_near, make_inputs, run
+from tests.tools.comparison import TOLERANCE, assert_near, make_inputs, run
 
 BYTES_FORWARD, BYTES_BACKWARD = 6, 10
 """Numbers that the scan must move for each complex element, each way."""

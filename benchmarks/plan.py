@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.measure import Report, run_measurements
 from benchmarks.plan_worker import Case, Measured
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.communication import ALL_GATHER, collectives_of_step
 from ten_dist.planning.memory import Memory, peak_memory
 from ten_dist.planning.sharding import Sharding, Workload

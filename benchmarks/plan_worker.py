@@ -26,16 +26,16 @@ import deepspeed.comm
 import torch
 
 from benchmarks.engine_worker import NeverStopped, random_batches
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.resolution import resolve
 from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.training_config import TrainingConfig
 
 STEPS = 2
 _TINY = {

@@ -36,7 +36,7 @@ from benchmarks.tasks import (
     TokenShards,
 )
 from ten_dist import TemporalEigenstateConfig
-from ten_dist.config import PAPER
+from ten_dist.config.model import PAPER
 from ten_dist.errors import ConfigurationError
 
 # Each variant adds one option to the one before it.

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ten_dist.config import IGNORED_TARGET
+from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data import Manifest, evaluation_batches, training_batches
 
 Batch = tuple[Tensor, Tensor]

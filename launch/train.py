@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from launch.multi_node.exports import RANK_LOGS
-from launch.multi_node.rank_logs import redirect_output
+from launch.cluster.exports import RANK_LOGS
+from launch.cluster.rank_logs import redirect_output
 from ten_dist.cli import run_and_exit
 
 if __name__ == "__main__":

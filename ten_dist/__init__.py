@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ten_dist.config import PRESETS, TemporalEigenstateConfig
+from ten_dist.config.model import PRESETS, TemporalEigenstateConfig
 
 if TYPE_CHECKING:
     from ten_dist.model import TemporalEigenstateNetwork

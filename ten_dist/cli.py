@@ -25,28 +25,34 @@ _SECONDS_FOR_FIRST_RANK = 5
 
 # Modules are imported when their command is used: `ten-dist generate` needs no DeepSpeed.
 _COMMANDS = {
-    "train": ("ten_dist.train", "train a model, or continue a run"),
-    "evaluate": ("ten_dist.evaluate", "held-out loss of a run's newest checkpoint"),
+    "train": ("ten_dist.commands.train", "train a model, or continue a run"),
+    "evaluate": (
+        "ten_dist.commands.evaluate",
+        "held-out loss of a run's newest checkpoint",
+    ),
     "checkpoint": (
-        "ten_dist.checkpoint_command",
+        "ten_dist.commands.checkpoint",
         "list, verify or convert the checkpoints of a run",
     ),
-    "plan": ("ten_dist.plan_command", "memory, time and cost of a run, before it"),
-    "preflight": ("launch.preflight", "check the hosts of a run before it begins"),
+    "plan": ("ten_dist.commands.plan", "memory, time and cost of a run, before it"),
+    "preflight": (
+        "launch.preflight.command",
+        "check the hosts of a run before it begins",
+    ),
     "supervise": (
-        "ten_dist.supervise",
+        "ten_dist.commands.supervise",
         "start a training, and again whenever it ends early",
     ),
     "launch": (
-        "launch.run",
+        "launch.cluster.command",
         "start a training on several hosts, and again whenever it ends early",
     ),
     "droplets": (
         "launch.droplets.command",
         "rent the machines of a run from DigitalOcean, and give them back",
     ),
-    "data": ("ten_dist.data_command", "inspect, verify or sample token shards"),
-    "generate": ("ten_dist.generate", "continue a prompt with a run's model"),
+    "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
+    "generate": ("ten_dist.commands.generate", "continue a prompt with a run's model"),
 }
 
 
@@ -136,7 +142,7 @@ def run_and_exit() -> NoReturn:
 
 
 def _complain(error: Exception | str) -> None:
-    from ten_dist.monitor.console import complain
+    from ten_dist.console import complain
 
     if not getattr(error, "reported", False):
         complain(str(error))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.checkpoint import damage
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import unwritable
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
+from ten_dist.checkpoint.weights import load_weights
+from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
-from ten_dist.model.weights import load_weights
-from ten_dist.monitor.console import warn
 from ten_dist.run_folder import RunFolder
 
 

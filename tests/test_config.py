@@ -2,9 +2,9 @@
 
 import pytest
 
-from ten_dist.config import TemporalEigenstateConfig, parse_scales
+from ten_dist.config.model import TemporalEigenstateConfig, parse_scales
+from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.training_config import TrainingConfig
 
 
 @pytest.mark.parametrize(

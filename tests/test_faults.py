@@ -1,8 +1,8 @@
-"""A short campaign of faults; the long one is `python -m tests.faults`."""
+"""A short campaign of faults; the long one is `python -m tests.tools.faults`."""
 
 import pytest
 
-from tests.faults import campaign
+from tests.tools.faults import campaign
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.launching import ROOT, launch_environment
+from tests.tools.launching import ROOT, launch_environment
 
 
 def quickstart(folder):

@@ -15,7 +15,7 @@ import torch
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
 from tests.conftest import write_corpus
-from tests.launching import ROOT, free_port, launch_environment
+from tests.tools.launching import ROOT, free_port, launch_environment
 
 README = (ROOT / "README.md").read_text()
 # Run by tests/test_quickstart.py, by .ci/run, and by both of them.

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.monitor.console import say, warn
 
 _Result = TypeVar("_Result")
 TOKEN_VARIABLES = ("DIGITALOCEAN_TOKEN", "DIGITALOCEAN_ACCESS_TOKEN")

@@ -38,9 +38,9 @@ from launch.droplets.removal import POLL_SECONDS, WAIT_MINUTES, down, reap
 from launch.droplets.tags import check_run_name
 from launch.hosts import Host, write_hostfile
 from launch.remote import SshConfig
+from ten_dist.config.command_line import add_options, given_options
+from ten_dist.console import complain, say
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.monitor.console import complain, say
-from ten_dist.options import add_options, given_options
 
 _ACTIONS = {
     "plan": "what there is, and what it costs",

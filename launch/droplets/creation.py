@@ -21,8 +21,8 @@ from launch.droplets.network import ensure_firewall, ensure_vpc, parse_sources
 from launch.droplets.removal import destroy
 from launch.droplets.tags import RunTags, check_run_name, droplet_name
 from launch.droplets.user_data import own_commit, user_data
+from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.monitor.console import say, warn
 
 _NAMES_PER_REQUEST = 10
 _LARGEST_USER_DATA = 64 * 1024

@@ -8,8 +8,8 @@ from typing import Any
 
 from launch.droplets.api import Api, ApiError
 from launch.droplets.tags import PREFIX, run_tag
+from ten_dist.console import say
 from ten_dist.errors import ConfigurationError
-from ten_dist.monitor.console import say
 
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 _PROTOCOLS = ("tcp", "udp", "icmp")

@@ -13,8 +13,8 @@ from launch.droplets.fleet import Droplet
 from launch.droplets.user_data import LOG_FILE, READY_FILE
 from launch.hosts import Host
 from launch.remote import Outcome, Remote, SshConfig
+from ten_dist.console import say
 from ten_dist.errors import TrainingError
-from ten_dist.monitor.console import say
 
 _SECONDS_FOR_A_SCRIPT = 120
 _SECONDS_BETWEEN_ATTEMPTS = 5.0

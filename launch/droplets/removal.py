@@ -17,8 +17,8 @@ from launch.droplets.fleet import (
     untagged_of_run,
 )
 from launch.droplets.network import remove_network
+from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.monitor.console import say, warn
 
 if TYPE_CHECKING:
     from typing import Self

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock
 
+from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import unwritable, write_bytes
-from ten_dist.monitor.console import warn
 
 _OWN_FILE = re.compile(r"[0-9a-f]{64}\.tar(\.tmp)?")
 

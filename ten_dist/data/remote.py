@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ten_dist.console import warn
 from ten_dist.data.cache import ShardCache
 from ten_dist.errors import DataError
-from ten_dist.monitor.console import warn
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ten_dist.config import IGNORED_TARGET
+from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data.manifest import Manifest
 from ten_dist.data.mixture import MixedOrder, Mixture
 from ten_dist.data.order import (

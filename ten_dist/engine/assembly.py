@@ -13,14 +13,14 @@ import torch
 from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_modules
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.deepspeed_config import zero_stage
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.deepspeed_config import zero_stage
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.optimizer import make_optimizer
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
 from ten_dist.model.precision import autocast
-from ten_dist.training_config import TrainingConfig
 
 
 def build_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ten_dist.config.training import TrainingConfig
 from ten_dist.data import (
     Manifest,
     Mixture,
@@ -10,9 +11,8 @@ from ten_dist.data import (
     is_url,
     parse_mixture,
 )
-from ten_dist.data_access import chosen_cache
+from ten_dist.data.access import chosen_cache
 from ten_dist.errors import ConfigurationError
-from ten_dist.training_config import TrainingConfig
 
 
 def sets_of(data: Manifest | Mixture | None) -> tuple[Manifest, ...]:

@@ -17,8 +17,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
 from torch.distributed import distributed_c10d
 
+from ten_dist.console import complain
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.monitor.console import complain
 
 # Set by launchers that leave it to the program to find its rank.
 _OTHER_LAUNCHERS = ("SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")

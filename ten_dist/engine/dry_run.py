@@ -12,20 +12,20 @@ import psutil
 import torch
 from torch import Tensor
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.console import say
 from ten_dist.data import Manifest, Mixture, training_batches
+from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.distributed import Ranks
-from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.swap_folder import swap_folder
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
-from ten_dist.monitor.console import say
 from ten_dist.planning.memory import forward_memory, peak_memory
 from ten_dist.planning.sharding import Sharding, Workload
-from ten_dist.training_config import TrainingConfig
+from ten_dist.schedule import Plan, make_plan
 
 # Of the memory that is free now: other processes, and what tensors do not account for.
 USABLE_FRACTION = 0.8

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-from ten_dist.engine.deepspeed_config import offloads
+from ten_dist.config.training import TrainingConfig
+from ten_dist.deepspeed_config import offloads
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.training_config import TrainingConfig
 
 
 def make_optimizer(

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest, Mixture
+from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.data_sets import load_data, names_of, sets_of
-from ten_dist.engine.deepspeed_config import derive_deepspeed_config
-from ten_dist.engine.plan import Plan, make_plan
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.training_config import TrainingConfig
+from ten_dist.schedule import Plan, make_plan
 
 _VERSIONED_PACKAGES = ("ten_dist", "torch", "deepspeed", "webdataset", "tokenizers")
 # These change how a step is computed, not what it computes.

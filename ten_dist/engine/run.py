@@ -9,34 +9,34 @@ from typing import Any
 
 from ten_dist.checkpoint import CheckpointReader
 from ten_dist.checkpoint.export import export_weights
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.console import say
 from ten_dist.data import Mixture, read_tokenizer, verify_shards
+from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.checkpoint_writer import CheckpointWriter, lacking_space
-from ten_dist.engine.checkpoints import (
+from ten_dist.engine.checkpointing.load import (
     check_loadable,
+    check_same_run,
     check_whole,
     load_checkpoint,
     newest_whole,
 )
-from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
+from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
-from ten_dist.engine.plan import make_plan
 from ten_dist.engine.resolution import ResolvedRun, resolve
-from ten_dist.engine.resume import check_same_run
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.swap_folder import check_swap_path, swap_folder
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
-from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
-from ten_dist.training_config import TrainingConfig
+from ten_dist.schedule import make_plan
 
 _SECONDS_FOR_LAST_CHECKPOINT = 60
 # A rank that waits must not give up before the watchdog has said where the others are.

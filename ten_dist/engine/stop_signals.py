@@ -17,9 +17,9 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ten_dist.console import complain
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import EXIT_STOPPED
-from ten_dist.monitor.console import complain
 
 if TYPE_CHECKING:
     # Python 3.10 has none.

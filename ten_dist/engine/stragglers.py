@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ten_dist.console import say
 from ten_dist.engine.distributed import Ranks
-from ten_dist.monitor.console import say
 
 _MARKED_RATIO = 1.5
 _MARKED_SHARE_OF_STEP = 0.05

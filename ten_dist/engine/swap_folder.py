@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from ten_dist.engine.deepspeed_config import swaps_to_nvme, with_nvme_path
+from ten_dist.console import say
+from ten_dist.deepspeed_config import swaps_to_nvme, with_nvme_path
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.files import unwritable
-from ten_dist.monitor.console import say
 
 _PREFIX = "ten_dist_swap_"
 _LOCK = "lock"

@@ -9,13 +9,14 @@ from typing import Any
 
 import deepspeed
 
+from ten_dist.console import say
 from ten_dist.data import TokenBatch, batch_of_step, training_batches
-from ten_dist.engine.checkpoint_writer import CheckpointWriter
-from ten_dist.engine.checkpoints import load_checkpoint, newest_whole
+from ten_dist.engine.checkpointing.load import load_checkpoint, newest_whole
+from ten_dist.engine.checkpointing.probe import run_probe
+from ten_dist.engine.checkpointing.save import CheckpointWriter
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
-from ten_dist.engine.probe import run_probe
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
@@ -24,7 +25,6 @@ from ten_dist.engine.validation import Validation, ValidationStopped, readable
 from ten_dist.errors import RunStoppedError, TrainingError
 from ten_dist.files import write_json
 from ten_dist.monitor.anomaly_log import log_anomaly
-from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog

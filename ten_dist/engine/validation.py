@@ -12,7 +12,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.errors import DataError, TrainingError
-from ten_dist.evaluate import Evaluation, combine, evaluate
+from ten_dist.evaluation import Evaluation, combine, evaluate
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.model.documents import document_numbers
-from ten_dist.model.initialization import fill_normal
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.model.document_starts import document_numbers
 from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32
+from ten_dist.model.weight_initialization import fill_normal
 
 ROTARY_BASE = 10000.0
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.attention import AttentionState, CausalSelfAttention
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
-from ten_dist.model.initialization import fill_normal
 from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.short_convolution import ShortConvolution
+from ten_dist.model.weight_initialization import fill_normal
 
 
 class BlockState(NamedTuple):

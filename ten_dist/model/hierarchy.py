@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.model.documents import document_numbers
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.model.document_starts import document_numbers
 from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.precision import at_least_float32

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ten_dist import native
-from ten_dist.config import IGNORED_TARGET
+from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.model.linear import product, takes_onednn, weight_gradient
 from ten_dist.model.precision import at_least_float32
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.model.initialization import fill_normal, fill_orthonormal
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32, without_autocast
+from ten_dist.model.weight_initialization import fill_normal, fill_orthonormal
 from ten_dist.recurrence import eigenstate_scan_with_energy, initial_eigenvalues
 
 RECURRENCE_PARAMETERS = (

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ten_dist.config import IGNORED_TARGET, TemporalEigenstateConfig
+from ten_dist.config.model import IGNORED_TARGET, TemporalEigenstateConfig
 from ten_dist.model.block import Block, BlockState
-from ten_dist.model.documents import document_starts
-from ten_dist.model.initialization import fill_normal
+from ten_dist.model.document_starts import document_starts
 from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
 from ten_dist.model.sampling import generate
 from ten_dist.model.short_convolution import ShortConvolution
+from ten_dist.model.weight_initialization import fill_normal
 
 
 class NetworkState(NamedTuple):
@@ -68,7 +68,7 @@ class TemporalEigenstateNetwork(nn.Module):
 
     Where the configuration has a `document_separator_id`, no token has any effect behind
     the next such token, in training, evaluation and streaming alike (see
-    :mod:`ten_dist.model.documents`). A TEN then computes of a document what it would of
+    :mod:`ten_dist.model.document_starts`). A TEN then computes of a document what it would of
     that document alone; an HTEN, whose pooling keeps the phase of the row, does where the
     document starts at a multiple of its largest scale, and elsewhere pools other windows
     of the same document.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ten_dist.model.documents import document_numbers
+from ten_dist.model.document_starts import document_numbers
 
 
 class ShortConvolution(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.linear_cross_entropy import fills_up
 
 _FLOAT = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.flops import Operations, count_operations
 from ten_dist.planning.memory import Memory, peak_memory
 from ten_dist.planning.parameters import meta_model

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.activations import Precision
 from ten_dist.planning.parameters import count, parameters_of
 from ten_dist.planning.sharding import Sharding, Workload, gathered_again

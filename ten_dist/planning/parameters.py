@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model import TemporalEigenstateNetwork
 
 

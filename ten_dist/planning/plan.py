@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.plan import make_plan as plan_steps
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.planning.choice import Layout, Planner, Request
 from ten_dist.planning.cost import Cost
@@ -15,7 +15,7 @@ from ten_dist.planning.machine import MachineOptions
 from ten_dist.planning.scaling import ScalePoint, scale
 from ten_dist.planning.sharding import Sharding
 from ten_dist.planning.topology import Topology
-from ten_dist.training_config import TrainingConfig
+from ten_dist.schedule import make_plan as plan_steps
 
 _GIB = 2**30
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.engine.deepspeed_config import offloads, zero_stage
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.planning.parameters import count, parameters_of
 
 

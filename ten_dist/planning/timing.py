@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ten_dist.config import TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.flops import Operations
 from ten_dist.planning.parameters import count, parameters_of

@@ -1,6 +1,6 @@
 """The eigenstate scan: one function, several backends, one oracle (DESIGN 2.1)."""
 
-from ten_dist.recurrence.initialization import initial_eigenvalues
+from ten_dist.recurrence.eigenvalue_initialization import initial_eigenvalues
 from ten_dist.recurrence.scan import (
     available_backends,
     eigenstate_scan,

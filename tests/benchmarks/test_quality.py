@@ -9,7 +9,7 @@ from benchmarks.fitting import Recipe, fit
 from benchmarks.quality import Results, table
 from benchmarks.tasks import AssociativeRecall, Characters, SelectiveCopying
 from ten_dist import TemporalEigenstateConfig
-from ten_dist.config import IGNORED_TARGET
+from ten_dist.config.model import IGNORED_TARGET
 
 
 def test_recall_asks_each_key_for_its_value():

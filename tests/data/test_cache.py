@@ -22,7 +22,7 @@ from ten_dist.data import (
     training_batches,
 )
 from ten_dist.errors import ConfigurationError, DataError
-from tests.serving import FaultyServer
+from tests.tools.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ from ten_dist.data import (
     verify_shards,
 )
 from ten_dist.errors import DataError
-from tests.serving import FaultyServer
+from tests.tools.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
 ACCESS = RemoteAccess(timeout_seconds=20, attempts=4, first_wait_seconds=0.01)

@@ -15,7 +15,7 @@ from ten_dist.data import (
     verify_shards,
 )
 from ten_dist.errors import DataError
-from tests.serving import FaultyServer
+from tests.tools.serving import FaultyServer
 
 pytest.importorskip("s3fs", reason="s3fs of the extra `remote` is not installed")
 moto_server = pytest.importorskip(

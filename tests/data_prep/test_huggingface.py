@@ -14,7 +14,7 @@ import pytest
 
 from ten_dist.data import Manifest
 from tests.conftest import contents
-from tests.data_prep.hub import COMMIT, Hub
+from tests.tools.hub import COMMIT, Hub
 
 pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
 ROOT = Path(__file__).resolve().parents[2]

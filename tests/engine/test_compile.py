@@ -6,7 +6,7 @@ import pytest
 
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
-from tests.launching import SMALL_MODEL, step_metrics, train, train_here
+from tests.tools.launching import SMALL_MODEL, step_metrics, train, train_here
 
 OPTIONS = [
     *SMALL_MODEL,

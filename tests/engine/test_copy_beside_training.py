@@ -5,9 +5,9 @@ import time
 import pytest
 
 from ten_dist.cli import main
-from ten_dist.engine.host_copy import HostCopy
-from tests.elastic_matrix import largest_difference
-from tests.launching import SMALL_MODEL, checkpoint_of, train_here
+from ten_dist.engine.checkpointing.host_copy import HostCopy
+from tests.tools.elastic_matrix import largest_difference
+from tests.tools.launching import SMALL_MODEL, checkpoint_of, train_here
 
 OPTIONS = [
     *SMALL_MODEL,

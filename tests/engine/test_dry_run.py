@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ten_dist.cli import main
-from tests.launching import SMALL_MODEL, train
+from tests.tools.launching import SMALL_MODEL, train
 
 
 def dry_run(capsys, *arguments):

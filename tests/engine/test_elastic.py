@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ten_dist.cli import main
-from tests.launching import (
+from tests.tools.launching import (
     SMALL_MODEL,
     from_step_four,
     read_ledger,

@@ -7,7 +7,7 @@ import pytest
 
 from ten_dist.errors import EXIT_HANG
 from ten_dist.monitor.hang_reports import read_reports
-from tests.launching import SMALL_MODEL, read_metrics, train
+from tests.tools.launching import SMALL_MODEL, read_metrics, train
 
 OPTIONS = [
     *SMALL_MODEL,

@@ -8,8 +8,8 @@ import torch
 
 from ten_dist.cli import main
 from ten_dist.engine.health import Health
-from tests.faulty_train import train_with
-from tests.launching import (
+from tests.tools.faulty_train import train_with
+from tests.tools.launching import (
     SMALL_MODEL,
     checkpoint_of,
     read_ledger,

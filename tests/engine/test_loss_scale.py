@@ -12,8 +12,8 @@ from ten_dist.engine import loss_scale
 from ten_dist.engine.health import Health
 from ten_dist.engine.loss_scale import FLOOR, GROWTH_STEPS, INITIAL, LossScale
 from ten_dist.engine.step import _judge
-from tests.faulty_train import train_with
-from tests.launching import SMALL_MODEL, read_ledger, step_metrics, train
+from tests.tools.faulty_train import train_with
+from tests.tools.launching import SMALL_MODEL, read_ledger, step_metrics, train
 
 STEPS, OVERFLOW = 6, 4
 OPTIONS = [

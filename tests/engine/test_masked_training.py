@@ -13,7 +13,7 @@ from ten_dist.data import Manifest, TokenReader
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
 from tests.conftest import write_corpus
-from tests.launching import SMALL_MODEL, read_metrics, step_metrics, train
+from tests.tools.launching import SMALL_MODEL, read_metrics, step_metrics, train
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from data_prep.shard import main as prepare
 from ten_dist.cli import main
 from ten_dist.data import Manifest, Mixture, RowOrder
 from tests.conftest import write_corpus
-from tests.launching import SMALL_MODEL, read_metrics, step_metrics, train
+from tests.tools.launching import SMALL_MODEL, read_metrics, step_metrics, train
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,14 @@ import os
 import pytest
 from deepspeed.accelerator import get_accelerator
 
-from ten_dist.engine.deepspeed_config import SHIPPED_CONFIGS
-from tests.elastic_matrix import largest_difference
-from tests.launching import from_step_four, step_metrics, train, train_until_killed
+from ten_dist.deepspeed_config import SHIPPED_CONFIGS
+from tests.tools.elastic_matrix import largest_difference
+from tests.tools.launching import (
+    from_step_four,
+    step_metrics,
+    train,
+    train_until_killed,
+)
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ import pytest
 
 from ten_dist.cli import main
 from ten_dist.data import Manifest
-from tests.launching import SMALL_MODEL, train
+from tests.tools.launching import SMALL_MODEL, train
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_a_save_that_fails_in_the_background_ends_the_run(
     def fail(*_):
         raise ValueError("a fault of the program")
 
-    monkeypatch.setattr("ten_dist.engine.checkpoint_writer.write_tensors", fail)
+    monkeypatch.setattr("ten_dist.engine.checkpointing.save.write_tensors", fail)
     given = [f"--{name}={value}" for name, value in options.items()]
     assert main(["train", *SMALL_MODEL, *given]) == 1
     assert "a fault of the program" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 
 from ten_dist.cli import main
 from tests.engine.test_refusals import refusal
-from tests.launching import SMALL_MODEL, step_metrics, train
-from tests.serving import FaultyServer
+from tests.tools.launching import SMALL_MODEL, step_metrics, train
+from tests.tools.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
 

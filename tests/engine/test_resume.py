@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.launching import (
+from tests.tools.launching import (
     SMALL_MODEL,
     read_ledger,
     step_metrics,

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from tests.launching import (
+from tests.tools.launching import (
     ROOT,
     SMALL_MODEL,
     descendants,

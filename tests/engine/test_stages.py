@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.cli import main
 from ten_dist.data import Manifest, TokenReader
-from tests.launching import (
+from tests.tools.launching import (
     SMALL_MODEL,
     read_ledger,
     step_metrics,

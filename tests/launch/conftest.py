@@ -1,4 +1,4 @@
-from tests.launch.droplet_commands import droplets
-from tests.launch.fleet import fleet_of
+from tests.tools.droplet_commands import droplets
+from tests.tools.fleet import fleet_of
 
 __all__ = ["droplets", "fleet_of"]

@@ -19,7 +19,7 @@ time.sleep(600)
 @pytest.fixture
 def agent(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.multi_node.agent"],
+        [sys.executable, "-m", "launch.cluster.agent"],
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tests.launch.digitalocean import DigitalOcean, Refusal
-from tests.launch.droplet_commands import interrupt
+from tests.tools.digitalocean import DigitalOcean, Refusal
+from tests.tools.droplet_commands import interrupt
 
 SEQUENCES = 200
 RUNS = ("one", "two")

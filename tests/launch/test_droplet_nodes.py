@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.droplets.user_data import user_data
-from tests.launch.digitalocean import DigitalOcean
+from tests.tools.digitalocean import DigitalOcean
 
 _CLONE_NEWNET = 0x40000000
 _ADMIN_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"

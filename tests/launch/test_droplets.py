@@ -9,9 +9,9 @@ import pytest
 
 from launch.hosts import Host, read_hostfile
 from ten_dist.cli import main
-from tests.launch.digitalocean import TOKEN, Refusal
-from tests.launch.droplet_commands import interrupt
-from tests.launching import ROOT
+from tests.tools.digitalocean import TOKEN, Refusal
+from tests.tools.droplet_commands import interrupt
+from tests.tools.launching import ROOT
 
 
 def names(api):

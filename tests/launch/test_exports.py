@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.multi_node.exports import (
+from launch.cluster.exports import (
     check_for_pdsh,
     interface_towards,
     rank_environment,

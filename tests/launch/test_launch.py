@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.launching import (
+from tests.tools.launching import (
     ROOT,
     SMALL_MODEL,
     launch_environment,

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ten_dist.cli import main
-from tests.launching import ROOT, SMALL_MODEL, launch_environment
+from tests.tools.launching import ROOT, SMALL_MODEL, launch_environment
 
 TWO_HOSTS = ["--hosts", "192.0.2.1:2,192.0.2.2:2"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.fleet import Fleet, find_program, why_not
-from tests.launching import ROOT, launch_environment
+from tests.tools.fleet import Fleet, find_program, why_not
+from tests.tools.launching import ROOT, launch_environment
 
 NFT = find_program("nft")
 

@@ -4,21 +4,21 @@ import copy
 
 import pytest
 
-from launch.checks.findings import ERROR, WARNING, HostReport, Problem
-from launch.checks.gathering import unreachable
-from launch.checks.gpus import (
+from launch.hosts import Host
+from launch.preflight.findings import ERROR, WARNING, HostReport, Problem
+from launch.preflight.gathering import unreachable
+from launch.preflight.gpus import (
     GpuProcess,
     check_gpus,
     chosen_backend,
     parse_devices,
     parse_processes,
 )
-from launch.checks.machine import check_clock, check_disks
-from launch.checks.network import check_interfaces, check_names, private_interfaces
-from launch.checks.report import PreflightReport
-from launch.checks.settings import PreflightSettings
-from launch.checks.software import check_code, check_packages, check_python
-from launch.hosts import Host
+from launch.preflight.machine import check_clock, check_disks
+from launch.preflight.network import check_interfaces, check_names, private_interfaces
+from launch.preflight.report import PreflightReport
+from launch.preflight.settings import PreflightSettings
+from launch.preflight.software import check_code, check_packages, check_python
 from launch.remote import Outcome
 from ten_dist.cli import main
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from launch.cluster.selection import micro_batch_option, select_hosts
 from launch.hosts import Host
-from launch.multi_node.selection import micro_batch_option, select_hosts
 from ten_dist.errors import ConfigurationError
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ten_dist.model.documents import document_starts
+from ten_dist.model.document_starts import document_starts
 from ten_dist.recurrence import eigenstate_scan
 from tests.model.test_network import VOCAB, make_model, random_ids
 

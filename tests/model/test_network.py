@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
-from ten_dist.config import PAPER
+from ten_dist.config.model import PAPER
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.recurrence import eigenstate_scan
 

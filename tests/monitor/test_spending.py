@@ -6,9 +6,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ten_dist.cli import main
+from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.training_config import TrainingConfig
-from tests.launching import SMALL_MODEL, read_metrics
+from tests.tools.launching import SMALL_MODEL, read_metrics
 
 
 def arguments(data, folder, *more):

@@ -10,7 +10,7 @@ import pytest
 from ten_dist.errors import EXIT_HANG
 from ten_dist.monitor.hang_reports import FIRST, ReportFile, read_reports
 from ten_dist.monitor.watchdog import Watchdog
-from tests.launching import ROOT
+from tests.tools.launching import ROOT
 
 BEGIN = """
 import ctypes, subprocess, sys, time

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
-from tests.recurrence.comparison import (
+from tests.tools.comparison import (
     TOLERANCE,
     assert_near,
     make_inputs,

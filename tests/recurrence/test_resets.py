@@ -10,7 +10,7 @@ from ten_dist.recurrence import (
     eigenstate_scan,
     eigenstate_scan_with_energy,
 )
-from tests.recurrence.comparison import (
+from tests.tools.comparison import (
     TOLERANCE,
     assert_near,
     make_inputs,

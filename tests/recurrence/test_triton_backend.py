@@ -21,14 +21,14 @@ from ten_dist.recurrence import (
     scan,
     triton_scan,
 )
-from tests.launching import ROOT
-from tests.recurrence.comparison import (
+from tests.tools.comparison import (
     TOLERANCE,
     assert_near,
     make_inputs,
     make_resets,
     run,
 )
+from tests.tools.launching import ROOT
 
 pytest.importorskip("triton")
 
@@ -374,7 +374,7 @@ def compiled(tmp_path_factory):
     # Compiled here and now, not found.
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
     result = subprocess.run(
-        [sys.executable, "-m", "tests.recurrence.compiled_kernels"],
+        [sys.executable, "-m", "tests.tools.compiled_kernels"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.launching import (
+from tests.tools.launching import (
     ROOT,
     SMALL_MODEL,
     checkpoint_of,
@@ -42,7 +42,7 @@ def whole_run(token_data, tmp_path_factory):
 def supervisor_command(arguments, ranks, *options):
     """Command that supervises a training with a fault."""
     # Through DeepSpeed's launcher, whose statuses and leftovers a supervisor has to judge.
-    job = train_command(arguments, ranks, "tests/faulty_train.py", deepspeed=True)
+    job = train_command(arguments, ranks, "tests/tools/faulty_train.py", deepspeed=True)
     supervisor = [sys.executable, "-m", "launch.supervise", "--backoff", "0"]
     return [*supervisor, *options, "--", *job]
 

@@ -1,0 +1,105 @@
+"""Options of `ten-dist launch`, and the command line that they make up."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from launch.hosts import Host, resolve
+from launch.remote import SshConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.errors import ConfigurationError
+from ten_dist.run_folder import RunFolder
+from ten_dist.supervision.policy import SupervisionConfig
+
+LAUNCHERS = ("ssh", "pdsh", "slurm")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Where a training runs and how its ranks are started; each field is an option of
+    `ten-dist launch`."""
+
+    hostfile: str | None = None
+    """File with a line `ADDRESS slots=GPUS` for each host; without it and --hosts, the
+    hosts of the Slurm allocation."""
+    hosts: str | None = None
+    """The hosts themselves, ADDRESS:GPUS,ADDRESS:GPUS."""
+    launcher: str = "ssh"
+    """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; pdsh:
+    `deepspeed` with pdsh; slurm: srun, inside of an allocation."""
+    node_rank: int | None = None
+    """With --no_ssh, which of the hosts this machine is, from 0; by default
+    SLURM_NODEID."""
+    master_address: str | None = None
+    """Address of the first host in the network that joins them; by default what its name
+    resolves to."""
+    master_port: int | None = None
+    """Port at which the ranks find each other on the first host; by default a free one,
+    with --no_ssh and slurm 29500."""
+    host_timeout: float = 40.0
+    """Seconds without a word from a host after which it is lost: the run goes on from its
+    newest checkpoint on the others."""
+    min_hosts: int = 1
+    """Go on with no fewer hosts than N."""
+
+    def __post_init__(self) -> None:
+        if self.launcher not in LAUNCHERS:
+            raise ConfigurationError(
+                f"--launcher must be {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}, "
+                f"not {self.launcher}"
+            )
+        if self.hostfile is not None and self.hosts is not None:
+            raise ConfigurationError(
+                "--hostfile and --hosts both name the hosts: keep one"
+            )
+        if self.master_port is not None and not 0 < self.master_port < 65536:
+            raise ConfigurationError(
+                f"--master_port must be from 1 to 65535, not {self.master_port}"
+            )
+        # Hosts and launcher write to each other every few seconds.
+        if not 10 <= self.host_timeout < math.inf:
+            raise ConfigurationError(
+                f"--host_timeout must be 10 or more, not {self.host_timeout:g}"
+            )
+        if self.min_hosts < 1:
+            raise ConfigurationError(
+                f"--min_hosts must be 1 or more, not {self.min_hosts}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A checked command line."""
+
+    config: LaunchConfig
+    ssh: SshConfig
+    supervision: SupervisionConfig
+    hosts: list[Host]
+    """All hosts of the run."""
+    environment: dict[str, str]
+    """Variables of the ranks."""
+    training: TrainingConfig
+    train: list[str]
+    """The options of the training as they were given."""
+    folder: RunFolder
+
+    @property
+    def mark(self) -> str:
+        """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
+        return str(self.folder.path.resolve())
+
+    @property
+    def logs(self) -> Path:
+        """Folder with a folder of logs for each start."""
+        return self.folder.logs.resolve()
+
+    def master_address(self, hosts: list[Host]) -> str:
+        """Address at which the ranks of a start on some of the hosts meet.
+
+        It is --master_address as long as the host that has it takes part.
+        """
+        if self.config.master_address is not None and hosts[0] == self.hosts[0]:
+            return self.config.master_address
+        return resolve(hosts[0].address)[0]

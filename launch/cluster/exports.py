@@ -1,0 +1,125 @@
+"""Environment variables that ranks need on every host.
+
+They are those of `.deepspeed_env` in the home and the current folder, those given with
+`--env`, and those of the launching process that say how ranks compute and communicate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from ten_dist.errors import ConfigurationError
+from ten_dist.files import write_text
+
+RANK_LOGS = "TEN_DIST_RANK_LOGS"
+"""Where a rank writes what it prints, see :mod:`launch.cluster.rank_logs`."""
+INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+"""Which network interface ranks talk over; without them it is guessed from the host
+name, which may resolve to a loopback address."""
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+_NAMES = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "DEEPSPEED_TIMEOUT", "PYTHONPATH")
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+# DeepSpeed puts values into double quotes of the remote shell.
+_UNQUOTABLE = re.compile(r'["$`\\]')
+
+
+def rank_environment(
+    given: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+    folders: Sequence[Path] | None = None,
+) -> dict[str, str]:
+    """Variables for all ranks.
+
+    Args:
+        given: `NAME=VALUE` of each `--env`; these count most.
+        environment: the launching process's; of it NCCL, gloo and OpenMP settings and a
+            few more are taken, which count least.
+        folders: where `.deepspeed_env` is looked for; by default home, then here.
+
+    Raises:
+        ConfigurationError: something is not `NAME=VALUE`.
+    """
+    found = {
+        name: value
+        for name, value in environment.items()
+        if name in _NAMES or name.startswith(_PREFIXES)
+    }
+    for folder in (Path.home(), Path.cwd()) if folders is None else folders:
+        path = folder / ".deepspeed_env"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            for number, line in enumerate(lines, start=1):
+                if line.strip() and not line.lstrip().startswith("#"):
+                    name, value = _variable(line.strip(), f"{path}, line {number}:")
+                    found[name] = value
+    found.update(_variable(text, "--env") for text in given)
+    return found
+
+
+def _variable(text: str, source: str) -> tuple[str, str]:
+    match = _VARIABLE.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{source} `{text}` is not NAME=VALUE")
+    return match[1], match[2]
+
+
+def check_for_pdsh(environment: Mapping[str, str], words: Sequence[str]) -> None:
+    """Refuse what DeepSpeed and pdsh would change on its way to the hosts.
+
+    Args:
+        environment: variables of the ranks.
+        words: options of the training.
+
+    Raises:
+        ConfigurationError: there is such a thing.
+    """
+    values = [f"{name}={value}" for name, value in environment.items()]
+    spaced = [word for word in words if " " in word]
+    for text in [*values, *spaced]:
+        if _UNQUOTABLE.search(text) or "\n" in text:
+            raise ConfigurationError(
+                f"--launcher pdsh cannot pass `{text}` on as it is: use --launcher ssh"
+            )
+
+
+def write_deepspeed_env(path: Path, environment: Mapping[str, str]) -> None:
+    """Write variables as DeepSpeed reads them: a line each, and none empty."""
+    write_text(path, "".join(f"{name}={environment[name]}\n" for name in environment))
+
+
+def with_interface(environment: Mapping[str, str], interface: str) -> dict[str, str]:
+    """Variables and the interface to use, where they do not name one themselves."""
+    return {**dict.fromkeys(INTERFACE_VARIABLES, interface), **environment}
+
+
+def interface_towards(address: str) -> str:
+    """The network interface of this machine on the way to an address.
+
+    Raises:
+        ConfigurationError: there is no way.
+    """
+    family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: the system only looks up the route.
+            probe.connect(target)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{socket.gethostname()} has no route to the master's address "
+                f"{address} ({error.strerror}): give one in the network that joins the "
+                "hosts, --master_address"
+            ) from None
+        own = probe.getsockname()[0]
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == own for entry in entries):
+            return name
+    raise ConfigurationError(
+        f"{socket.gethostname()} has no interface with its own address {own}: name "
+        "one with --env NCCL_SOCKET_IFNAME=... --env GLOO_SOCKET_IFNAME=..."
+    )

@@ -1,0 +1,279 @@
+"""One start of a training on several hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+from launch.cluster.clearing import clear_hosts
+from launch.cluster.connection import Connection
+from launch.cluster.exports import write_deepspeed_env
+from launch.cluster.node import START
+from launch.cluster.rank_logs import Follower, last_lines, rank_log
+from launch.cluster.start import HostsStart
+from launch.hosts import write_hostfile
+from launch.remote import Remote
+from ten_dist.errors import (
+    EXIT_CONFIGURATION_ERROR,
+    EXIT_FAILED,
+    EXIT_HANG,
+    EXIT_STOPPED,
+    TrainingError,
+)
+from ten_dist.supervision.job import MARK
+
+# Ranks end together, but for those that write what the others wait for, or report.
+_SECONDS_FOR_OTHERS = {0: 120.0, EXIT_STOPPED: 30.0, EXIT_HANG: 30.0}
+_SECONDS_AFTER_A_FAILURE = 10.0
+_SECONDS_FOR_SIGKILL = 25.0
+_SECONDS_FOR_PDSH = 30.0
+_SECONDS_FOR_RUNNER = 5.0
+_MOST_LOGS = 2
+
+
+class HostsJob:
+    """Starts the ranks on all hosts, and ends them on all.
+
+    Args:
+        start: what to start.
+        remote: how to reach the hosts.
+        host_timeout: seconds of silence after which a host is lost.
+        keep_lines: last lines of a rank that failed to show.
+        tell: prints a line.
+    """
+
+    def __init__(
+        self,
+        start: HostsStart,
+        remote: Remote,
+        host_timeout: float,
+        keep_lines: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.reason: str | None = None
+        self._start, self._remote = start, remote
+        self._host_timeout, self._keep_lines = host_timeout, keep_lines
+        self._tell = tell
+        self._status: int | None = None
+        # How the first host ended, or the first one that failed, and when.
+        self._first: tuple[int, float] | None = None
+        self._lost: list[Connection] = []
+        self._ended_ranks: list[int] = []
+        self._last_lines: list[str] = []
+        self._runner: subprocess.Popen[bytes] | None = None
+        start.logs.mkdir(parents=True, exist_ok=True)
+        write_hostfile(start.hostfile, start.hosts)
+        self._follower = Follower(rank_log(start.logs, 0))
+        self._connections = [
+            Connection(remote, host, self._request(node))
+            for node, host in enumerate(start.hosts)
+        ]
+        if start.launcher == "pdsh":
+            self._runner = self._start_pdsh()
+
+    def _request(self, node: int) -> dict[str, object]:
+        start = self._start
+        ranks = start.ranks_of(node)
+        return {
+            "do": "start",
+            "command": None if start.launcher == "pdsh" else start.node_command(node),
+            "environment": start.exports(),
+            "master": start.master_address,
+            "mark": start.mark,
+            "start": start.mark_of(node),
+            "ranks": [ranks.start, ranks.stop],
+            "logs": str(start.logs),
+            "output": str(start.node_log(node)),
+            "silence": self._host_timeout,
+        }
+
+    def _start_pdsh(self) -> subprocess.Popen[bytes]:
+        start, ssh = self._start, self._remote.ssh
+        variables = start.logs / "deepspeed_env"
+        marks = {MARK: start.mark, START: start.start}
+        write_deepspeed_env(variables, {**start.exports(), **marks})
+        # As ssh reads it: pdsh has its own option for the user.
+        options = dataclasses.replace(ssh, ssh_user=None).options()
+        with start.node_log(0).open("ab") as file:
+            return subprocess.Popen(
+                start.pdsh_command(ssh.ssh_user),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "DS_ENV_FILE": str(variables),
+                    "PDSH_SSH_ARGS_APPEND": shlex.join(options),
+                },
+            )
+
+    def poll(self) -> int | None:
+        """See :meth:`ten_dist.supervision.job.StartedJob.poll`."""
+        if self._status is None:
+            for connection in self._connections:
+                connection.keep_alive()
+            self._status = self._judge()
+            if self._status is not None and self._status not in (0, EXIT_STOPPED):
+                self._last_lines = self._evidence()
+        return self._status
+
+    def _judge(self) -> int | None:
+        """Exit status of the whole, or None while it runs."""
+        for connection in self._connections:
+            if connection.error is not None:
+                text, refused = connection.error
+                self.reason = f"{connection.host}: {text}"
+                return EXIT_CONFIGURATION_ERROR if refused else EXIT_FAILED
+        if self._find_lost():
+            return EXIT_FAILED
+        for connection in self._connections:
+            for rank in connection.ended_ranks:
+                if rank not in self._ended_ranks:
+                    self._ended_ranks.append(rank)
+        if self._runner is not None:
+            return self._judge_pdsh()
+        now = time.monotonic()
+        for connection in self._connections:
+            status = connection.status
+            # A host's success says nothing once another has failed.
+            if status is not None and (
+                self._first is None or status and not self._first[0]
+            ):
+                self._first = status, now
+        if self._first is None:
+            return None
+        status, since = self._first
+        patience = _SECONDS_FOR_OTHERS.get(status, _SECONDS_AFTER_A_FAILURE)
+        complete = all(c.status is not None for c in self._connections)
+        return status if complete or now - since >= patience else None
+
+    def _find_lost(self) -> bool:
+        for connection in self._connections:
+            why = connection.lost(self._host_timeout)
+            if why is not None:
+                self._lost.append(connection)
+                self.reason = f"host {connection.host} is lost, {why}"
+        return bool(self._lost)
+
+    def _judge_pdsh(self) -> int | None:
+        """The same where pdsh, which waits for all hosts, has the statuses."""
+        status = self._runner.poll()
+        if status is None and self._ended_ranks:
+            if self._first is None:
+                self._first = EXIT_FAILED, time.monotonic()
+            if time.monotonic() - self._first[1] >= _SECONDS_FOR_PDSH:
+                return EXIT_FAILED
+        return status
+
+    def _evidence(self) -> list[str]:
+        """The last lines of the ranks that ended first, told where not seen already."""
+        if self.reason is not None:
+            return []
+        start, lines, unseen = self._start, [], []
+        for rank in self._ended_ranks[:_MOST_LOGS] or self._ranks_of_failed_host():
+            node = start.node_of(rank)
+            path = rank_log(start.logs, rank)
+            found = last_lines(path, self._keep_lines)
+            if not found:
+                # It never came to speak for itself.
+                path = start.node_log(node)
+                found = last_lines(path, self._keep_lines)
+            block = [
+                f"rank {rank} on {start.hosts[node]} was among the first to end, end of {path}:"
+            ]
+            block += [f"  {line}" for line in found]
+            lines += block
+            if path != rank_log(start.logs, 0):
+                unseen += block
+        self._follower.close()
+        if unseen:
+            self._tell("\n".join(unseen))
+        return lines
+
+    def _ranks_of_failed_host(self) -> list[int]:
+        """The first rank of the host whose launcher ended first."""
+        for node, connection in enumerate(self._connections):
+            if connection.status:
+                return [self._start.ranks_of(node).start]
+        return [0]
+
+    def send(self, number: int) -> None:
+        """Pass a signal to the ranks of all hosts."""
+        for connection in self._connections:
+            connection.tell(do="signal", number=number)
+
+    def kill(self) -> None:
+        """Kill every process of the job on all hosts."""
+        for connection in self._connections:
+            connection.tell(do="kill")
+
+    def end(self, grace: float) -> list[str]:
+        """See :meth:`ten_dist.supervision.job.StartedJob.end`.
+
+        A host that does not answer ends its own, see :mod:`launch.cluster.agent`.
+        """
+        # Without all of the ranks nothing can be saved.
+        grace = 0.0 if self._lost else grace
+        # The agent may be what was lost, and the host be there.
+        unattended = [lost.host for lost in self._lost if lost.closed]
+        in_touch = [
+            connection
+            for connection in self._connections
+            if connection not in self._lost and connection.error is None
+        ]
+        for connection in in_touch:
+            connection.tell(do="end", grace=grace)
+        deadline = time.monotonic() + grace + _SECONDS_FOR_SIGKILL
+        while (
+            any(not connection.closed for connection in in_touch)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        self._end_runner()
+        for connection in self._connections:
+            connection.close()
+        self._follower.close()
+        if self._status == EXIT_CONFIGURATION_ERROR:
+            # What was refused leaves nothing.
+            shutil.rmtree(self._start.logs)
+            with contextlib.suppress(OSError):
+                self._start.logs.parent.rmdir()
+        for connection in in_touch:
+            if connection.error is not None:
+                raise TrainingError(f"{connection.host}: {connection.error[0]}")
+        ended = [
+            (len(connection.gone), connection.host)
+            for connection in in_touch
+            if connection.gone
+        ]
+        start = self._start
+        answers, _ = clear_hosts(
+            self._remote, unattended, start.mark, 0.0, start.master_address
+        )
+        ended += [(len(a.ended), a.host) for a in answers if a.ended]
+        return [f"{count} processes on {host}" for count, host in ended]
+
+    def _end_runner(self) -> None:
+        """End deepspeed and pdsh here, once the hosts have nothing left for them.
+
+        Not with SIGTERM, upon which DeepSpeed kills by name what other jobs run as well.
+        """
+        if self._runner is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._runner.wait(_SECONDS_FOR_RUNNER)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._runner.pid, signal.SIGKILL)
+        self._runner.wait()
+
+    def last_lines(self) -> list[str]:
+        """See :meth:`ten_dist.supervision.job.StartedJob.last_lines`."""
+        return self._last_lines

@@ -1,0 +1,208 @@
+"""An all-reduce across the hosts, as training does it, with its latency and bandwidth."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from launch.hosts import Host
+from launch.preflight.findings import NetworkMeasurement, Problem
+from launch.preflight.gathering import ROOT, lines_of, unreachable
+from launch.preflight.settings import PreflightSettings
+from launch.remote import SSH_FAILED, Outcome, Remote
+
+_WORKER = ROOT / "launch" / "checks" / "all_reduce_worker.py"
+_PASSED_ON = ("NCCL_", "GLOO_", "UCX_")
+_GRACE = 3.0
+"""Seconds for the other ranks to fail by themselves, and say why, once one has failed."""
+
+
+@dataclasses.dataclass
+class _Rank:
+    """A rank that was started."""
+
+    host: Host
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    errors: IO[bytes]
+
+    def said(self) -> dict[str, Any]:
+        """What it has printed so far."""
+        return lines_of(_text(self.output))
+
+
+def rank_counts(hosts: Sequence[Host], backend: str) -> list[int]:
+    """Ranks of the all-reduce on each host: one, or with nccl one for each GPU."""
+    return [host.slots if backend == "nccl" else 1 for host in hosts]
+
+
+def measure(
+    hosts: Sequence[Host],
+    remote: Remote,
+    settings: PreflightSettings,
+    backend: str,
+    interfaces: Mapping[Host, str],
+    master_address: str,
+) -> tuple[NetworkMeasurement | None, list[Problem]]:
+    """Run it, in `settings.network_timeout` seconds.
+
+    No process of it is left on any host.
+
+    Args:
+        hosts: those that take part, the master first.
+        remote: how to reach them.
+        settings: which Python and port, and how long it may take.
+        backend: gloo or nccl.
+        interfaces: the one that each host uses.
+        master_address: where the ranks meet.
+
+    Returns:
+        What was measured, or what went wrong.
+    """
+    counts = rank_counts(hosts, backend)
+    placed = [
+        (host, local_rank)
+        for host, count in zip(hosts, counts)
+        for local_rank in range(count)
+    ]
+    deadline = time.monotonic() + settings.network_timeout
+    ranks: list[_Rank] = []
+    with contextlib.ExitStack() as files:
+        files.callback(_end, ranks)
+        for number, (host, local_rank) in enumerate(placed):
+            wanted = {
+                "backend": backend,
+                "rank": number,
+                "local_rank": local_rank,
+                "size": len(placed),
+                "address": master_address,
+                "port": settings.master_port,
+                "seconds": settings.network_timeout,
+            }
+            variables = _variables(interfaces[host])
+            words = ["env", *(f"{k}={v}" for k, v in variables.items())]
+            words += [settings.python, str(_WORKER), json.dumps(wanted)]
+            output = files.enter_context(tempfile.TemporaryFile())
+            errors = files.enter_context(tempfile.TemporaryFile())
+            process = remote.start(
+                host,
+                words,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+            )
+            ranks.append(_Rank(host, process, output, errors))
+        late = _wait(ranks, deadline)
+        problems = _problems(ranks, late, settings)
+        if problems:
+            return None, problems
+        found = ranks[0].said()
+        figures = {
+            field.name: found[field.name]
+            for field in dataclasses.fields(NetworkMeasurement)
+            if field.name in found
+        }
+        return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures), []
+
+
+def _end(ranks: Sequence[_Rank]) -> None:
+    """End all ranks, on their hosts too, where they end with their input."""
+    for rank in ranks:
+        rank.process.stdin.close()
+    patience = time.monotonic() + 5
+    for rank in ranks:
+        try:
+            rank.process.wait(max(patience - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            rank.process.kill()
+            rank.process.wait()
+
+
+def _variables(interface: str) -> dict[str, str]:
+    """Variables of a rank: what is set here, and by which interface it talks."""
+    inherited = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {**dict.fromkeys(names, interface), **inherited}
+
+
+def _wait(ranks: Sequence[_Rank], deadline: float) -> bool:
+    """Wait until all have ended, one has failed, or the time is up.
+
+    Returns:
+        Whether the time is up.
+    """
+    while time.monotonic() < deadline:
+        states = [rank.process.poll() for rank in ranks]
+        if all(state is not None for state in states):
+            return False
+        if any(states):
+            deadline = min(deadline, time.monotonic() + _GRACE)
+            break
+        time.sleep(0.05)
+    else:
+        return True
+    while time.monotonic() < deadline and any(
+        rank.process.poll() is None for rank in ranks
+    ):
+        time.sleep(0.05)
+    return False
+
+
+def _problems(
+    ranks: Sequence[_Rank], late: bool, settings: PreflightSettings
+) -> list[Problem]:
+    """What went wrong; one for each host at most."""
+    found: dict[Host, Problem] = {}
+    for rank in ranks:
+        if rank.host in found:
+            continue
+        status = rank.process.poll()
+        stage = rank.said().get("stage", "starting Python")
+        if status is None and late:
+            found[rank.host] = Problem(
+                rank.host,
+                f"the all-reduce did not end in {settings.network_timeout} s: it is "
+                f"still {stage}",
+                _cure(stage),
+            )
+        elif status:
+            outcome = Outcome(rank.host, status, "", _text(rank.errors))
+            if status == SSH_FAILED:
+                found[rank.host] = unreachable(outcome)
+            else:
+                found[rank.host] = Problem(
+                    rank.host,
+                    f"the all-reduce failed while {stage}: {outcome.complaint()[:300]}",
+                    _cure(stage),
+                )
+    return list(found.values())
+
+
+def _cure(stage: str) -> str:
+    if "torch" in stage or "Python" in stage:
+        return (
+            "`python -c 'import torch'` must work there, in less time; "
+            "--network_timeout gives it more"
+        )
+    if "MiB" in stage:
+        return (
+            "the hosts talk, but large packets get lost or the link is very slow: "
+            "compare MTUs with that of the network (`ping -M do -s 1472 HOST`)"
+        )
+    return (
+        "open all TCP ports between the hosts on that network; where GLOO_SOCKET_IFNAME "
+        "or NCCL_SOCKET_IFNAME is set, correct it; NCCL_DEBUG=INFO has NCCL tell more"
+    )
+
+
+def _text(file: IO[bytes]) -> str:
+    """All that is in a file that another process writes."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")

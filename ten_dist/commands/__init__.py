@@ -1,0 +1,1 @@
+"""The commands of `ten-dist` that need one machine: a module each, imported when it is used."""

@@ -1,0 +1,181 @@
+"""Look at token shards: what is in them, whether they are whole, what they say.
+
+ten-dist data inspect DATA   tokens, documents and their lengths, bytes a token
+ten-dist data verify DATA    sizes, sha256, token range, documents; every fault is named
+ten-dist data sample DATA    decoded documents to read
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from ten_dist.console import complain, say
+from ten_dist.data import Manifest, RemoteAccess, held_out_set, read_tokenizer
+from ten_dist.data.access import access_of, add_cache_options, load_set
+from ten_dist.data.documents import (
+    DocumentLengths,
+    document_lengths,
+    sample_documents,
+)
+from ten_dist.data.verify import damages
+from ten_dist.errors import ConfigurationError, DataError
+
+_BAR = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ten-dist data`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    inspect = actions.add_parser("inspect", help="what is in it", allow_abbrev=False)
+    verify = actions.add_parser("verify", help="is it whole", allow_abbrev=False)
+    sample = actions.add_parser("sample", help="read in it", allow_abbrev=False)
+    for action in (inspect, verify, sample):
+        action.add_argument(
+            "data", metavar="DATA", help="folder of prepared token shards, or its URL"
+        )
+    # To verify is to see what the server has, not what a cache has.
+    for action in (inspect, sample):
+        add_cache_options(action)
+    inspect.add_argument("--json", action="store_true", help="print JSON instead")
+    sample.add_argument(
+        "--count", type=int, default=3, metavar="N", help="documents [default: 3]"
+    )
+    sample.add_argument(
+        "--max_tokens",
+        type=int,
+        default=200,
+        metavar="N",
+        help="most tokens to show of each [default: 200]",
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the choice [default: 0]"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run an action.
+
+    Raises:
+        ConfigurationError: an option is out of range.
+        DataError: the set is missing or damaged.
+    """
+    sets = _sets(arguments.data, access_of(arguments, [arguments.data]))
+    if arguments.action == "inspect":
+        _inspect(sets, arguments.json)
+    elif arguments.action == "verify":
+        _verify(sets)
+    else:
+        for name, least in (("count", 1), ("max_tokens", 1), ("seed", 0)):
+            if getattr(arguments, name) < least:
+                raise ConfigurationError(f"--{name} must be at least {least}")
+        _sample(sets[0], arguments.count, arguments.max_tokens, arguments.seed)
+
+
+def _sets(data: str, access: RemoteAccess) -> list[Manifest]:
+    """The manifest of a folder, and of the held-out set in it if there is one."""
+    manifest = load_set(data, access)
+    held_out = held_out_set(manifest.directory)
+    return [manifest] if held_out is None else [manifest, load_set(held_out, access)]
+
+
+def _reading(manifest: Manifest) -> tqdm:
+    return tqdm(
+        total=manifest.tokens,
+        desc=str(manifest.directory),
+        unit="token",
+        unit_scale=True,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _inspect(sets: list[Manifest], as_json: bool) -> None:
+    described = []
+    for manifest in sets:
+        with _reading(manifest) as bar:
+            lengths = document_lengths(manifest, bar.update)
+        if as_json:
+            described.append(_as_dict(manifest, lengths))
+        else:
+            for line in _describe(manifest, lengths):
+                say(line)
+    if as_json:
+        say(json.dumps(described, indent=2))
+
+
+def _as_dict(manifest: Manifest, lengths: DocumentLengths) -> dict[str, Any]:
+    return {
+        "directory": str(manifest.directory),
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "text_bytes": manifest.text_bytes,
+        "bytes_per_token": manifest.text_bytes / manifest.tokens,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "dtype": manifest.dtype,
+        "vocab_size": manifest.vocab_size,
+        "separator": manifest.separator_token,
+        "fingerprint": manifest.fingerprint,
+        "document_tokens": dataclasses.asdict(lengths),
+        "source": dict(manifest.source),
+    }
+
+
+def _describe(manifest: Manifest, lengths: DocumentLengths) -> list[str]:
+    size = sum(shard.bytes for shard in manifest.shards)
+    facts = {
+        "tokens": f"{manifest.tokens:,} in {len(manifest.shards):,} shards, "
+        f"{size / 1e6:,.1f} MB of {manifest.dtype}",
+        "text": f"{manifest.documents:,} documents, "
+        f"{manifest.text_bytes / 1e6:,.1f} MB, "
+        f"{manifest.text_bytes / manifest.tokens:.2f} bytes a token",
+        "tokenizer": f"{manifest.tokenizer_file}, vocabulary "
+        f"{manifest.vocab_size:,}, separator {manifest.separator_token} "
+        f"(id {manifest.separator_id})",
+        "fingerprint": manifest.fingerprint,
+        "document": f"{lengths.shortest:,} to {lengths.longest:,} tokens, mean "
+        f"{lengths.mean:,.0f}; half up to {lengths.quantile(0.5):,}, nine tenths up "
+        f"to {lengths.quantile(0.9):,}",
+    }
+    lines = [str(manifest.directory)]
+    lines += [f"  {name:<12} {fact}" for name, fact in facts.items()]
+    most = max(lengths.histogram)
+    first = next(i for i, count in enumerate(lengths.histogram) if count)
+    for exponent, count in enumerate(lengths.histogram[first:], first):
+        bar = "#" * -(-count * _BAR // most)
+        lines.append(f"    up to {2**exponent:>10,}  {count:>10,}  {bar}".rstrip())
+    return lines
+
+
+def _verify(sets: list[Manifest]) -> None:
+    faults = 0
+    for manifest in sets:
+        with _reading(manifest) as bar:
+            for damage in damages(manifest, bar.update):
+                complain(str(damage))
+                faults += 1
+    if faults:
+        raise DataError(f"{faults} fault{'s' * (faults > 1)} in {sets[0].directory}")
+    for manifest in sets:
+        say(
+            f"{manifest.directory} is whole: {len(manifest.shards):,} shards, "
+            f"{manifest.tokens:,} tokens, {manifest.documents:,} documents"
+        )
+
+
+def _sample(manifest: Manifest, count: int, max_tokens: int, seed: int) -> None:
+    tokenizer = Tokenizer.from_str(read_tokenizer(manifest).decode("utf-8"))
+    for document in sample_documents(manifest, count, seed):
+        shown = document.tokens[:max_tokens].tolist()
+        extent = f"{document.tokens.size:,} tokens"
+        if len(shown) < document.tokens.size:
+            extent = f"the first {len(shown):,} of {extent}"
+        say(f"--- {document.shard}, from token {document.start:,}: {extent}")
+        say(tokenizer.decode(shown, skip_special_tokens=False))

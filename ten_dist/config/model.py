@@ -1,0 +1,345 @@
+"""Model configuration: fields, validation and the seven presets (DESIGN 2.1-2.4).
+
+What a run does with a model (data, batch, schedule, files) is
+:class:`ten_dist.config.training.TrainingConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ten_dist.errors import ConfigurationError
+
+EIGENVALUE_INITS = ("paper", "timescale")
+INPUT_NORMS = ("none", "static", "dynamic")
+ENERGY_KINDS = ("state", "eigenvalue")
+GATES = ("output", "state")
+MIXERS = ("eigenstate", "attention")
+CHECKPOINTING_MODES = ("none", "block")
+SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
+EIGENSTATE_FIELDS = (
+    "num_eigenstates",
+    "hten_scales",
+    "energy_reg_weight",
+    "energy_kind",
+    "eigenvalue_init",
+    "max_timescale",
+    "depth_increasing_memory",
+    "selection_range",
+    "learnable_selection_range",
+    "input_norm",
+    "gate",
+    "scan_backend",
+)
+"""Fields that say something of mixer `eigenstate` alone."""
+DEFAULT_HTEN_SCALES = (1, 2, 4)
+IGNORED_TARGET = -100
+"""Target id of positions that count in no loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemporalEigenstateConfig:
+    """Shape and mathematics of one Temporal Eigenstate Network.
+
+    Every instance is valid: a :class:`ConfigurationError` that names the field is
+    raised where a value, or a combination of values, cannot be built.
+    """
+
+    vocab_size: int = 50257
+    """Number of token ids; ids are 0 <= id < vocab_size."""
+    dim: int = 320
+    """Width d of the residual stream."""
+    n_layers: int = 12
+    """Number of blocks (mixer and MLP)."""
+    num_eigenstates: int = 240
+    """Complex eigenstates K of a layer, those of all its scales together."""
+    num_heads: int = 4
+    """Heads H of the block-diagonal coupling, in every scale, or of attention."""
+    mixer: str = "eigenstate"
+    """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
+    hten_scales: tuple[int, ...] | None = None
+    """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
+    ffn_multiplier: float = 4
+    """Hidden width of the MLP as a multiple of dim."""
+    dropout: float = 0.0
+    """Dropout probability on the output of each mixer and MLP."""
+    energy_reg_weight: float = 0.01
+    """Weight of the energy term in the loss."""
+    energy_kind: str = "state"
+    """`state`: mean |c|^2 an eigenstate; `eigenvalue`: sum of sigmoid(alpha)^2."""
+    z_loss_weight: float = 0.0
+    """Weight of the squared log partition function in the loss, such as 1e-4."""
+    eigenvalue_init: str = "timescale"
+    """`timescale`: log-uniform memories; `paper`: alpha ~ U(-3, 0)."""
+    max_timescale: float = 2048.0
+    """Longest initial memory, in tokens, of the `timescale` initialisation."""
+    depth_increasing_memory: bool = True
+    """Let the longest initial memory of `timescale` grow from layer to layer, by the same
+    factor, up to max_timescale in the last."""
+    selection_range: tuple[float, float] = (8.0, 0.1)
+    """Largest modulation (s_a, s_w) of alpha and omega by the input."""
+    learnable_selection_range: bool = True
+    """Learn s_a and s_w of each eigenstate, from selection_range on."""
+    input_norm: str = "dynamic"
+    """Input gain g: `dynamic` sqrt(1-rho(t)^2), `static` sqrt(1-rho^2), `none` 1."""
+    short_convolution: int = 0
+    """Tokens that a causal convolution before each mixer sees; 0 for none."""
+    document_separator_id: int | None = None
+    """Id of the token that ends a document, behind which a model starts anew: no document
+    has any effect on another. None lets them run on."""
+    gate: str = "output"
+    """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
+    gradient_checkpointing: str = "none"
+    """`block` recomputes each block in backward instead of keeping activations."""
+    scan_backend: str = "auto"
+    """Backend of the eigenstate scan, see `recurrence.available_backends`."""
+
+    def __post_init__(self) -> None:
+        if self.hten_scales is not None:
+            object.__setattr__(self, "hten_scales", tuple(self.hten_scales))
+        object.__setattr__(self, "selection_range", tuple(self.selection_range))
+        for name in ("vocab_size", "dim", "n_layers", "num_eigenstates", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(
+                    f"{name} must be a positive integer, not {value!r}"
+                )
+        _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
+        _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
+        _check_choice("input_norm", self.input_norm, INPUT_NORMS)
+        _check_choice("gate", self.gate, GATES)
+        _check_choice("mixer", self.mixer, MIXERS)
+        _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
+        _check_choice(
+            "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
+        )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigurationError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0.0 <= self.energy_reg_weight < math.inf:
+            raise ConfigurationError(
+                f"energy_reg_weight must be 0 or more, not {self.energy_reg_weight}"
+            )
+        if not 0.0 <= self.z_loss_weight < math.inf:
+            raise ConfigurationError(
+                f"z_loss_weight must be 0 or more, not {self.z_loss_weight}"
+            )
+        if not 1 <= self.ffn_multiplier * self.dim < math.inf:
+            raise ConfigurationError(
+                f"ffn_multiplier must be positive, not {self.ffn_multiplier}"
+            )
+        if not 1 < self.max_timescale < math.inf:
+            raise ConfigurationError(
+                f"max_timescale must be more than 1 token, not {self.max_timescale}"
+            )
+        if not isinstance(self.short_convolution, int) or (
+            self.short_convolution not in (0, *range(2, 65))
+        ):
+            raise ConfigurationError(
+                "short_convolution must be 0, or a width from 2 to 64, "
+                f"not {self.short_convolution}"
+            )
+        separator = self.document_separator_id
+        if separator is not None and (
+            type(separator) is not int or not 0 <= separator < self.vocab_size
+        ):
+            raise ConfigurationError(
+                f"document_separator_id must be a token id below {self.vocab_size}, "
+                f"or None, not {separator!r}"
+            )
+        if len(self.selection_range) != 2 or not all(
+            0 <= s < math.inf for s in self.selection_range
+        ):
+            raise ConfigurationError(
+                "selection_range must be two numbers of 0 or more, "
+                f"not {self.selection_range}"
+            )
+        if self.hten_scales is not None:
+            _check_scales(self.hten_scales)
+        if self.mixer == "attention":
+            self._check_attention()
+        else:
+            self._check_eigenstates_divide()
+
+    def _check_attention(self) -> None:
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigurationError(
+                f"dim {self.dim} does not divide over num_heads {self.num_heads} of "
+                "even width, which mixer attention needs"
+            )
+        if self.hten_scales is not None:
+            raise ConfigurationError(
+                "hten_scales has no effect with mixer attention: leave it out"
+            )
+
+    def _check_eigenstates_divide(self) -> None:
+        scales = self.scales
+        if self.num_eigenstates % len(scales):
+            raise ConfigurationError(
+                f"num_eigenstates {self.num_eigenstates} does not divide over the "
+                f"{len(scales)} scales of hten_scales {_join(scales)}: choose a "
+                "multiple, or another number of scales"
+            )
+        if self.eigenstates_per_scale % self.num_heads:
+            raise ConfigurationError(
+                f"{self.eigenstates_per_scale} eigenstates a scale do not divide over "
+                f"num_heads {self.num_heads}: change num_eigenstates or num_heads"
+            )
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Scales of every layer; (1,) for the one-scale TEN."""
+        return self.hten_scales if self.hten_scales is not None else (1,)
+
+    @property
+    def eigenstates_per_scale(self) -> int:
+        """Eigenstates K/|S| of one scale of one layer."""
+        return self.num_eigenstates // len(self.scales)
+
+    def longest_memory(self, layer: int) -> float:
+        """Longest initial memory, in tokens, of `timescale` in layer `layer` from 0."""
+        if not self.depth_increasing_memory:
+            return self.max_timescale
+        return self.max_timescale ** ((layer + 1) / self.n_layers)
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the MLP."""
+        return int(self.ffn_multiplier * self.dim)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> TemporalEigenstateConfig:
+        """The preset `name` of :data:`PRESETS` with some fields replaced.
+
+        Raises:
+            ConfigurationError: there is no such preset or field, the combination is
+                not valid, or a field would have no effect with the mixer.
+        """
+        if name not in PRESETS:
+            raise ConfigurationError(
+                f"unknown preset '{name}' for --config: choose one of "
+                f"{', '.join(PRESETS)}"
+            )
+        fields = {**PRESETS[name], **overrides}
+        if overrides.get("mixer") == "attention":
+            for field in EIGENSTATE_FIELDS:
+                if field in overrides:
+                    raise ConfigurationError(
+                        f"{field} has no effect with mixer attention: leave it out"
+                    )
+            fields.pop("hten_scales", None)
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TemporalEigenstateConfig:
+        """Build from plain values, as `to_dict` writes them.
+
+        Raises:
+            ConfigurationError: a name is not a field, or a value is not valid.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigurationError(
+                f"unknown model option {', '.join(unknown)}: the fields are "
+                f"{', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all fields, ready for JSON."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+# Sizes keep K divisible by 1 to 5 scales times H, so that --hten_scales can be given
+# with any preset. Parameter counts are those of vocabulary 50257 with the tied head.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pico": {
+        "dim": 160,
+        "n_layers": 4,
+        "num_eigenstates": 240,
+        "num_heads": 4,
+        "ffn_multiplier": 1.75,
+    },
+    "nano": {"dim": 320, "n_layers": 12, "num_eigenstates": 240, "num_heads": 4},
+    "micro": {"dim": 512, "n_layers": 17, "num_eigenstates": 360, "num_heads": 6},
+    "small": {"dim": 768, "n_layers": 20, "num_eigenstates": 360, "num_heads": 6},
+    "medium": {"dim": 1024, "n_layers": 23, "num_eigenstates": 360, "num_heads": 6},
+    "large": {
+        "dim": 1280,
+        "n_layers": 17,
+        "num_eigenstates": 480,
+        "num_heads": 8,
+        "hten_scales": (1, 2, 4),
+        "energy_reg_weight": 0.02,
+    },
+    "xlarge": {
+        "dim": 1536,
+        "n_layers": 24,
+        "num_eigenstates": 960,
+        "num_heads": 8,
+        "hten_scales": (1, 2, 4, 8),
+        "energy_reg_weight": 0.02,
+    },
+}
+"""Fields of each preset that differ from the defaults."""
+
+
+PAPER: dict[str, Any] = {
+    "eigenvalue_init": "paper",
+    "input_norm": "none",
+    "selection_range": (0.1, 0.1),
+    "learnable_selection_range": False,
+    "short_convolution": 0,
+    "gate": "output",
+    "depth_increasing_memory": False,
+}
+"""Fields with which the recurrence is that of the paper, whatever the defaults are."""
+
+
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Read `--hten_scales`, such as "1,2,4".
+
+    Raises:
+        ConfigurationError: it is not a comma-separated list of whole numbers.
+    """
+    try:
+        scales = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(
+            f"--hten_scales must be whole numbers with commas, such as 1,2,4, "
+            f"not '{text}'"
+        ) from None
+    _check_scales(scales)
+    return scales
+
+
+def _check_scales(scales: Sequence[int]) -> None:
+    valid = (
+        len(scales) > 0
+        and all(isinstance(s, int) and s > 0 and s & (s - 1) == 0 for s in scales)
+        and scales[0] == 1
+        and all(a < b for a, b in itertools.pairwise(scales))
+    )
+    if not valid:
+        raise ConfigurationError(
+            f"hten_scales {_join(scales)} must be increasing powers of two that start "
+            "with 1, such as 1,2,4"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(
+            f"{name} must be one of {', '.join(choices)}, not {value!r}"
+        )
+
+
+def _join(scales: Sequence[int]) -> str:
+    return ",".join(str(s) for s in scales)

@@ -1,0 +1,261 @@
+"""The DeepSpeed configuration of a run: its JSON file and what the options add.
+
+A setting has one home. The file holds ZeRO and communication settings; batch, precision,
+clipping, optimizer and schedule are options of `ten-dist train`, from which the rest is
+derived here, once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ten_dist.config.training import TrainingConfig
+from ten_dist.errors import ConfigurationError
+from ten_dist.schedule import Plan
+
+SHIPPED_CONFIGS = Path(__file__).with_name("ds_configs")
+
+_OPTION_OF_KEY = {
+    "train_batch_size": "--global_batch_size",
+    "train_micro_batch_size_per_gpu": "--micro_batch_size",
+    "gradient_accumulation_steps": "--global_batch_size and --micro_batch_size",
+    "gradient_clipping": "--gradient_clipping",
+    "optimizer": "--learning_rate, --weight_decay, --adam_beta1 and --adam_beta2",
+    "scheduler": "--learning_rate, --min_learning_rate and --warmup_steps",
+    "fp16": "--precision",
+    "bf16": "--precision",
+    "torch_autocast": "--precision",
+}
+_REMOVED_KEYS = (
+    "elasticity",
+    "nebula",
+    "compression_training",
+    "quantize_training",
+    "eigenvalue",
+    "amp",
+    "sparse_gradients",
+    "sparse_attention",
+    "graph_harvesting",
+    "curriculum_learning",
+    "progressive_layer_drop",
+)
+_REMOVED_ZERO_KEYS = (
+    "mics_shard_size",
+    "mics_hierarchical_params_gather",
+    "zeropp_loco_param",
+)
+
+# What may be moved off the device, and the least ZeRO stage that does.
+_OFFLOAD_STAGES = {"offload_optimizer": 1, "offload_param": 3}
+
+
+def load_deepspeed_file(name: str) -> dict[str, Any]:
+    """Read `--deepspeed_config`: a path, or the name of a file in ds_configs/.
+
+    Raises:
+        ConfigurationError: no such file, not JSON, a key that an option owns, one that
+            DeepSpeed no longer has, or offload that it cannot do.
+    """
+    path = Path(name)
+    if not path.is_file() and path.parent == Path("."):
+        path = SHIPPED_CONFIGS / (name if name.endswith(".json") else f"{name}.json")
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.json")))
+        raise ConfigurationError(
+            f"--deepspeed_config {name} is neither a file nor one of {shipped}"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(
+            f"--deepspeed_config {path} cannot be read: {error.strerror}"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--deepspeed_config {path} is not valid JSON: {error}"
+        ) from None
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"--deepspeed_config {path} is not a JSON object")
+    for key, option in _OPTION_OF_KEY.items():
+        if key in config:
+            raise ConfigurationError(
+                f"remove '{key}' from {path}: it is set by {option}"
+            )
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigurationError(f"zero_optimization in {path} is not a JSON object")
+    removed = [key for key in _REMOVED_KEYS if key in config]
+    removed += [key for key in _REMOVED_ZERO_KEYS if key in zero]
+    if removed:
+        raise ConfigurationError(
+            f"remove '{removed[0]}' from {path}: DeepSpeed no longer has it"
+        )
+    if zero_stage(config) not in (0, 1, 2, 3):
+        raise ConfigurationError(
+            f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
+        )
+    _check_offload(zero, zero_stage(config), path)
+    return config
+
+
+def _check_offload(zero: dict[str, Any], stage: int, path: Path) -> None:
+    """Refuse offload that DeepSpeed cannot do, or would silently not do.
+
+    Raises:
+        ConfigurationError: it is there.
+    """
+    for part, least in _OFFLOAD_STAGES.items():
+        offload = zero.get(part) or {}
+        if not isinstance(offload, dict):
+            raise ConfigurationError(f"{part} in {path} is not a JSON object")
+        device = offload.get("device", "none")
+        key = f"{part}.device in {path}"
+        if device not in ("none", "cpu", "nvme"):
+            raise ConfigurationError(f"{key} must be none, cpu or nvme, not {device}")
+        if "nvme_path" in offload:
+            raise ConfigurationError(
+                f"remove '{part}.nvme_path' from {path}: it is set by --nvme_path"
+            )
+        if device == "nvme" and stage != 3:
+            raise ConfigurationError(
+                f"{key} is nvme, which needs ZeRO stage 3: at stage {stage} DeepSpeed "
+                "moves nothing to NVMe; choose stage 3, or cpu"
+            )
+        if device != "none" and stage < least:
+            raise ConfigurationError(
+                f"{key} is {device}, which needs ZeRO stage {least} or more: at stage "
+                f"{stage} DeepSpeed moves nothing"
+            )
+    _check_nvme(zero, path)
+
+
+def _check_nvme(zero: dict[str, Any], path: Path) -> None:
+    """Refuse settings of offload to NVMe with which DeepSpeed fails.
+
+    Raises:
+        ConfigurationError: they are there.
+    """
+    optimizer = zero.get("offload_optimizer") or {}
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        # partitioned_param_coordinator.py, __prefetch_nvme_param_partitions.
+        raise ConfigurationError(
+            f"offload_param.device in {path} is nvme, with which DeepSpeed fails: it "
+            "reads a parameter ahead twice that is used twice soon, as at the turn from "
+            "forward to backward; choose cpu, which also goes with the optimizer on nvme"
+        )
+    if optimizer.get("device") != "nvme":
+        return
+    ahead = sum(bool(optimizer.get(f"pipeline_{way}")) for way in ("read", "write"))
+    needed = 4 * (1 + ahead)
+    if int(optimizer.get("buffer_count", 4)) < needed:
+        raise ConfigurationError(
+            f"offload_optimizer.buffer_count in {path} must be {needed} or more: weight, "
+            "gradient and two moments of a sub-group are in memory at one time, and of "
+            "another one for each of pipeline_read and pipeline_write"
+        )
+    if float(optimizer.get("ratio", 1.0)) != 1.0:
+        raise ConfigurationError(
+            f"offload_optimizer.ratio in {path} must be 1 where the device is nvme: "
+            "what is swapped is updated on the CPU"
+        )
+
+
+def swaps_to_nvme(config: dict[str, Any]) -> bool:
+    """Whether the optimizer's weights and moments lie on NVMe."""
+    zero = config.get("zero_optimization", {})
+    return (zero.get("offload_optimizer") or {}).get("device") == "nvme"
+
+
+def check_nvme_path(file_config: dict[str, Any], training: TrainingConfig) -> None:
+    """Compare `--nvme_path` with the DeepSpeed file.
+
+    Raises:
+        ConfigurationError: it is missing, or has no effect.
+    """
+    name = training.deepspeed_config
+    if swaps_to_nvme(file_config) and training.nvme_path is None:
+        raise ConfigurationError(
+            "--nvme_path is missing: offload_optimizer.device of --deepspeed_config "
+            f"{name} is nvme; give a folder on the disk to swap to"
+        )
+    if training.nvme_path is not None and not swaps_to_nvme(file_config):
+        raise ConfigurationError(
+            f"--nvme_path has no effect with --deepspeed_config {name}, which moves "
+            "nothing to NVMe: leave it out, or choose nvme"
+        )
+
+
+def with_nvme_path(config: dict[str, Any], path: str | None) -> dict[str, Any]:
+    """A configuration that swaps to NVMe, with the folder to swap to."""
+    zero = config["zero_optimization"]
+    optimizer = {**zero["offload_optimizer"], "nvme_path": path}
+    zero = {**zero, "offload_optimizer": optimizer}
+    return {**config, "zero_optimization": zero}
+
+
+def zero_stage(config: dict[str, Any]) -> Any:
+    """ZeRO stage of a DeepSpeed configuration."""
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def offloads(config: dict[str, Any], part: str) -> bool:
+    """Whether a part does not live on the device, but in host memory or on NVMe.
+
+    Args:
+        config: a DeepSpeed configuration.
+        part: offload_optimizer or offload_param.
+    """
+    offload = config.get("zero_optimization", {}).get(part) or {}
+    return offload.get("device", "none") != "none"
+
+
+def check_precision(precision: str, file_config: dict[str, Any], name: str) -> None:
+    """Refuse a `--precision` that cannot be had with `--deepspeed_config` `name`.
+
+    Raises:
+        ConfigurationError: parameters in bfloat16 at stage 0.
+    """
+    if precision == "bf16_params" and zero_stage(file_config) == 0:
+        raise ConfigurationError(
+            "--precision bf16_params needs ZeRO stage 1, 2 or 3, which keep float32 "
+            f"copies of the parameters; --deepspeed_config {name} is of stage 0: choose "
+            "zero1, or --precision bf16"
+        )
+
+
+def derive_deepspeed_config(
+    file_config: dict[str, Any], training: TrainingConfig, plan: Plan
+) -> dict[str, Any]:
+    """The complete configuration that DeepSpeed is given, ready for JSON.
+
+    Raises:
+        ConfigurationError: the precision cannot be had at this ZeRO stage.
+    """
+    derived = {
+        # The optimizer is torch's where no fused one fits, also with offload.
+        "zero_force_ds_cpu_optimizer": False,
+        **file_config,
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        # Always explicit: DeepSpeed's own default is 1.0, not off.
+        "gradient_clipping": training.gradient_clipping,
+    }
+    if swaps_to_nvme(file_config):
+        derived = with_nvme_path(derived, training.nvme_path)
+    if training.precision == "bf16":
+        # Not DeepSpeed's `bf16`: that casts every parameter, those of the recurrence
+        # included, and at stage 0 its first step is wrong.
+        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif training.precision == "bf16_params":
+        check_precision(training.precision, file_config, training.deepspeed_config)
+        derived["bf16"] = {"enabled": True}
+        # DeepSpeed would add up the gradients of a step in bfloat16.
+        derived["data_types"] = {
+            **file_config.get("data_types", {}),
+            "grad_accum_dtype": "fp32",
+        }
+    # Nothing for fp16: DeepSpeed sees float32, see ten_dist.engine.loss_scale.
+    return derived

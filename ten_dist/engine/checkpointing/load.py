@@ -1,0 +1,149 @@
+"""Resuming a run: whether its folder allows it, from which checkpoint, and loading that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage, damage
+from ten_dist.checkpoint.layout import read_record
+from ten_dist.console import say
+from ten_dist.engine.checkpointing.held_state import held_state
+from ten_dist.engine.checkpointing.probe import check_probe, run_probe
+from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.errors import ConfigurationError
+from ten_dist.run_folder import RunFolder
+
+
+def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> int:
+    """Which start of the run this is, 1 for the first.
+
+    Args:
+        folder: where the run is or will be.
+        identity: option names and values that make it the run it is.
+        resume: the option of that name.
+
+    Raises:
+        ConfigurationError: the folder holds a run that `resume` does not allow to
+            continue, or one with other options.
+    """
+    if not folder.exists():
+        return 1
+    if resume == "never":
+        raise ConfigurationError(
+            f"--output_dir {folder.path} already holds a run and --resume is never: "
+            "choose another folder, or remove this one"
+        )
+    config = folder.read_config()
+    changed = describe_changes(config["identity"], identity)
+    if changed:
+        raise ConfigurationError(
+            f"--output_dir {folder.path} holds a run with other options: {changed}: "
+            "give the same ones, or choose another folder"
+        )
+    return config["attempts"] + 1
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Options that differ, in words; empty where none does."""
+    return "; ".join(
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    )
+
+
+def newest_whole(ranks: Ranks, checkpoints: Sequence[Path]) -> Path | None:
+    """The newest checkpoint without damage, all its bytes read, ranks sharing the work.
+
+    What is passed over is said. Every rank must call this.
+
+    Args:
+        checkpoints: newest first; those of rank 0 count.
+    """
+    for path in ranks.from_first(list(checkpoints)):
+        found = _damage(ranks, path)
+        if found is None:
+            return path
+        say(f"passing over a checkpoint: {found}")
+    return None
+
+
+def check_whole(ranks: Ranks, path: Path) -> None:
+    """Refuse a checkpoint that is damaged; every rank must call this.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    found = _damage(ranks, path)
+    with ranks.agreeing():
+        if found is not None:
+            raise ConfigurationError(f"the checkpoint cannot be loaded: {found}")
+
+
+def _damage(ranks: Ranks, path: Path) -> str | None:
+    found = ranks.from_first(damage(path) if ranks.is_first else None)
+    if found is None:
+        try:
+            found = checksum_damage(path, ranks.rank, ranks.world_size)
+        except (OSError, ValueError) as error:
+            found = f"{path} cannot be read: {error}"
+        found = next((d for d in ranks.gather(found) if d is not None), None)
+    return found
+
+
+def check_loadable(path: Path, run: ResolvedRun) -> None:
+    """Find out whether this run can go on from a checkpoint without damage.
+
+    It may have been written by any number of ranks at any ZeRO stage.
+
+    Raises:
+        ConfigurationError: it is of a run that this one cannot continue.
+    """
+    record = read_record(path)
+    changed = describe_changes(record["state_identity"], run.state_identity())
+    if changed:
+        raise ConfigurationError(
+            f"{path} is of a run with other options: {changed}: give the same ones"
+        )
+    if record["step"] > run.plan.steps:
+        raise ConfigurationError(
+            f"{path} has done {record['step']} steps, more than the {run.plan.steps} of "
+            "this run: give a longer one, with --steps, --tokens or --epochs"
+        )
+
+
+@torch.no_grad()
+def load_checkpoint(
+    engine: deepspeed.DeepSpeedEngine, ranks: Ranks, run: ResolvedRun, path: Path
+) -> dict[str, Any]:
+    """Restore weights and moments, and see that they compute what they did.
+
+    Every rank must call this. Each reads only the slices that it holds, and at stages 0
+    to 2 all weights, one tensor at a time.
+
+    Returns:
+        The record of the checkpoint: step and what else the trainer gave to save.
+
+    Raises:
+        ConfigurationError: it is of another model, or damaged.
+        TrainingError: the loaded weights do not compute what the saved ones did.
+    """
+    held = held_state(engine, ranks)
+    with ranks.agreeing(), CheckpointReader(path) as reader:
+        reader.check_shapes(held.shapes)
+        held.load(reader.read, reader.record["optimizer_steps"])
+        for name, buffer in held.buffers.items():
+            buffer.copy_(reader.tensor(WEIGHT, name))
+        record = reader.record
+    held.settle()
+    found = run_probe(engine, ranks, run).loss
+    with ranks.agreeing():
+        precisions = {run.training.precision, record["precision"]}
+        check_probe(found, record["probe_loss"], precisions)
+    return record

@@ -1,0 +1,23 @@
+"""Several trainings one after the other in the same ranks, which start only once.
+
+    python tests/tools/train_in_turn.py ARGUMENTS [ARGUMENTS ...]
+
+Each ARGUMENTS are those of one `ten-dist train`, as a JSON list.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from ten_dist.cli import main
+
+    status = 0
+    for arguments in sys.argv[1:]:
+        status = status or main(["train", *json.loads(arguments)])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # As ten_dist.cli.run_and_exit does, for the same reason.
+    os._exit(status)
