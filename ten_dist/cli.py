@@ -34,13 +34,13 @@ _COMMANDS = {
         "ten_dist.commands.checkpoint",
         "list, verify or convert the checkpoints of a run",
     ),
-    "plan": ("ten_dist.commands.plan", "memory, time and cost of a run, before it"),
+    "plan": ("launch.plan", "memory, time and cost of a run, before it"),
     "preflight": (
         "launch.preflight.command",
         "check the hosts of a run before it begins",
     ),
     "supervise": (
-        "ten_dist.commands.supervise",
+        "launch.supervise",
         "start a training, and again whenever it ends early",
     ),
     "launch": (

@@ -33,14 +33,15 @@ from launch.cluster.exports import check_for_pdsh, rank_environment
 from launch.cluster.jobs import HostsJobs
 from launch.cluster.own_node import own_node_rank, run_own_node
 from launch.cluster.slurm import srun_command
+from launch.droplets.reaping import ReapingConfig, reaping
 from launch.hosts import Host, check_names, parse_hosts, read_hostfile, slurm_hosts
 from launch.remote import Remote, SshConfig
-from ten_dist.commands.supervise import find_output_dir, reaping
 from ten_dist.config.command_line import add_options, given_options
+from ten_dist.config.run_options import add_run_options, given_run
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
-from ten_dist.supervision.job import CommandJobs, Jobs
+from ten_dist.supervision.job import CommandJobs, Jobs, find_output_dir
 from ten_dist.supervision.policy import SupervisionConfig
 from ten_dist.supervision.supervisor import Supervisor, tell
 
@@ -77,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check what can be checked here, show what would be started, and end",
     )
     add_options(parser.add_argument_group("ssh"), SshConfig)
-    add_options(parser.add_argument_group("supervision"), SupervisionConfig)
+    supervision = parser.add_argument_group("supervision")
+    add_options(supervision, SupervisionConfig)
+    add_options(supervision, ReapingConfig)
     parser.add_argument(
         "train",
         nargs=argparse.REMAINDER,
@@ -99,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = LaunchConfig(**given_options(arguments, LaunchConfig))
     ssh = SshConfig(**given_options(arguments, SshConfig))
     supervision = SupervisionConfig(**given_options(arguments, SupervisionConfig))
+    reaper = ReapingConfig(**given_options(arguments, ReapingConfig))
     train = arguments.train[1:] if arguments.train[:1] == ["--"] else arguments.train
     if not train:
         raise ConfigurationError(
@@ -112,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder.check_writable()
     environment = rank_environment(arguments.env)
     launch = Launch(
-        config, ssh, supervision, hosts, environment, training, train, folder
+        config, ssh, supervision, reaper, hosts, environment, training, train, folder
     )
     if arguments.no_ssh:
         return _run_here(launch, arguments.dry_run)
@@ -151,15 +155,13 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     Raises:
         ConfigurationError: they are wrong, or the batch does not divide over the ranks.
     """
-    from ten_dist.commands import train as train_command
     from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.schedule import make_plan
 
     parser = argparse.ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
-    train_command.add_arguments(parser)
+    add_run_options(parser)
     parsed = parser.parse_args(train)
-    training = TrainingConfig(**given_options(parsed, TrainingConfig))
-    train_command.resolve_model_options(parsed, training.config)
+    training, _ = given_run(parsed)
     check_nvme_path(load_deepspeed_file(training.deepspeed_config), training)
     make_plan(dataclasses.replace(training, epochs=None), ranks, None)
     return training
@@ -211,7 +213,7 @@ def _known_port(launch: Launch) -> int:
 
 def _supervise(launch: Launch, jobs: Jobs) -> int:
     folder, supervision = launch.folder.path, launch.supervision
-    with reaping(supervision):
+    with reaping(launch.reaping):
         return Supervisor(jobs, folder, supervision, _NAME).run()
 
 

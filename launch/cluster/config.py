@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from launch.droplets.reaping import ReapingConfig
 from launch.hosts import Host, resolve
 from launch.remote import SshConfig
 from ten_dist.config.training import TrainingConfig
@@ -76,6 +77,7 @@ class Launch:
     config: LaunchConfig
     ssh: SshConfig
     supervision: SupervisionConfig
+    reaping: ReapingConfig
     hosts: list[Host]
     """All hosts of the run."""
     environment: dict[str, str]

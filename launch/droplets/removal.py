@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from launch.droplets.api import Api, ApiConfig, ApiError
 from launch.droplets.fleet import (
@@ -20,11 +18,7 @@ from launch.droplets.network import remove_network
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
 
-if TYPE_CHECKING:
-    from typing import Self
-
 _NOT_FOUND = 404
-_SECONDS_TO_END = 10.0
 WAIT_MINUTES = 10.0
 """Minutes to wait until what was destroyed is not listed any more."""
 POLL_SECONDS = 5.0
@@ -224,43 +218,3 @@ def reap_expired(config: ApiConfig, run: str | None = None) -> int:
     """As :func:`reap`, with a connection of its own."""
     with contextlib.closing(Api(config)) as api:
         return reap(api, run)
-
-
-class Reaper:
-    """Reaps every few minutes in a thread, until it is told to stop; a context manager.
-
-    A failure is said and does not end it.
-
-    Args:
-        minutes: between two times.
-        config: how the API is reached.
-
-    Raises:
-        ConfigurationError: there is no token or PyDo.
-    """
-
-    def __init__(self, minutes: float, config: ApiConfig) -> None:
-        # What is missing is said now rather than in the thread.
-        Api(config).close()
-        self._config = config
-        self._seconds = minutes * 60
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        # What is under way has a moment to end.
-        self._thread.join(_SECONDS_TO_END)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                reap_expired(self._config)
-            except Exception as error:  # noqa: BLE001 - the next time may be better
-                warn(f"reaping droplets failed: {error}")
-            if self._stopped.wait(self._seconds):
-                return

@@ -12,12 +12,11 @@ the model and checked against measurements; speeds are assumed, and each one is 
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from ten_dist.commands.train import add_model_options, resolve_model_options
 from ten_dist.config.command_line import add_options, given_options
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.run_options import add_model_options, given_model_options
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
 from ten_dist.deepspeed_config import (
@@ -56,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     machine = parser.add_argument_group("machine")
     add_options(machine, MachineOptions)
-    machine.add_argument(
-        "--size",
-        metavar="SLUG",
-        help="size of the nodes at DigitalOcean, whose GPUs and price of this moment are "
-        "read from its API with the token in DIGITALOCEAN_TOKEN; replaces "
-        "--gpus_per_node and --dollars_per_gpu_hour",
-    )
     add_model_options(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the plan to FILE as JSON, too"
@@ -83,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         training,
         _configs(arguments, training.config),
         _stages(given.get("deepspeed_config"), training.precision),
-        _machine(arguments),
+        MachineOptions(**given_options(arguments, MachineOptions)),
     )
     if arguments.json is not None:
         try:
@@ -96,40 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
         say(line)
 
 
-def _machine(arguments: argparse.Namespace) -> MachineOptions:
-    """The machines that the options describe, as they are sold now if `--size` asks.
-
-    Raises:
-        ConfigurationError: an option is wrong, or there is no such size with GPUs.
-    """
-    given = given_options(arguments, MachineOptions)
-    if arguments.size is None:
-        return MachineOptions(**given)
-    for name in ("gpus_per_node", "dollars_per_gpu_hour"):
-        if name in given:
-            raise ConfigurationError(
-                f"--size and --{name} both say what a node is: leave one out"
-            )
-    from launch.droplets.api import Api, ApiConfig
-    from launch.droplets.catalogue import Catalogue
-
-    with contextlib.closing(Api(ApiConfig())) as api:
-        size = Catalogue(api).size(arguments.size)
-    if not size.gpus:
-        raise ConfigurationError(f"--size {size.slug} has no GPUs: choose another")
-    say(
-        f"{size.slug}: {size.gpus} x {size.gpu_model}, ${size.hourly_price:,.2f} an hour "
-        f"now, in {', '.join(size.regions) or 'no region at the moment'}"
-    )
-    price = size.hourly_price / size.gpus
-    return MachineOptions(**given, gpus_per_node=size.gpus, dollars_per_gpu_hour=price)
-
-
 def _configs(
     arguments: argparse.Namespace, preset: str
 ) -> tuple[TemporalEigenstateConfig, ...]:
     """The model, with each checkpointing, or with the one that was asked for."""
-    options = resolve_model_options(arguments, preset)
+    options = given_model_options(arguments, preset)
     modes = ("none", "block")
     if "gradient_checkpointing" in options:
         modes = (options.pop("gradient_checkpointing"),)

@@ -15,12 +15,10 @@ Exit status: 0 the run is complete; 1 gave up; 2 the job was refused and would b
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Sequence
-from pathlib import Path
 
 from ten_dist.config.command_line import add_options, given_options
 from ten_dist.errors import ConfigurationError
+from ten_dist.supervision.job import CommandJobs, find_output_dir
 from ten_dist.supervision.policy import SupervisionConfig
 
 
@@ -54,47 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             "`ten-dist supervise -- ten-dist train --output_dir RUN ...`"
         )
     output_dir = find_output_dir(command)
-    from ten_dist.supervision.job import CommandJobs
     from ten_dist.supervision.supervisor import Supervisor
 
     jobs = CommandJobs(command, str(output_dir.resolve()), config.keep_lines)
-    with reaping(config):
-        return Supervisor(jobs, output_dir, config, "ten-dist supervise").run()
-
-
-def reaping(config: SupervisionConfig) -> contextlib.AbstractContextManager[object]:
-    """Reap droplets beside a block, if the options ask for it.
-
-    Raises:
-        ConfigurationError: there is no token for it, or no PyDo.
-    """
-    if not config.reap_droplets:
-        return contextlib.nullcontext()
-    from launch.droplets.api import ApiConfig
-    from launch.droplets.removal import Reaper
-
-    return Reaper(config.reap_droplets, ApiConfig())
-
-
-def find_output_dir(command: Sequence[str]) -> Path:
-    """The folder of the run that a command trains.
-
-    Raises:
-        ConfigurationError: it names none, or is a dry run, which has none.
-    """
-    if "--dry_run" in command:
-        raise ConfigurationError(
-            "--dry_run writes nothing that shows its success: run it without supervisor"
-        )
-    found = None
-    for word, value in zip(command, [*command[1:], None]):
-        name, equals, joined = word.partition("=")
-        if name == "--output_dir":
-            # The last one counts, as for the command itself.
-            found = joined if equals else value
-    if not found:
-        raise ConfigurationError(
-            "the command has no --output_dir, where a supervisor sees how far it is: "
-            "give it one"
-        )
-    return Path(found)
+    return Supervisor(jobs, output_dir, config, "ten-dist supervise").run()

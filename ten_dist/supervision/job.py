@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Protocol
 
 import psutil
@@ -23,6 +24,30 @@ ranks into sessions of their own, and a rank whose launcher was killed belongs t
 the environment they all keep."""
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 _SECONDS_FOR_SIGKILL = 20.0
+
+
+def find_output_dir(command: Sequence[str]) -> Path:
+    """The folder of the run that a command trains.
+
+    Raises:
+        ConfigurationError: it names none, or is a dry run, which has none.
+    """
+    if "--dry_run" in command:
+        raise ConfigurationError(
+            "--dry_run writes nothing that shows its success: run it without supervisor"
+        )
+    found = None
+    for word, value in zip(command, [*command[1:], None]):
+        name, equals, joined = word.partition("=")
+        if name == "--output_dir":
+            # The last one counts, as for the command itself.
+            found = joined if equals else value
+    if not found:
+        raise ConfigurationError(
+            "the command has no --output_dir, where a supervisor sees how far it is: "
+            "give it one"
+        )
+    return Path(found)
 
 
 class Jobs(Protocol):

@@ -31,14 +31,10 @@ class SupervisionConfig:
     """Seconds that the job has to save and end after a signal, before it is killed."""
     keep_lines: int = 50
     """Last lines of the job's output to show and log with a failure."""
-    reap_droplets: float = 0.0
-    """Destroy DigitalOcean droplets that have expired or cost their budget, every N
-    minutes, see `ten-dist droplets`; 0 is never."""
 
     def __post_init__(self) -> None:
         for name in (
-            *("max_restarts", "backoff", "max_backoff"),
-            *("grace", "keep_lines", "reap_droplets"),
+            *("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"),
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         limit = self.max_failures_per_step

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ten_dist.cli import main
-from ten_dist.commands.supervise import find_output_dir
+from ten_dist.supervision.job import find_output_dir
 from tests.tools.launching import ROOT
 
 # A job does as a training does: steps in the metrics, checkpoints, a word at the end.
