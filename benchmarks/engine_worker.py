@@ -45,12 +45,12 @@ class NeverStopped:
 def random_batches(run: ResolvedRun, seed: int) -> Iterator[TokenBatch]:
     """Micro-batches of random tokens, without end."""
     generator = torch.Generator().manual_seed(seed)
-    size = run.plan.micro_batch_size
+    size = run.schedule.micro_batch_size
     zeros = np.zeros(size, dtype=np.int64)
     for step in itertools.count():
         tokens = torch.randint(
             run.model_config.vocab_size,
-            (size, run.plan.seq_len + 1),
+            (size, run.schedule.seq_len + 1),
             generator=generator,
         )
         yield TokenBatch(step, 0, zeros, zeros, zeros, tokens, tokens[:, 1:])
@@ -173,7 +173,10 @@ def memory(folder: Path, stage: str) -> dict[str, float]:
     )
     sharding = Sharding.from_file(run.deepspeed_config, ranks.world_size)
     work = Workload(
-        run.plan.micro_batch_size, run.plan.seq_len, precision="fp32", on_cpu=True
+        run.schedule.micro_batch_size,
+        run.schedule.seq_len,
+        precision="fp32",
+        on_cpu=True,
     )
     return {
         "held": held / run.parameters,

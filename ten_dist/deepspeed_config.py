@@ -13,7 +13,7 @@ from typing import Any
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.schedule import Plan
+from ten_dist.schedule import Schedule
 
 SHIPPED_CONFIGS = Path(__file__).with_name("ds_configs")
 
@@ -226,7 +226,7 @@ def check_precision(precision: str, file_config: dict[str, Any], name: str) -> N
 
 
 def derive_deepspeed_config(
-    file_config: dict[str, Any], training: TrainingConfig, plan: Plan
+    file_config: dict[str, Any], training: TrainingConfig, schedule: Schedule
 ) -> dict[str, Any]:
     """The complete configuration that DeepSpeed is given, ready for JSON.
 
@@ -237,9 +237,9 @@ def derive_deepspeed_config(
         # The optimizer is torch's where no fused one fits, also with offload.
         "zero_force_ds_cpu_optimizer": False,
         **file_config,
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.accumulation_steps,
+        "train_batch_size": schedule.global_batch_size,
+        "train_micro_batch_size_per_gpu": schedule.micro_batch_size,
+        "gradient_accumulation_steps": schedule.accumulation_steps,
         # Always explicit: DeepSpeed's own default is 1.0, not off.
         "gradient_clipping": training.gradient_clipping,
     }

@@ -13,7 +13,7 @@ LARGEST_DEFAULT_MICRO_BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedule:
     """What a run will do, derived from its options, its data and the number of ranks."""
 
     world_size: int
@@ -73,9 +73,9 @@ class Plan:
         ]
 
 
-def make_plan(
+def make_schedule(
     training: TrainingConfig, world_size: int, data: Manifest | Mixture | None
-) -> Plan:
+) -> Schedule:
     """Derive the plan of a run.
 
     Args:
@@ -113,7 +113,7 @@ def make_plan(
             "choose fewer, or a longer run"
         )
     minimum = training.min_learning_rate
-    return Plan(
+    return Schedule(
         world_size=world_size,
         seq_len=training.seq_len,
         global_batch_size=training.global_batch_size,

@@ -156,14 +156,14 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
         ConfigurationError: they are wrong, or the batch does not divide over the ranks.
     """
     from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
-    from ten_dist.schedule import make_plan
+    from ten_dist.schedule import make_schedule
 
     parser = argparse.ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
     add_run_options(parser)
     parsed = parser.parse_args(train)
     training, _ = given_run(parsed)
     check_nvme_path(load_deepspeed_file(training.deepspeed_config), training)
-    make_plan(dataclasses.replace(training, epochs=None), ranks, None)
+    make_schedule(dataclasses.replace(training, epochs=None), ranks, None)
     return training
 
 

@@ -26,8 +26,8 @@ from ten_dist.deepspeed_config import (
 )
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import write_json
-from ten_dist.planning.machine import MachineOptions
-from ten_dist.planning.plan import make_plan
+from ten_dist.planning.cost_plan import make_cost_plan
+from ten_dist.planning.machines import MachineOptions
 from ten_dist.planning.report import describe, to_dict
 from ten_dist.planning.sharding import Sharding
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = given_options(arguments, TrainingConfig)
     # As a dry run, it needs no data.
     training = TrainingConfig(**given, dry_run=True)
-    plan = make_plan(
+    plan = make_cost_plan(
         training,
         _configs(arguments, training.config),
         _stages(given.get("deepspeed_config"), training.precision),

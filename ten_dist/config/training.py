@@ -22,7 +22,7 @@ class TrainingConfig:
     """Data, batch, schedule, files and reporting of one run.
 
     Every instance is consistent in itself; what depends on the data or on the number of
-    ranks is checked by :func:`ten_dist.schedule.make_plan`.
+    ranks is checked by :func:`ten_dist.schedule.make_schedule`.
     """
 
     config: str = "nano"

@@ -25,7 +25,7 @@ from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.planning.memory import forward_memory, peak_memory
 from ten_dist.planning.sharding import Sharding, Workload
-from ten_dist.schedule import Plan, make_plan
+from ten_dist.schedule import Schedule, make_schedule
 
 # Of the memory that is free now: other processes, and what tensors do not account for.
 USABLE_FRACTION = 0.8
@@ -52,23 +52,23 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
         epochs=None,
         warmup_steps=0,
     )
-    plan = make_plan(training, ranks.world_size, data)
-    need = estimate_memory(training, config, plan, ranks, deepspeed_file)
+    schedule = make_schedule(training, ranks.world_size, data)
+    need = estimate_memory(training, config, schedule, ranks, deepspeed_file)
     free = -ranks.largest(-USABLE_FRACTION * _free_memory(ranks))
-    batches = _batches(ranks, training, plan, config, data)
+    batches = _batches(ranks, training, schedule, config, data)
     started = time.perf_counter()
     if need["a training step"] <= free:
         depth, loss = (
             "a training step",
-            _training_step(ranks, training, plan, config, deepspeed_file, batches),
+            _training_step(ranks, training, schedule, config, deepspeed_file, batches),
         )
     elif need["forward"] <= free:
         depth, loss = "forward", _forward(ranks, training, config, batches)
     else:
-        depth, loss = "shapes", _shapes(config, plan)
+        depth, loss = "shapes", _shapes(config, schedule)
     needs = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in need.items())
     say(
-        f"dry run: {depth} of {plan.global_batch_size} samples of {plan.seq_len} "
+        f"dry run: {depth} of {schedule.global_batch_size} samples of {schedule.seq_len} "
         f"tokens in {time.perf_counter() - started:.1f} s (needed a rank: {needs}; "
         f"usable here: {free / _GIB:.1f} GiB)"
     )
@@ -79,15 +79,15 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
 def estimate_memory(
     training: TrainingConfig,
     config: TemporalEigenstateConfig,
-    plan: Plan,
+    schedule: Schedule,
     ranks: Ranks,
     deepspeed_file: dict[str, Any],
 ) -> dict[str, float]:
     """Bytes of tensors that a rank needs for each depth of a dry run."""
     work = Workload(
-        rows=plan.micro_batch_size,
-        seq_len=plan.seq_len,
-        accumulation_steps=plan.accumulation_steps,
+        rows=schedule.micro_batch_size,
+        seq_len=schedule.seq_len,
+        accumulation_steps=schedule.accumulation_steps,
         precision=training.precision,
         on_cpu=ranks.device.type == "cpu",
     )
@@ -116,7 +116,7 @@ def _free_memory(ranks: Ranks) -> float:
 def _batches(
     ranks: Ranks,
     training: TrainingConfig,
-    plan: Plan,
+    schedule: Schedule,
     config: TemporalEigenstateConfig,
     data: Manifest | Mixture | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,9 +124,9 @@ def _batches(
     if data is not None:
         for batch in training_batches(
             data,
-            seq_len=plan.seq_len,
+            seq_len=schedule.seq_len,
             seed=training.seed,
-            global_batch_size=plan.global_batch_size,
+            global_batch_size=schedule.global_batch_size,
             micro_batch_size=1,
             rank=ranks.rank,
             world_size=ranks.world_size,
@@ -137,9 +137,9 @@ def _batches(
             yield batch.inputs, batch.targets
         return
     generator = torch.Generator().manual_seed(training.seed + ranks.rank)
-    for _ in range(plan.accumulation_steps):
+    for _ in range(schedule.accumulation_steps):
         tokens = torch.randint(
-            config.vocab_size, (1, plan.seq_len + 1), generator=generator
+            config.vocab_size, (1, schedule.seq_len + 1), generator=generator
         )
         yield tokens[:, :-1], tokens[:, 1:]
 
@@ -147,12 +147,12 @@ def _batches(
 def _training_step(
     ranks: Ranks,
     training: TrainingConfig,
-    plan: Plan,
+    schedule: Schedule,
     config: TemporalEigenstateConfig,
     deepspeed_file: dict[str, Any],
     batches: Iterator[tuple[Tensor, Tensor]],
 ) -> str:
-    deepspeed_config = derive_deepspeed_config(deepspeed_file, training, plan)
+    deepspeed_config = derive_deepspeed_config(deepspeed_file, training, schedule)
     total = torch.zeros((), device=ranks.device)
     with swap_folder(deepspeed_config, ranks) as deepspeed_config:
         model = build_model(config, training.seed, deepspeed_config)
@@ -162,7 +162,7 @@ def _training_step(
             engine.backward(losses["loss"])
             engine.step()
             total += losses["ce_loss"].detach()
-    mean = ranks.mean(total).item() / plan.accumulation_steps
+    mean = ranks.mean(total).item() / schedule.accumulation_steps
     return f"cross-entropy {mean:.4f} before the update"
 
 
@@ -185,9 +185,11 @@ def _forward(
     return f"cross-entropy {ranks.mean(total).item() / count:.4f} of initial weights"
 
 
-def _shapes(config: TemporalEigenstateConfig, plan: Plan) -> str:
+def _shapes(config: TemporalEigenstateConfig, schedule: Schedule) -> str:
     with torch.device("meta"):
         model = TemporalEigenstateNetwork(config)
-        tokens = torch.zeros(plan.micro_batch_size, plan.seq_len, dtype=torch.int64)
+        tokens = torch.zeros(
+            schedule.micro_batch_size, schedule.seq_len, dtype=torch.int64
+        )
     model.compute_loss(tokens, tokens)["loss"].backward()
     return "shapes of forward and backward agree; no values were computed"

@@ -20,7 +20,7 @@ from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.schedule import Plan, make_plan
+from ten_dist.schedule import Schedule, make_schedule
 
 _VERSIONED_PACKAGES = ("ten_dist", "torch", "deepspeed", "webdataset", "tokenizers")
 # These change how a step is computed, not what it computes.
@@ -33,7 +33,7 @@ class ResolvedRun:
 
     training: TrainingConfig
     model_config: TemporalEigenstateConfig
-    plan: Plan
+    schedule: Schedule
     deepspeed_config: dict[str, Any]
     data: Manifest | Mixture | None
     """The training data; None only in a dry run."""
@@ -61,19 +61,19 @@ class ResolvedRun:
             "document_masking": masking,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,
-            "seq_len": self.plan.seq_len,
-            "global_batch_size": self.plan.global_batch_size,
+            "seq_len": self.schedule.seq_len,
+            "global_batch_size": self.schedule.global_batch_size,
         }
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on as the same run, by option name."""
-        training, plan = self.training, self.plan
+        training, schedule = self.training, self.schedule
         return {
             **self.state_identity(),
-            "steps": plan.steps,
-            "warmup_steps": plan.warmup_steps,
-            "learning_rate": plan.peak_learning_rate,
-            "min_learning_rate": plan.min_learning_rate,
+            "steps": schedule.steps,
+            "warmup_steps": schedule.warmup_steps,
+            "learning_rate": schedule.peak_learning_rate,
+            "min_learning_rate": schedule.min_learning_rate,
             "weight_decay": training.weight_decay,
             "adam_beta1": training.adam_beta1,
             "adam_beta2": training.adam_beta2,
@@ -90,7 +90,7 @@ class ResolvedRun:
             "version": 1,
             "model": self.model_config.to_dict(),
             "training": self.training.to_dict(),
-            "plan": dataclasses.asdict(self.plan),
+            "plan": dataclasses.asdict(self.schedule),
             "deepspeed": self.deepspeed_config,
             "data": {
                 "train": _places(dict(zip(names_of(data), sets_of(data)))),
@@ -121,12 +121,12 @@ class ResolvedRun:
             )
         ]
         lines += self._describe_data()
-        lines += self.plan.describe()
+        lines += self.schedule.describe()
         lines.append(f"deepspeed: {json.dumps(self.deepspeed_config)}")
         return lines
 
     def _describe_data(self) -> list[str]:
-        training, plan = self.training, self.plan
+        training, schedule = self.training, self.schedule
         if self.data is None:
             return ["data: none given, random tokens (a dry run can do without)"]
         lines = [f"data: {training.data}, {self.data.tokens:,} tokens"]
@@ -136,8 +136,8 @@ class ResolvedRun:
                 f"{self.data.separator_id}"
             )
         if isinstance(self.data, Mixture):
-            rows = self.data.rows(plan.seq_len)
-            read = self.data.rows_before(plan.steps * plan.global_batch_size)
+            rows = self.data.rows(schedule.seq_len)
+            read = self.data.rows_before(schedule.steps * schedule.global_batch_size)
             lines += [
                 f"  {name}: {share:.2%} of the rows, {count / epoch:.2f} epochs of "
                 f"{epoch:,} rows"
@@ -185,15 +185,15 @@ def resolve(
         ConfigurationError: the parts do not fit together, or the data cannot be used.
     """
     data, validation = load_data(training)
-    plan = make_plan(training, world_size, data)
+    schedule = make_schedule(training, world_size, data)
     model_config = _resolve_model(training, model_options, data)
     if training.compile:
         _check_compilable(model_config)
     return ResolvedRun(
         training=training,
         model_config=model_config,
-        plan=plan,
-        deepspeed_config=derive_deepspeed_config(deepspeed_file, training, plan),
+        schedule=schedule,
+        deepspeed_config=derive_deepspeed_config(deepspeed_file, training, schedule),
         data=data,
         validation=validation,
     )

@@ -36,7 +36,7 @@ from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
-from ten_dist.schedule import make_plan
+from ten_dist.schedule import make_schedule
 
 _SECONDS_FOR_LAST_CHECKPOINT = 60
 # A rank that waits must not give up before the watchdog has said where the others are.
@@ -74,7 +74,7 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     check_nvme_path(deepspeed_file, training)
     TemporalEigenstateConfig.preset(training.config, **model_options)
-    make_plan(dataclasses.replace(training, epochs=None), world_size, None)
+    make_schedule(dataclasses.replace(training, epochs=None), world_size, None)
 
     watchdog: Watchdog | NoWatchdog = NoWatchdog()
     if not training.dry_run:
@@ -200,7 +200,7 @@ def _run(
     stop: StopSignals,
     watchdog: Watchdog | NoWatchdog,
 ) -> None:
-    training, plan = run.training, run.plan
+    training, schedule = run.training, run.schedule
     folder = RunFolder(training.output_dir)
     engine = build_engine(
         build_model(run.model_config, training.seed, deepspeed_config),
@@ -232,7 +232,7 @@ def _run(
         monitor, ledger = SilentMonitor(), None
         if ranks.is_first:
             monitor = RunMonitor(
-                folder, record.get("step", 0), plan.steps, training.dollars_per_hour
+                folder, record.get("step", 0), schedule.steps, training.dollars_per_hour
             )
         if training.ledger:
             sources = run.data.names if isinstance(run.data, Mixture) else ()

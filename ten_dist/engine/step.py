@@ -63,7 +63,7 @@ class Stepper:
         self._engine = engine
         self._ranks = ranks
         self._run = run
-        self._plan = run.plan
+        self._schedule = run.schedule
         self._stop = stop
         self._ledger = ledger
         self._enter = enter
@@ -95,8 +95,8 @@ class Stepper:
             loss_scale: that of training in float16, told how the step went.
         """
         started = time.perf_counter()
-        engine, plan = self._engine, self._plan
-        learning_rate = plan.learning_rate(number - 1)
+        engine, schedule = self._engine, self._schedule
+        learning_rate = schedule.learning_rate(number - 1)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         data_seconds = 0.0
@@ -108,7 +108,7 @@ class Stepper:
             # ZeRO then scales the loss, and looks at the norm, clips and updates without.
             engine.optimizer.override_loss_scale(scale)
         taken = []
-        for micro_step in range(plan.accumulation_steps):
+        for micro_step in range(schedule.accumulation_steps):
             self._enter("data", number)
             waited = time.perf_counter()
             batch = next(batches)
@@ -130,7 +130,7 @@ class Stepper:
                 )
             self._enter("backward", number)
             loss = losses["loss"]
-            last = micro_step + 1 == plan.accumulation_steps
+            last = micro_step + 1 == schedule.accumulation_steps
             if last:
                 means = self._over_ranks(totals)
                 loss = loss * health.factor(means[0])
@@ -155,7 +155,7 @@ class Stepper:
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
-            "tokens": number * plan.tokens_per_step,
+            "tokens": number * schedule.tokens_per_step,
             **losses,
             **self._source_metrics(batch_of_step(number, excluded), by_source),
             "weighted_energy_loss": self._run.model_config.energy_reg_weight
@@ -164,7 +164,7 @@ class Stepper:
             "gradient_norm": gradient_norm,
             "skipped_steps": health.skipped_steps,
             **_scale_metrics(scale, loss_scale),
-            "tokens_per_second": plan.tokens_per_step / seconds,
+            "tokens_per_second": schedule.tokens_per_step / seconds,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
             "memory_bytes": peak_memory_bytes(),
@@ -175,7 +175,7 @@ class Stepper:
         """Means of summed losses, and whether to stop, which no rank may do by itself."""
         stop = totals.new_tensor([float(self._stop.requested)])
         summed = self._ranks.sum(torch.cat([totals, stop]))
-        return summed / (self._plan.accumulation_steps * self._ranks.world_size)
+        return summed / (self._schedule.accumulation_steps * self._ranks.world_size)
 
     def _seed(self, step: int, micro_step: int) -> None:
         """Make the random numbers of a micro-batch, dropout's, a function of its place.
@@ -183,7 +183,7 @@ class Stepper:
         The place in the whole run, so that they depend neither on where the run was
         interrupted nor on the number of ranks.
         """
-        share = self._plan.global_batch_size // self._plan.micro_batch_size
+        share = self._schedule.global_batch_size // self._schedule.micro_batch_size
         number = micro_step * self._ranks.world_size + self._ranks.rank
         seed = np.random.SeedSequence((self._run.training.seed, step * share + number))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
@@ -215,8 +215,8 @@ class Stepper:
             return {}
         metrics = {}
         sums, counts = self._ranks.sum(by_source).tolist()
-        read = self._run.data.rows_before(batches * self._plan.global_batch_size)
-        epochs = self._run.data.rows(self._plan.seq_len)
+        read = self._run.data.rows_before(batches * self._schedule.global_batch_size)
+        epochs = self._run.data.rows(self._schedule.seq_len)
         for source, name in enumerate(self._sources):
             if counts[source]:
                 metrics[f"ce_loss/{name}"] = sums[source] / counts[source]

@@ -35,7 +35,7 @@ _MOST_EXCLUDED_BATCHES = 100
 
 
 class Trainer:
-    """Runs the steps of a plan on a DeepSpeed engine.
+    """Runs the steps of a schedule on a DeepSpeed engine.
 
     Steps are counted from 1 in everything a user sees: step n is the n-th update, and a
     checkpoint of step n has done n of them.
@@ -57,7 +57,7 @@ class Trainer:
         self.ranks = ranks
         self.run = run
         self.training = run.training
-        self.plan = run.plan
+        self.schedule = run.schedule
         self.folder = folder
         self.writer = writer
         self.stop = stop
@@ -73,7 +73,7 @@ class Trainer:
         )
 
     def fit(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Train to the end of the plan.
+        """Train to the end of the schedule.
 
         Args:
             record: of the checkpoint that was loaded, or an empty one at the start.
@@ -93,7 +93,7 @@ class Trainer:
                 record = self._roll_back(rollback.batch)
 
     def _train_from(self, record: dict[str, Any]) -> dict[str, Any]:
-        plan = self.plan
+        schedule = self.schedule
         done = record.get("step", 0)
         # The checkpoint may be another run's: this one then gets its own.
         own = self.ranks.from_first(bool(self.folder.all_checkpoints()))
@@ -112,7 +112,7 @@ class Trainer:
             # Stopped in the middle of a validation, the run makes up for it first.
             if self._validation_due(done) and self._final.get("validated_step") != done:
                 self._validate(done)
-            while done < plan.steps and not stopping:
+            while done < schedule.steps and not stopping:
                 result = self._stepper(
                     done + 1, batches, self._health, self._excluded, self._loss_scale
                 )
@@ -129,7 +129,7 @@ class Trainer:
                     self._respond(done, result.anomaly, result)
                 if self._validation_due(done):
                     self._validate(done)
-                last = done == plan.steps
+                last = done == schedule.steps
                 if last or done % self.training.checkpoint_interval == 0:
                     self._save(done)
                     saved = done
@@ -141,24 +141,24 @@ class Trainer:
         self._report_saved()
         if stopping:
             raise RunStoppedError(
-                f"stopped after step {done:,} of {plan.steps:,}, saved: the same command "
+                f"stopped after step {done:,} of {schedule.steps:,}, saved: the same command "
                 "continues"
             )
         return self._final
 
     def _batches(self, done: int) -> Iterator[TokenBatch]:
-        plan, training = self.plan, self.training
+        schedule, training = self.schedule, self.training
         return readable(
             training_batches(
                 self.run.data,
-                seq_len=plan.seq_len,
+                seq_len=schedule.seq_len,
                 seed=training.seed,
-                global_batch_size=plan.global_batch_size,
-                micro_batch_size=plan.micro_batch_size,
+                global_batch_size=schedule.global_batch_size,
+                micro_batch_size=schedule.micro_batch_size,
                 rank=self.ranks.rank,
                 world_size=self.ranks.world_size,
                 first_step=done,
-                last_step=plan.steps,
+                last_step=schedule.steps,
                 num_workers=training.num_workers,
                 excluded=self._excluded,
             )
@@ -176,7 +176,7 @@ class Trainer:
         self.monitor.health({"step": step, **probe.metrics()})
         read = batch_of_step(step, self._excluded)
         progress = {
-            "consumed_rows": read * self.plan.global_batch_size,
+            "consumed_rows": read * self.schedule.global_batch_size,
             "metrics": dict(self._final),
             "probe_loss": probe.loss,
             "excluded_batches": self._excluded,
@@ -304,7 +304,7 @@ class Trainer:
         return self.ranks.from_first(attempt)
 
     def _validation_due(self, done: int) -> bool:
-        due = done == self.plan.steps or done % self.training.eval_interval == 0
+        due = done == self.schedule.steps or done % self.training.eval_interval == 0
         return bool(self.run.validation) and done > 0 and due
 
     def _validate(self, done: int) -> None:

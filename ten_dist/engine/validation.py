@@ -67,11 +67,11 @@ class Validation:
         }
 
     def _evaluate(self, held_out: Manifest, step: int) -> Evaluation:
-        plan = self._run.plan
+        schedule = self._run.schedule
         batches = evaluation_batches(
             held_out,
-            seq_len=plan.seq_len,
-            micro_batch_size=plan.micro_batch_size,
+            seq_len=schedule.seq_len,
+            micro_batch_size=schedule.micro_batch_size,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
             max_rows=self._run.training.eval_rows or None,

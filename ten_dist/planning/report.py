@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ten_dist.planning.activations import Precision, kept_by_network
-from ten_dist.planning.choice import AS_FAST, Layout
+from ten_dist.planning.choice import AS_FAST, Layout, stops_at
 from ten_dist.planning.communication import collectives_of_step
-from ten_dist.planning.cost import Cost
-from ten_dist.planning.parameters import count, parameters_of
-from ten_dist.planning.plan import Plan
-from ten_dist.planning.scaling import stops_at
-from ten_dist.planning.timing import TOKENS_READ_PER_SECOND
+from ten_dist.planning.cost_plan import Cost, CostPlan
+from ten_dist.planning.memory import Precision, kept_by_network
+from ten_dist.planning.sharding import count, parameters_of
+from ten_dist.planning.step_time import TOKENS_READ_PER_SECOND
 
 _GIB = 2**30
 _PARTS = {
@@ -26,7 +24,7 @@ _PARTS = {
 }
 
 
-def describe(plan: Plan) -> list[str]:
+def describe(plan: CostPlan) -> list[str]:
     """The plan as lines of text."""
     return [
         *_what(plan),
@@ -41,7 +39,7 @@ def describe(plan: Plan) -> list[str]:
     ]
 
 
-def _what(plan: Plan) -> list[str]:
+def _what(plan: CostPlan) -> list[str]:
     request, config = plan.planner.request, plan.chosen.config
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
@@ -68,7 +66,7 @@ def _what(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan) -> list[str]:
+def _memory(plan: CostPlan) -> list[str]:
     usable = plan.planner.request.memory_bytes
     kept = ", ".join(
         f"{size / _GIB:.3f} recomputing {mode}"
@@ -105,7 +103,7 @@ def _memory(plan: Plan) -> list[str]:
     return lines
 
 
-def _kept_by_row(plan: Plan) -> dict[str, float]:
+def _kept_by_row(plan: CostPlan) -> dict[str, float]:
     """Bytes of activations of one row, by what is recomputed."""
     request = plan.planner.request
     precision = Precision.of(request.precision)
@@ -117,7 +115,7 @@ def _kept_by_row(plan: Plan) -> dict[str, float]:
     }
 
 
-def _step(plan: Plan) -> list[str]:
+def _step(plan: CostPlan) -> list[str]:
     layout, time = plan.chosen, plan.chosen.time
     request, speeds = plan.planner.request, plan.planner.speeds
     operations = plan.planner.operations(layout.config)
@@ -170,7 +168,7 @@ def _step(plan: Plan) -> list[str]:
     return lines
 
 
-def _scaling(plan: Plan) -> list[str]:
+def _scaling(plan: CostPlan) -> list[str]:
     lines = [
         "the same run on other numbers of GPUs, each with what is fastest there:",
         (
@@ -206,7 +204,7 @@ def _scaling(plan: Plan) -> list[str]:
     return lines
 
 
-def _assumptions(plan: Plan) -> list[str]:
+def _assumptions(plan: CostPlan) -> list[str]:
     speeds, topology = plan.planner.speeds, plan.topology
     return [
         "assumed, not measured, each an option:",
@@ -229,7 +227,7 @@ def _assumptions(plan: Plan) -> list[str]:
     ]
 
 
-def to_dict(plan: Plan) -> dict[str, Any]:
+def to_dict(plan: CostPlan) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, tokens, dollars."""
     request = plan.planner.request
     rate = plan.tokens_per_second
@@ -279,7 +277,7 @@ def _cost(cost: Cost | None) -> dict[str, float | None]:
     return {"days": cost.days, "dollars": cost.dollars}
 
 
-def _layout(plan: Plan, layout: Layout) -> dict[str, Any]:
+def _layout(plan: CostPlan, layout: Layout) -> dict[str, Any]:
     operations = plan.planner.operations(layout.config)
     return {
         "deepspeed_config": layout.name,

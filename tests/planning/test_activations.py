@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
-from ten_dist.planning.activations import Precision, kept_by_loss, kept_by_network
+from ten_dist.planning.memory import Precision, kept_by_loss, kept_by_network
 
 SMALL = {
     "vocab_size": 97,

@@ -3,7 +3,7 @@
 import pytest
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.planning.devices import DEVICES, find_device, peak_tflops
+from ten_dist.planning.machines import DEVICES, find_device, peak_tflops
 
 
 def test_peak_is_that_of_the_chip_meant():

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model import linear
-from ten_dist.planning.flops import count_operations, training_flops_per_token
+from ten_dist.planning.step_time import count_operations, training_flops_per_token
 
 SMALL = {
     # A multiple of 64: no operation is spent on zeros that fill it up.

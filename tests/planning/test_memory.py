@@ -13,8 +13,13 @@ from benchmarks.plan import (
 from benchmarks.plan_worker import Case
 from ten_dist import TemporalEigenstateConfig
 from ten_dist.planning.memory import peak_memory
-from ten_dist.planning.parameters import count, parameters_of, touched_elements
-from ten_dist.planning.sharding import Sharding, Workload
+from ten_dist.planning.sharding import (
+    Sharding,
+    Workload,
+    count,
+    parameters_of,
+    touched_elements,
+)
 
 NANO = TemporalEigenstateConfig.preset("nano")
 PARAMETERS = count(parameters_of(NANO))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ten_dist.planning.communication import Collective
-from ten_dist.planning.topology import Topology
+from ten_dist.planning.communication import Collective, Topology
 
 
 def topology(nodes, gpus, **latencies):

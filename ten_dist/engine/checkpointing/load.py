@@ -111,9 +111,9 @@ def check_loadable(path: Path, run: ResolvedRun) -> None:
         raise ConfigurationError(
             f"{path} is of a run with other options: {changed}: give the same ones"
         )
-    if record["step"] > run.plan.steps:
+    if record["step"] > run.schedule.steps:
         raise ConfigurationError(
-            f"{path} has done {record['step']} steps, more than the {run.plan.steps} of "
+            f"{path} has done {record['step']} steps, more than the {run.schedule.steps} of "
             "this run: give a longer one, with --steps, --tokens or --epochs"
         )
 

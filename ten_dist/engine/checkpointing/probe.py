@@ -71,7 +71,9 @@ def run_probe(
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
-        run.model_config.vocab_size, (_ROWS, run.plan.seq_len + 1), generator=generator
+        run.model_config.vocab_size,
+        (_ROWS, run.schedule.seq_len + 1),
+        generator=generator,
     ).to(engine.device)
     engine.eval()
     with (

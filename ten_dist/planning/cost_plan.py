@@ -1,4 +1,4 @@
-"""A plan: everything that is known of a run before it."""
+"""Everything that is known of a run before it is paid for, and what it will cost."""
 
 from __future__ import annotations
 
@@ -8,20 +8,47 @@ from collections.abc import Sequence
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.planning.choice import Layout, Planner, Request
-from ten_dist.planning.cost import Cost
-from ten_dist.planning.devices import DEVICES
-from ten_dist.planning.machine import MachineOptions
-from ten_dist.planning.scaling import ScalePoint, scale
+from ten_dist.planning.choice import Layout, Planner, Request, ScalePoint, scale
+from ten_dist.planning.communication import Topology
+from ten_dist.planning.machines import DEVICES, MachineOptions
 from ten_dist.planning.sharding import Sharding
-from ten_dist.planning.topology import Topology
-from ten_dist.schedule import make_plan as plan_steps
+from ten_dist.schedule import make_schedule
+
+_HOUR = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a whole run."""
+
+    seconds: float
+    gpus: int
+    dollars_per_gpu_hour: float | None
+    """Price, or None where it is not known."""
+
+    @property
+    def days(self) -> float:
+        """From its first step to its last."""
+        return self.seconds / (24 * _HOUR)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all GPUs together, which are paid for whether they wait or not."""
+        return self.gpus * self.seconds / _HOUR
+
+    @property
+    def dollars(self) -> float | None:
+        """Price of all of it, or None."""
+        if self.dollars_per_gpu_hour is None:
+            return None
+        return self.gpu_hours * self.dollars_per_gpu_hour
+
 
 _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """All that a plan says."""
 
     preset: str
@@ -50,12 +77,12 @@ class Plan:
         return Cost(tokens / tokens_per_second, gpus, self.dollars_per_gpu_hour)
 
 
-def make_plan(
+def make_cost_plan(
     training: TrainingConfig,
     configs: Sequence[TemporalEigenstateConfig],
     stages: Sequence[tuple[str, Sharding]],
     machine: MachineOptions,
-) -> Plan:
+) -> CostPlan:
     """Plan a run.
 
     Args:
@@ -74,7 +101,7 @@ def make_plan(
             "--precision fp32: the peaks known here are those of 16 bits, give "
             "--peak_tflops of your GPU in float32"
         )
-    steps = plan_steps(training, machine.gpus, None).steps
+    steps = make_schedule(training, machine.gpus, None).steps
     request = Request(
         configs=tuple(configs),
         seq_len=training.seq_len,
@@ -89,7 +116,7 @@ def make_plan(
     chosen, scaling = planner.best(layouts), scale(planner, topology)
     if chosen is None:
         raise ConfigurationError(_what_would_fit(layouts, scaling, request, machine))
-    return Plan(
+    return CostPlan(
         preset=training.config,
         device=machine.describe(),
         planner=planner,
