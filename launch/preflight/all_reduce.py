@@ -10,15 +10,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from launch.hosts import Host
 from launch.preflight.findings import NetworkMeasurement, Problem
-from launch.preflight.gathering import ROOT, lines_of, unreachable
+from launch.preflight.gathering import lines_of, unreachable
 from launch.preflight.settings import PreflightSettings
 from launch.remote import SSH_FAILED, Outcome, Remote
 
-_WORKER = ROOT / "launch" / "checks" / "all_reduce_worker.py"
+_WORKER = Path(__file__).with_name("all_reduce_worker.py")
 _PASSED_ON = ("NCCL_", "GLOO_", "UCX_")
 _GRACE = 3.0
 """Seconds for the other ranks to fail by themselves, and say why, once one has failed."""

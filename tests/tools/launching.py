@@ -45,7 +45,7 @@ def train_command(arguments, ranks, script="launch/train.py", deepspeed=False):
     if ranks == 0:
         return [sys.executable, *script]
     if not deepspeed:
-        starter = [sys.executable, str(ROOT / "tests" / "start_ranks.py")]
+        starter = [sys.executable, str(ROOT / "tests" / "tools" / "start_ranks.py")]
         return [*starter, str(ranks), str(free_port()), *script]
     launcher = Path(sys.executable).with_name("deepspeed")
     options = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
