@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import paired
+from ten_dist.checkpoint import HealthState
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import TokenBatch
 from ten_dist.deepspeed_config import load_deepspeed_file
@@ -95,15 +96,15 @@ def steps_of(
     before_update: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """A function that does a training step on random tokens, as the trainer does it."""
+    health = Health(engine.device, run.training.spike_threshold, HealthState())
     stepper = Stepper(
-        engine, ranks, run, NeverStopped(), None, before_update=before_update
+        engine, ranks, run, NeverStopped(), health, before_update=before_update
     )
-    health = Health(engine.device, run.training.spike_threshold, {})
     batches = random_batches(run, ranks.rank)
     numbers = itertools.count()
 
     def step() -> None:
-        stepper(next(numbers) % 99 + 1, batches, health, [])
+        stepper(next(numbers) % 99 + 1, batches)
 
     return step
 

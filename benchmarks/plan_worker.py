@@ -26,6 +26,7 @@ import deepspeed.comm
 import torch
 
 from benchmarks.engine_worker import NeverStopped, random_batches
+from ten_dist.checkpoint import HealthState
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.deepspeed_config import load_deepspeed_file
@@ -114,11 +115,11 @@ def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], object]:
     run.deepspeed_config["comms_logger"] = {"enabled": True, "prof_all": True}
     model = build_model(run.model_config, 0, run.deepspeed_config)
     engine = build_engine(model, training, run.deepspeed_config, ranks)
-    stepper = Stepper(engine, ranks, run, NeverStopped(), None)
-    health = Health(engine.device, training.spike_threshold, {})
+    health = Health(engine.device, training.spike_threshold, HealthState())
+    stepper = Stepper(engine, ranks, run, NeverStopped(), health)
     batches = random_batches(run, ranks.rank)
     numbers = itertools.count(1)
-    return lambda: stepper(next(numbers), batches, health, [])
+    return lambda: stepper(next(numbers), batches)
 
 
 def measure(case: Case) -> Measured:

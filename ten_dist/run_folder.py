@@ -17,6 +17,7 @@ OUTPUT_DIR/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,11 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.checkpoint import damage
-from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import unwritable
-
-RUN_FORMAT = "ten_dist.run"
+from ten_dist.files import unwritable, write_json
+from ten_dist.run_record import RunRecord
 
 
 class RunFolder:
@@ -93,8 +92,8 @@ class RunFolder:
                 f"--output_dir {self.path} cannot be made: {error.strerror}"
             ) from None
 
-    def read_config(self) -> dict[str, Any]:
-        """`config.json`.
+    def read(self) -> RunRecord:
+        """The content of `config.json`.
 
         Raises:
             ConfigurationError: there is no run here, or its configuration is damaged.
@@ -104,20 +103,29 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no config.json"
             )
         try:
-            config = json.loads(self.config_file.read_text())
+            values = json.loads(self.config_file.read_text())
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"{self.config_file} cannot be read: {error}"
             ) from None
-        if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
+        try:
+            return RunRecord.from_dict(values)
+        except ConfigurationError as error:
             raise ConfigurationError(
-                f"{self.path} is not the folder of a run: its config.json is another's"
-            )
-        return config
+                f"{self.path} is not the folder of a run to go on with: its "
+                f"config.json {error}"
+            ) from None
 
-    def model_config(self) -> TemporalEigenstateConfig:
-        """Model configuration of the run."""
-        return TemporalEigenstateConfig.from_dict(self.read_config()["model"])
+    def write(self, record: RunRecord) -> None:
+        """Write `config.json`. Raises ``OSError``."""
+        write_json(self.config_file, record.to_dict())
+
+    def begin_attempt(self) -> int:
+        """Count one more start of the run; returns its number, from 1."""
+        record = self.read()
+        attempts = record.attempts + 1
+        self.write(dataclasses.replace(record, attempts=attempts))
+        return attempts
 
     def completed(self) -> dict[str, Any] | None:
         """Final metrics of a run that reached its end, or None."""

@@ -35,6 +35,7 @@ class TrainedModel:
             ConfigurationError: the folder holds no run, or no complete checkpoint, or
                 the weights of the newest one are damaged.
         """
+        record = folder.read()
         checkpoint = folder.usable_checkpoint()
         found = checksum_damage(checkpoint, kind=WEIGHT)
         if found is not None:
@@ -43,13 +44,13 @@ class TrainedModel:
             )
         # Values come from the file; making initial ones would take longer than reading.
         with torch.device("meta"):
-            network = TemporalEigenstateNetwork(folder.model_config())
+            network = TemporalEigenstateNetwork(record.model)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = network.to_empty(device=device).eval()
         network.head.tie(network.embedding)
         with CheckpointReader(checkpoint) as reader:
             load_weights(network, reader)
-        precision = folder.read_config()["training"]["precision"]
+        precision = record.training.precision
         if precision == "fp16" and device.type == "cpu":
             warn("computing in fp32: processors are many times slower in fp16")
             precision = "fp32"

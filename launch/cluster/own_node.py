@@ -75,7 +75,7 @@ def run_own_node(
         end_processes(launch.mark, _SECONDS_FOR_LEFTOVERS)
     # Every host finds the same number: it changes when all ranks have met.
     folder = launch.folder
-    begun = folder.read_config().get("attempts", 0) if folder.exists() else 0
+    begun = folder.read().attempts if folder.exists() else 0
     logs = launch.logs / f"start_{begun + 1:03d}"
     master = launch.master_address(launch.hosts)
     environment = with_interface(launch.environment, interface_towards(master))

@@ -8,13 +8,19 @@ from ten_dist.checkpoint.layout import (
     EXP_AVG_SQ,
     MOMENTS,
     WEIGHT,
-    FileRecord,
     TensorSlice,
     checksum_damage,
     damage,
-    read_record,
 )
 from ten_dist.checkpoint.reading import CheckpointReader
+from ten_dist.checkpoint.record import (
+    CheckpointRecord,
+    FileRecord,
+    HealthState,
+    LossScaleState,
+    RunState,
+    read_record,
+)
 from ten_dist.checkpoint.tensor_file import sync, write_tensors
 
 __all__ = [
@@ -23,7 +29,11 @@ __all__ = [
     "MOMENTS",
     "WEIGHT",
     "CheckpointReader",
+    "CheckpointRecord",
     "FileRecord",
+    "HealthState",
+    "LossScaleState",
+    "RunState",
     "TensorSlice",
     "checksum_damage",
     "damage",

@@ -16,9 +16,9 @@ from torch import Tensor
 from ten_dist.checkpoint.layout import (
     INDEX_NAME,
     TensorSlice,
-    read_record,
     tensor_file_name,
 )
+from ten_dist.checkpoint.record import CheckpointRecord, read_record
 from ten_dist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CheckpointReader:
 
     Attributes:
         path: folder of the checkpoint.
-        record: what it says of itself, see :mod:`ten_dist.checkpoint.layout`.
+        record: what it says of itself, see :mod:`ten_dist.checkpoint.record`.
         shapes: shape of every tensor by its name: parameters, then buffers. A tied weight
             is there once, under its first name.
 
@@ -42,7 +42,7 @@ class CheckpointReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.record: dict[str, Any] = read_record(path)
+            self.record: CheckpointRecord = read_record(path)
             index = json.loads((path / INDEX_NAME).read_text())
             self._writers: int = index["writers"]
             self._pieces = {

@@ -20,7 +20,7 @@ from ten_dist.checkpoint import (
     read_record,
 )
 from ten_dist.checkpoint.export import export_weights
-from ten_dist.checkpoint.layout import RECORD_NAME, file_records
+from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.console import complain, say
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.run_folder import RunFolder, checkpoint_step
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _list(folder: RunFolder) -> None:
-    folder.read_config()
+    folder.read()
     checkpoints = folder.all_checkpoints()
     if not checkpoints:
         say(f"{folder.path} has no checkpoint yet")
@@ -82,12 +82,12 @@ def _list(folder: RunFolder) -> None:
             say(f"{checkpoint_step(path):>10,}  damaged: {found}")
             continue
         record = read_record(path)
-        size = sum(file.bytes for file in file_records(record).values())
+        size = sum(file.bytes for file in record.files.values())
         saved = time.gmtime((path / RECORD_NAME).stat().st_mtime)
-        figures = [record["metrics"].get(name) for name in ("loss", "val_loss")]
+        figures = [record.state.metrics.get(name) for name in ("loss", "val_loss")]
         words = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
         say(
-            f"{record['step']:>10,}  {words[0]:>8}  {words[1]:>8}  {size / 1e9:>8.3f}  "
+            f"{record.state.step:>10,}  {words[0]:>8}  {words[1]:>8}  {size / 1e9:>8.3f}  "
             f"{time.strftime('%Y-%m-%d %H:%M:%S', saved)}"
         )
 

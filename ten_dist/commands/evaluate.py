@@ -27,6 +27,7 @@ from ten_dist.data.access import access_of, add_cache_options, load_set
 from ten_dist.errors import ConfigurationError
 from ten_dist.evaluation import evaluate
 from ten_dist.run_folder import RunFolder
+from ten_dist.run_record import RunRecord
 from ten_dist.trained_model import TrainedModel
 
 
@@ -73,17 +74,17 @@ def run(arguments: argparse.Namespace) -> None:
             or does not fit the other two.
     """
     folder = RunFolder(arguments.run)
-    config = folder.read_config()
-    place = _held_out_place(arguments.data, config)
-    trained_on = _places(config["data"]["train"]) if arguments.unigram_baseline else {}
+    record = folder.read()
+    place = _held_out_place(arguments.data, record)
+    trained_on = record.data.train if arguments.unigram_baseline else {}
     access = access_of(arguments, [place, *trained_on.values()])
-    manifest = _held_out_data(place, config, access)
+    manifest = _held_out_data(place, record, access)
     verify_shards(manifest, 0, 1)
     for name in ("batch_size", "max_rows", "seq_len"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ConfigurationError(f"--{name} must be 1 or more, not {value}")
-    seq_len = arguments.seq_len or config["plan"]["seq_len"]
+    seq_len = arguments.seq_len or record.schedule.seq_len
     model = TrainedModel.load(folder)
     counts = np.zeros(manifest.vocab_size, dtype=np.int64)
 
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
     if arguments.unigram_baseline:
         figures["unigram_loss"] = unigram_loss(
-            _training_counts(trained_on, config["data"].get("shares"), access), counts
+            _training_counts(trained_on, record.data.shares, access), counts
         )
     if arguments.json:
         say(json.dumps(figures))
@@ -122,40 +123,35 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _held_out_place(option: str | None, config: dict) -> str:
-    folder = option or config["data"]["validation"]
-    if folder is None:
+def _held_out_place(option: str | None, record: RunRecord) -> str:
+    places = record.data.validation
+    if option or "" in places:
+        return option or places[""]
+    if not places:
         raise ConfigurationError(
             "the run was trained without validation data: give a folder with --data"
         )
-    if isinstance(folder, dict):
-        places = ", ".join(f"{place} ({name})" for name, place in folder.items())
-        raise ConfigurationError(
-            f"the run was trained on a mixture: say with --data which to use, {places}"
-        )
-    return folder
+    found = ", ".join(f"{place} ({name})" for name, place in places.items())
+    raise ConfigurationError(
+        f"the run was trained on a mixture: say with --data which to use, {found}"
+    )
 
 
-def _held_out_data(place: str, config: dict, access: RemoteAccess) -> Manifest:
+def _held_out_data(place: str, record: RunRecord, access: RemoteAccess) -> Manifest:
     manifest = load_set(place, access)
-    if manifest.tokenizer_sha256 != config["data"]["tokenizer_sha256"]:
+    if manifest.tokenizer_sha256 != record.data.tokenizer_sha256:
         raise ConfigurationError(
             f"--data {place} was made with another tokenizer than the run's: prepare "
             "it with the tokenizer.json of the run folder"
         )
-    masked = config["model"].get("document_separator_id")
+    masked = record.model.document_separator_id
     if masked not in (None, manifest.separator_id):
         raise ConfigurationError(
-            f"--data {manifest.directory} ends documents with token {manifest.separator_id}, and the "
-            f"run keeps documents apart by token {masked}: prepare it with the run's "
-            "--separator"
+            f"--data {manifest.directory} ends documents with token "
+            f"{manifest.separator_id}, and the run keeps documents apart by token "
+            f"{masked}: prepare it with the run's --separator"
         )
     return manifest
-
-
-def _places(data: str | dict[str, str]) -> dict[str, str]:
-    """Where the sets of a run lie, by the name of their source; "" for a single one."""
-    return data if isinstance(data, dict) else {"": data}
 
 
 def _training_counts(

@@ -68,10 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
             f"--max_new_tokens must be 1 or more, not {arguments.max_new_tokens}"
         )
     folder = RunFolder(arguments.run)
-    config = folder.read_config()
     model = TrainedModel.load(folder)
     tokenizer = load_tokenizer(folder.tokenizer_file)
-    separator = config["data"]["separator_id"]
+    separator = folder.read().data.separator_id
     # A document starts where another has ended.
     prompt = tokenizer.encode(arguments.prompt).ids or [separator]
     generator = torch.Generator(model.device).manual_seed(arguments.seed)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ten_dist.checkpoint import HealthState
 
 WINDOW = 128
 # Before that many steps the spread of values says little.
@@ -100,20 +101,19 @@ class Health:
     Args:
         device: where losses are.
         threshold: z-score from which a value is a spike; 0 looks for none.
-        state: as :meth:`state` gave it, or an empty one.
+        state: as :meth:`state` gave it.
     """
 
     def __init__(
-        self, device: torch.device, threshold: float, state: dict[str, Any]
+        self, device: torch.device, threshold: float, state: HealthState
     ) -> None:
         self._threshold = threshold or math.inf
-        self._losses = Window(device, state.get("losses", []))
-        self._norms = Window(
-            torch.device("cpu"), state.get("gradient_norms", []), logarithmic=True
-        )
-        self.skipped_steps: int = state.get("skipped_steps", 0)
+        self._losses = Window(device, state.losses)
+        cpu = torch.device("cpu")
+        self._norms = Window(cpu, state.gradient_norms, logarithmic=True)
+        self.skipped_steps = state.skipped_steps
         """Steps of the run without an update, but for those of an overflow alone."""
-        self.consecutive: int = state.get("consecutive", 0)
+        self.consecutive = state.consecutive
         """Of those, the last in a row."""
         self._z_score = torch.zeros(())
 
@@ -165,11 +165,11 @@ class Health:
             self._norms.add(gradient_norm)
         return anomaly
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, ready for JSON."""
-        return {
-            "losses": self._losses.tolist(),
-            "gradient_norms": self._norms.tolist(),
-            "skipped_steps": self.skipped_steps,
-            "consecutive": self.consecutive,
-        }
+    def state(self) -> HealthState:
+        """What a checkpoint keeps."""
+        return HealthState(
+            self._losses.tolist(),
+            self._norms.tolist(),
+            self.skipped_steps,
+            self.consecutive,
+        )

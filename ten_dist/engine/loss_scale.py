@@ -16,7 +16,7 @@ its scaler has seen it, so that the scale never falls.
 
 from __future__ import annotations
 
-from typing import Any
+from ten_dist.checkpoint import LossScaleState
 
 INITIAL = 2.0**16
 FLOOR = 1.0
@@ -28,15 +28,16 @@ class LossScale:
     """What the loss is multiplied with before backward; the same on all ranks.
 
     Args:
-        state: as :meth:`state` gave it, or an empty one.
+        state: as :meth:`state` gave it, or None at the start of a run.
     """
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.value: float = state.get("value", INITIAL)
+    def __init__(self, state: LossScaleState | None = None) -> None:
+        state = state or LossScaleState(INITIAL, 0, 0)
+        self.value = state.value
         """A power of two."""
-        self.overflowed_steps: int = state.get("overflowed_steps", 0)
+        self.overflowed_steps = state.overflowed_steps
         """Steps of the run whose update was left out because of the scale."""
-        self._since: int = state.get("steps_since_change", 0)
+        self._since = state.steps_since_change
 
     @property
     def at_floor(self) -> bool:
@@ -59,10 +60,6 @@ class LossScale:
             self.value *= 2
             self._since = 0
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, ready for JSON."""
-        return {
-            "value": self.value,
-            "overflowed_steps": self.overflowed_steps,
-            "steps_since_change": self._since,
-        }
+    def state(self) -> LossScaleState:
+        """What a checkpoint keeps."""
+        return LossScaleState(self.value, self.overflowed_steps, self._since)

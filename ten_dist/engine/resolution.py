@@ -20,6 +20,7 @@ from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.run_record import DataRecord, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
 _VERSIONED_PACKAGES = ("ten_dist", "torch", "deepspeed", "webdataset", "tokenizers")
@@ -81,30 +82,30 @@ class ResolvedRun:
             "precision": training.precision,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of config.json, but for the count of starts."""
+    def record(self, attempts: int) -> RunRecord:
+        """The content of config.json, of a run that was started so often."""
         data = self.data
         assert data is not None
-        return {
-            "format": "ten_dist.run",
-            "version": 1,
-            "model": self.model_config.to_dict(),
-            "training": self.training.to_dict(),
-            "plan": dataclasses.asdict(self.schedule),
-            "deepspeed": self.deepspeed_config,
-            "data": {
-                "train": _places(dict(zip(names_of(data), sets_of(data)))),
-                "validation": _places(self.validation),
-                "shares": dict(zip(data.names, data.shares))
-                if isinstance(data, Mixture)
-                else None,
-                "fingerprint": data.fingerprint,
-                "tokenizer_sha256": data.tokenizer_sha256,
-                "separator_id": data.separator_id,
-            },
-            "identity": self.identity(),
-            "versions": versions(),
-        }
+        shares = None
+        if isinstance(data, Mixture):
+            shares = dict(zip(data.names, data.shares))
+        return RunRecord(
+            model=self.model_config,
+            training=self.training,
+            schedule=self.schedule,
+            deepspeed=self.deepspeed_config,
+            data=DataRecord(
+                train=_places(dict(zip(names_of(data), sets_of(data)))),
+                validation=_places(self.validation),
+                shares=shares,
+                fingerprint=data.fingerprint,
+                tokenizer_sha256=data.tokenizer_sha256,
+                separator_id=data.separator_id,
+            ),
+            identity=self.identity(),
+            versions=versions(),
+            attempts=attempts,
+        )
 
     def describe(self) -> list[str]:
         """The run in words, one line a fact."""
@@ -161,10 +162,9 @@ class ResolvedRun:
         return lines
 
 
-def _places(sets: dict[str, Manifest]) -> str | dict[str, str] | None:
-    """Where token sets lie: by the names of sources, where they have some."""
-    places = {name: str(found.directory.resolve()) for name, found in sets.items()}
-    return places.get("", places or None)
+def _places(sets: dict[str, Manifest]) -> dict[str, str]:
+    """Where token sets lie, by the names of their sources."""
+    return {name: str(found.directory.resolve()) for name, found in sets.items()}
 
 
 def resolve(

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ten_dist.checkpoint import CheckpointReader
+import deepspeed
+
+from ten_dist.checkpoint import CheckpointReader, RunState
 from ten_dist.checkpoint.export import export_weights
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
@@ -26,15 +28,17 @@ from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
 from ten_dist.engine.distributed import Ranks, describe_ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
+from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.stop_signals import StopSignals
+from ten_dist.engine.stragglers import Stragglers
 from ten_dist.engine.swap_folder import check_swap_path, swap_folder
 from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.ledger import Ledger
-from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
-from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
+from ten_dist.monitor.run_monitor import RunMonitor
+from ten_dist.monitor.watchdog import Watchdog
 from ten_dist.run_folder import RunFolder
 from ten_dist.schedule import make_schedule
 
@@ -76,15 +80,11 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     TemporalEigenstateConfig.preset(training.config, **model_options)
     make_schedule(dataclasses.replace(training, epochs=None), world_size, None)
 
-    watchdog: Watchdog | NoWatchdog = NoWatchdog()
+    # A dry run has no folder to report a hang in.
+    limits = (0.0, 0.0)
     if not training.dry_run:
-        watchdog = Watchdog(
-            Path(training.output_dir),
-            rank,
-            world_size,
-            training.hang_timeout,
-            training.startup_timeout,
-        )
+        limits = (training.hang_timeout, training.startup_timeout)
+    watchdog = Watchdog(Path(training.output_dir or "."), rank, world_size, *limits)
     try:
         _train(training, model_options, deepspeed_file, watchdog)
     finally:
@@ -95,7 +95,7 @@ def _train(
     training: TrainingConfig,
     model_options: dict[str, Any],
     deepspeed_file: dict[str, Any],
-    watchdog: Watchdog | NoWatchdog,
+    watchdog: Watchdog,
 ) -> None:
     limit = max(training.hang_timeout, training.startup_timeout)
     ranks = Ranks(limit + _SECONDS_FOR_REPORTS)
@@ -177,9 +177,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
     return ranks.from_first(Start(attempt, checkpoint, completed))
 
 
-def _verify_data(
-    ranks: Ranks, run: ResolvedRun, watchdog: Watchdog | NoWatchdog
-) -> None:
+def _verify_data(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     full = run.training.data_verification == "full"
     with ranks.agreeing():
         for manifest in run.manifests():
@@ -198,9 +196,9 @@ def _run(
     deepspeed_config: dict[str, Any],
     start: Start,
     stop: StopSignals,
-    watchdog: Watchdog | NoWatchdog,
+    watchdog: Watchdog,
 ) -> None:
-    training, schedule = run.training, run.schedule
+    training = run.training
     folder = RunFolder(training.output_dir)
     engine = build_engine(
         build_model(run.model_config, training.seed, deepspeed_config),
@@ -210,40 +208,21 @@ def _run(
     )
     ranks.be_patient()
     watchdog.progress("start-up")
-    record: dict[str, Any] = {}
+    state = RunState()
     if start.checkpoint is not None:
-        record = load_checkpoint(engine, ranks, run, start.checkpoint)
-        say(f"continuing from {start.checkpoint}, {record['step']:,} steps done")
+        state = load_checkpoint(engine, ranks, run, start.checkpoint)
+        say(f"continuing from {start.checkpoint}, {state.step:,} steps done")
     else:
         say("starting from initial weights: no checkpoint to continue from")
+    _make_folder(ranks, run, folder, start.attempt)
     with ranks.agreeing():
-        if ranks.is_first:
-            folder.create()
-            folder.delete_partial_checkpoints()
-            write_json(folder.config_file, {**run.to_dict(), "attempts": start.attempt})
-            write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
-    with ranks.agreeing():
-        if not folder.exists():
-            raise ConfigurationError(
-                f"--output_dir {folder.path} is not the same folder on every node: "
-                "checkpoints are written by all ranks, put it on a shared file system"
-            )
         watchdog.open_report()
-        monitor, ledger = SilentMonitor(), None
-        if ranks.is_first:
-            monitor = RunMonitor(
-                folder, record.get("step", 0), schedule.steps, training.dollars_per_hour
-            )
-        if training.ledger:
-            sources = run.data.names if isinstance(run.data, Mixture) else ()
-            ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
+        reporter = _reporter(engine, ranks, run, folder, start, state, watchdog)
     started = time.perf_counter()
     writer = CheckpointWriter(engine, ranks, run, folder)
     try:
-        trainer = Trainer(
-            engine, ranks, run, folder, writer, stop, monitor, ledger, watchdog
-        )
-        final = trainer.fit(record)
+        trainer = Trainer(engine, ranks, run, folder, writer, stop, reporter, state)
+        final = trainer.fit()
     except RunStoppedError as stopped:
         say(str(stopped))
         stopped.reported = True
@@ -252,18 +231,58 @@ def _run(
     finally:
         # Where training failed, the checkpoint that was begun last may still complete.
         writer.abandon(_SECONDS_FOR_LAST_CHECKPOINT)
-        monitor.close()
-        if ledger is not None:
-            ledger.close()
+        reporter.close()
     watchdog.progress("end")
     with ranks.agreeing():
         if ranks.is_first:
             with CheckpointReader(folder.usable_checkpoint()) as reader:
                 export_weights(reader, folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
-            dollars = monitor.total_dollars(final["step"])
+            dollars = reporter.total_dollars(final["step"])
             if dollars is not None:
                 final["dollars"] = dollars
             write_json(folder.completed_file, final)
     cost = f", {final['dollars']:.2f} dollars" if "dollars" in final else ""
     say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}{cost}")
+
+
+def _make_folder(
+    ranks: Ranks, run: ResolvedRun, folder: RunFolder, attempt: int
+) -> None:
+    """Make the run's folder, with what is known before the first step.
+
+    Raises:
+        ConfigurationError: the file system refuses, or is not one for all nodes.
+    """
+    with ranks.agreeing():
+        if ranks.is_first:
+            folder.create()
+            folder.delete_partial_checkpoints()
+            folder.write(run.record(attempt))
+            write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
+    with ranks.agreeing():
+        if not folder.exists():
+            raise ConfigurationError(
+                f"--output_dir {folder.path} is not the same folder on every node: "
+                "checkpoints are written by all ranks, put it on a shared file system"
+            )
+
+
+def _reporter(
+    engine: deepspeed.DeepSpeedEngine,
+    ranks: Ranks,
+    run: ResolvedRun,
+    folder: RunFolder,
+    start: Start,
+    state: RunState,
+    watchdog: Watchdog,
+) -> Reporter:
+    training, monitor, ledger = run.training, None, None
+    if ranks.is_first:
+        steps, dollars = run.schedule.steps, training.dollars_per_hour
+        monitor = RunMonitor(folder, state.step, steps, dollars)
+    if training.ledger:
+        sources = run.data.names if isinstance(run.data, Mixture) else ()
+        ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
+    stragglers = Stragglers(ranks, training.straggler_interval, engine.device)
+    return Reporter(watchdog, stragglers, monitor, ledger)

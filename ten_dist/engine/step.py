@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
@@ -17,9 +17,9 @@ from ten_dist.data import Mixture, TokenBatch, batch_of_step
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
+from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import peak_memory_bytes
 
 
@@ -39,14 +39,27 @@ class StepResult:
     """The micro-batches of this rank."""
 
 
+@dataclasses.dataclass
+class _Accumulated:
+    """What the micro-batches of a step have added up to on this rank."""
+
+    losses: Tensor
+    """[losses], sums."""
+    by_source: Tensor
+    """[2, sources], sums of row losses, and numbers of rows."""
+    rows: list[TokenBatch]
+    data_seconds: float = 0.0
+
+
 class Stepper:
     """Does the steps of a run, one at a time. Every rank has one.
 
     Args:
         engine, ranks, run: of the training.
         stop: whether this rank was asked to stop.
-        ledger: told of the rows of each step.
-        enter: told of each phase of a step: data, forward, backward and optimizer.
+        health: decides whether a step updates the weights.
+        loss_scale: that of training in float16, told how each step went.
+        reporter: told of each phase of a step, and of the rows that it takes.
         before_update: called before anything changes a weight or a moment.
     """
 
@@ -56,8 +69,9 @@ class Stepper:
         ranks: Ranks,
         run: ResolvedRun,
         stop: StopSignals,
-        ledger: Ledger | None,
-        enter: Callable[[str, int], None] = lambda phase, step: None,
+        health: Health,
+        loss_scale: LossScale | None = None,
+        reporter: Reporter | None = None,
         before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
@@ -65,111 +79,150 @@ class Stepper:
         self._run = run
         self._schedule = run.schedule
         self._stop = stop
-        self._ledger = ledger
-        self._enter = enter
+        self._health = health
+        self._loss_scale = loss_scale
+        self._reporter = reporter or Reporter()
         self._before_update = before_update
+        self._sharded = engine.zero_optimization()
         self._sources = run.data.names if isinstance(run.data, Mixture) else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
         if run.model_config.z_loss_weight:
             self._losses.append("z_loss")
 
-    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch on the device, [B, T] int64 each."""
-        return self._engine(inputs, targets=targets)
-
     def __call__(
-        self,
-        number: int,
-        batches: Iterator[TokenBatch],
-        health: Health,
-        excluded: list[int],
-        loss_scale: LossScale | None = None,
+        self, number: int, batches: Iterator[TokenBatch], excluded: Sequence[int] = ()
     ) -> StepResult:
         """Do step `number`, from 1.
 
         Args:
             number: of the step.
             batches: this rank's micro-batches; those of a step are taken.
-            health: decides whether the weights are updated.
             excluded: global batches that were left out.
-            loss_scale: that of training in float16, told how the step went.
         """
         started = time.perf_counter()
-        engine, schedule = self._engine, self._schedule
-        learning_rate = schedule.learning_rate(number - 1)
-        for group in engine.optimizer.param_groups:
+        learning_rate = self._schedule.learning_rate(number - 1)
+        for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        data_seconds = 0.0
-        totals = torch.zeros(len(self._losses), device=engine.device)
-        by_source = torch.zeros(2, max(1, len(self._sources)), device=engine.device)
-        sharded = engine.zero_optimization()
-        scale = 1.0 if loss_scale is None else loss_scale.value
-        if sharded and loss_scale is not None:
-            # ZeRO then scales the loss, and looks at the norm, clips and updates without.
-            engine.optimizer.override_loss_scale(scale)
-        taken = []
-        for micro_step in range(schedule.accumulation_steps):
-            self._enter("data", number)
-            waited = time.perf_counter()
-            batch = next(batches)
-            data_seconds += time.perf_counter() - waited
-            taken.append(batch)
-            if self._ledger is not None:
-                self._ledger.write(number, batch.sources, batch.epochs, batch.rows)
-            self._enter("forward", number)
-            self._seed(number, micro_step)
-            losses = self._losses_of(
-                batch.inputs.to(engine.device), batch.targets.to(engine.device)
-            )
-            totals += torch.stack([losses[name].detach() for name in self._losses])
-            if self._sources:
-                rows = losses["row_losses"]
-                sources = torch.from_numpy(batch.sources).to(engine.device)
-                by_source.index_add_(
-                    1, sources, torch.stack([rows, rows.new_ones(len(rows))])
-                )
-            self._enter("backward", number)
-            loss = losses["loss"]
-            last = micro_step + 1 == schedule.accumulation_steps
-            if last:
-                means = self._over_ranks(totals)
-                loss = loss * health.factor(means[0])
-            # DeepSpeed divides by the number of accumulations.
-            engine.backward(loss if sharded else loss * scale)
-            if last and not sharded:
-                gradient_norm = self._averaged_gradient_norm(scale)
-                if not math.isfinite(gradient_norm):
-                    self._drop_gradients()
-                    continue
-            self._enter("optimizer", number)
-            if last:
-                self._before_update()
-            engine.step()
+        scale = self._begin_scale()
+        sums, loss = self._accumulate(number, batches, scale)
+        means = self._over_ranks(sums.losses)
+        gradient_norm = self._apply(number, loss * self._health.factor(means[0]), scale)
         *values, stops = means.tolist()
         losses = dict(zip(self._losses, values, strict=True))
-        if sharded:
-            norm = engine.get_global_grad_norm()
-            # Infinite, or None, where DeepSpeed has skipped the update.
-            gradient_norm = math.nan if norm is None else float(norm)
-        anomaly, overflowed = _judge(health, loss_scale, losses["loss"], gradient_norm)
+        anomaly, overflowed = judge(
+            self._health, self._loss_scale, losses["loss"], gradient_norm
+        )
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
-            "tokens": number * schedule.tokens_per_step,
+            "tokens": number * self._schedule.tokens_per_step,
             **losses,
-            **self._source_metrics(batch_of_step(number, excluded), by_source),
+            **self._source_metrics(batch_of_step(number, excluded), sums.by_source),
             "weighted_energy_loss": self._run.model_config.energy_reg_weight
             * losses["energy_loss"],
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
-            "skipped_steps": health.skipped_steps,
-            **_scale_metrics(scale, loss_scale),
-            "tokens_per_second": schedule.tokens_per_step / seconds,
+            "skipped_steps": self._health.skipped_steps,
+            **self._scale_metrics(scale),
+            "tokens_per_second": self._schedule.tokens_per_step / seconds,
             "step_seconds": seconds,
-            "data_seconds": data_seconds,
+            "data_seconds": sums.data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
-        return StepResult(metrics, anomaly, overflowed, stops > 0, taken)
+        return StepResult(metrics, anomaly, overflowed, stops > 0, sums.rows)
+
+    def _begin_scale(self) -> float:
+        """The loss scale of a step, 1 without one."""
+        if self._loss_scale is None:
+            return 1.0
+        if self._sharded:
+            # ZeRO then scales the loss, and looks at the norm, clips and updates without.
+            self._engine.optimizer.override_loss_scale(self._loss_scale.value)
+        return self._loss_scale.value
+
+    def _accumulate(
+        self, number: int, batches: Iterator[TokenBatch], scale: float
+    ) -> tuple[_Accumulated, Tensor]:
+        """Forward of all micro-batches, and backward of all but the last.
+
+        Returns:
+            What they add up to, and the loss of the last, whose backward decides whether
+            the weights are updated.
+        """
+        device = self._engine.device
+        sums = _Accumulated(
+            torch.zeros(len(self._losses), device=device),
+            torch.zeros(2, max(1, len(self._sources)), device=device),
+            [],
+        )
+        loss = self._forward(number, batches, sums)
+        for _ in range(self._schedule.accumulation_steps - 1):
+            self._backward(loss, scale)
+            self._reporter.enter("optimizer", number)
+            # Counts the micro-batch; updates nothing before the last one.
+            self._engine.step()
+            loss = self._forward(number, batches, sums)
+        return sums, loss
+
+    def _forward(
+        self, number: int, batches: Iterator[TokenBatch], sums: _Accumulated
+    ) -> Tensor:
+        """Take the next micro-batch of a step; returns its loss, a scalar to go back from."""
+        self._reporter.enter("data", number)
+        waited = time.perf_counter()
+        batch = next(batches)
+        sums.data_seconds += time.perf_counter() - waited
+        self._reporter.consumed(number, batch)
+        self._reporter.enter("forward", number)
+        self._seed(number, len(sums.rows))
+        sums.rows.append(batch)
+        device = self._engine.device
+        losses = self._losses_of(batch.inputs.to(device), batch.targets.to(device))
+        sums.losses += torch.stack([losses[name].detach() for name in self._losses])
+        if self._sources:
+            rows = losses["row_losses"]
+            sources = torch.from_numpy(batch.sources).to(device)
+            counted = torch.stack([rows, rows.new_ones(len(rows))])
+            sums.by_source.index_add_(1, sources, counted)
+        self._reporter.enter("backward", number)
+        return losses["loss"]
+
+    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch on the device, [B, T] int64 each."""
+        return self._engine(inputs, targets=targets)
+
+    def _backward(self, loss: Tensor, scale: float) -> None:
+        # DeepSpeed divides by the number of accumulations.
+        self._engine.backward(loss if self._sharded else loss * scale)
+
+    def _apply(self, number: int, loss: Tensor, scale: float) -> float:
+        """Backward of the last micro-batch, and the update unless its gradient is bad.
+
+        Returns:
+            The gradient norm before clipping; not finite where nothing was updated.
+        """
+        self._backward(loss, scale)
+        gradient_norm = math.nan
+        if not self._sharded:
+            gradient_norm = self._averaged_gradient_norm(scale)
+            if not math.isfinite(gradient_norm):
+                self._drop_gradients()
+                return gradient_norm
+        self._reporter.enter("optimizer", number)
+        self._before_update()
+        self._engine.step()
+        if self._sharded:
+            # Infinite, or None, where DeepSpeed has skipped the update.
+            norm = self._engine.get_global_grad_norm()
+            gradient_norm = math.nan if norm is None else float(norm)
+        return gradient_norm
+
+    def _scale_metrics(self, scale: float) -> dict[str, float]:
+        """The scale that a step had, and how often it was too large so far."""
+        if self._loss_scale is None:
+            return {}
+        overflowed = self._loss_scale.overflowed_steps
+        return {"loss_scale": scale, "overflowed_steps": overflowed}
 
     def _over_ranks(self, totals: Tensor) -> Tensor:
         """Means of summed losses, and whether to stop, which no rank may do by itself."""
@@ -224,24 +277,23 @@ class Stepper:
         return metrics
 
 
-def _judge(
+def judge(
     health: Health, loss_scale: LossScale | None, loss: float, gradient_norm: float
 ) -> tuple[Anomaly | None, bool]:
-    """What was wrong with a step, and whether that was only the loss scale."""
+    """What was wrong with a step, and whether that was only the loss scale.
+
+    Args:
+        health: was asked for the factor of this loss.
+        loss_scale: adapts itself to the step, where it is not an anomaly.
+        loss: mean over all ranks, nats a token.
+        gradient_norm: before clipping; not finite where nothing was updated.
+    """
     overflowed = (
         loss_scale is not None
         and not loss_scale.at_floor
         and health.only_gradient_overflowed(loss, gradient_norm)
     )
     anomaly = None if overflowed else health.judge(loss, gradient_norm)
-    applied = anomaly is None or anomaly.applied
-    if loss_scale is not None and applied:
+    if loss_scale is not None and (anomaly is None or anomaly.applied):
         loss_scale.update(overflowed)
     return anomaly, overflowed
-
-
-def _scale_metrics(scale: float, loss_scale: LossScale | None) -> dict[str, float]:
-    """That which a step had, and how often it was too large so far."""
-    if loss_scale is None:
-        return {}
-    return {"loss_scale": scale, "overflowed_steps": loss_scale.overflowed_steps}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
 
+from ten_dist.checkpoint import RunState
 from ten_dist.console import say
 from ten_dist.data import TokenBatch, batch_of_step, training_batches
 from ten_dist.engine.checkpointing.load import load_checkpoint, newest_whole
@@ -17,17 +19,13 @@ from ten_dist.engine.checkpointing.save import CheckpointWriter
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
+from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.engine.stragglers import Stragglers
 from ten_dist.engine.validation import Validation, ValidationStopped, readable
 from ten_dist.errors import RunStoppedError, TrainingError
-from ten_dist.files import write_json
 from ten_dist.monitor.anomaly_log import log_anomaly
-from ten_dist.monitor.ledger import Ledger
-from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
-from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 from ten_dist.run_folder import RunFolder
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -49,34 +47,47 @@ class Trainer:
         folder: RunFolder,
         writer: CheckpointWriter,
         stop: StopSignals,
-        monitor: RunMonitor | SilentMonitor,
-        ledger: Ledger | None,
-        watchdog: Watchdog | NoWatchdog,
+        reporter: Reporter,
+        state: RunState,
     ) -> None:
-        self.engine = engine
-        self.ranks = ranks
-        self.run = run
-        self.training = run.training
-        self.schedule = run.schedule
-        self.folder = folder
-        self.writer = writer
-        self.stop = stop
-        self.monitor = monitor
-        self.ledger = ledger
-        self.watchdog = watchdog
-        self.stragglers = Stragglers(
-            ranks, run.training.straggler_interval, engine.device
+        self._engine = engine
+        self._ranks = ranks
+        self._run = run
+        self._training = run.training
+        self._schedule = run.schedule
+        self._folder = folder
+        self._writer = writer
+        self._stop = stop
+        self._reporter = reporter
+        self._validation = Validation(engine, ranks, run, stop, reporter)
+        self._restore(state)
+
+    def _restore(self, state: RunState) -> None:
+        """Have the state of a checkpoint, or that of the start."""
+        self._metrics = dict(state.metrics)
+        self._excluded = list(state.excluded_batches)
+        self._health = Health(
+            self._engine.device, self._training.spike_threshold, state.health
         )
-        self._validation = Validation(engine, ranks, run, stop, watchdog)
-        self._stepper = Stepper(
-            engine, ranks, run, stop, ledger, self._enter, writer.before_update
+        self._loss_scale = None
+        if self._training.precision == "fp16":
+            self._loss_scale = LossScale(state.loss_scale)
+        self._done = state.step
+
+    def _state(self) -> RunState:
+        """What a checkpoint has to keep."""
+        read = batch_of_step(self._done, self._excluded)
+        return RunState(
+            step=self._done,
+            consumed_rows=read * self._schedule.global_batch_size,
+            metrics=dict(self._metrics),
+            excluded_batches=list(self._excluded),
+            health=self._health.state(),
+            loss_scale=self._loss_scale and self._loss_scale.state(),
         )
 
-    def fit(self, record: dict[str, Any]) -> dict[str, Any]:
+    def fit(self) -> dict[str, Any]:
         """Train to the end of the schedule.
-
-        Args:
-            record: of the checkpoint that was loaded, or an empty one at the start.
 
         Returns:
             Metrics of the last step and of the last validation.
@@ -88,128 +99,117 @@ class Trainer:
         """
         while True:
             try:
-                return self._train_from(record)
+                return self._train()
             except _RollbackRequest as rollback:
-                record = self._roll_back(rollback.batch)
+                self._roll_back(rollback.batch)
 
-    def _train_from(self, record: dict[str, Any]) -> dict[str, Any]:
-        schedule = self.schedule
-        done = record.get("step", 0)
+    def _train(self) -> dict[str, Any]:
+        steps = self._schedule.steps
         # The checkpoint may be another run's: this one then gets its own.
-        own = self.ranks.from_first(bool(self.folder.all_checkpoints()))
-        saved = done if own else 0
-        self._final = dict(record.get("metrics", {}))
-        self._excluded: list[int] = list(record.get("excluded_batches", []))
-        self._health = Health(
-            self.engine.device, self.training.spike_threshold, record.get("health", {})
+        own = self._ranks.from_first(bool(self._folder.all_checkpoints()))
+        saved = self._done if own else 0
+        batches = self._batches()
+        stepper = Stepper(
+            self._engine,
+            self._ranks,
+            self._run,
+            self._stop,
+            self._health,
+            self._loss_scale,
+            self._reporter,
+            self._writer.before_update,
         )
-        self._loss_scale = None
-        if self.training.precision == "fp16":
-            self._loss_scale = LossScale(record.get("loss_scale") or {})
-        batches = self._batches(done)
-        stopping = self.stop.requested_of_any(self.ranks)
+        stopping = self._stop.requested_of_any(self._ranks)
         try:
             # Stopped in the middle of a validation, the run makes up for it first.
-            if self._validation_due(done) and self._final.get("validated_step") != done:
-                self._validate(done)
-            while done < schedule.steps and not stopping:
-                result = self._stepper(
-                    done + 1, batches, self._health, self._excluded, self._loss_scale
-                )
-                done += 1
-                seconds = result.metrics["step_seconds"]
-                metrics = result.metrics | self.stragglers.end_step(done, seconds)
-                self.monitor.step(metrics)
+            if self._metrics.get("validated_step") != self._done:
+                self._validate_if_due()
+            while self._done < steps and not stopping:
+                result = stepper(self._done + 1, batches, self._excluded)
+                self._done += 1
+                self._reporter.step(result.metrics)
                 self._report_saved()
-                self._final.update(result.metrics)
+                self._metrics.update(result.metrics)
                 stopping = result.stop_requested
                 if result.overflowed:
-                    self._say_overflow(done)
+                    self._say_overflow()
                 if result.anomaly is not None:
-                    self._respond(done, result.anomaly, result)
-                if self._validation_due(done):
-                    self._validate(done)
-                last = done == schedule.steps
-                if last or done % self.training.checkpoint_interval == 0:
-                    self._save(done)
-                    saved = done
+                    self._respond(result.anomaly, result)
+                self._validate_if_due()
+                interval = self._training.checkpoint_interval
+                if self._done == steps or self._done % interval == 0:
+                    self._save()
+                    saved = self._done
         except ValidationStopped:
             stopping = True
-        if saved < done:
-            self._save(done)
-        self.writer.wait()
+        if saved < self._done:
+            self._save()
+        self._writer.wait()
         self._report_saved()
         if stopping:
             raise RunStoppedError(
-                f"stopped after step {done:,} of {schedule.steps:,}, saved: the same command "
-                "continues"
+                f"stopped after step {self._done:,} of {steps:,}, saved: the same "
+                "command continues"
             )
-        return self._final
+        return self._metrics
 
-    def _batches(self, done: int) -> Iterator[TokenBatch]:
-        schedule, training = self.schedule, self.training
+    def _batches(self) -> Iterator[TokenBatch]:
+        schedule, training = self._schedule, self._training
         return readable(
             training_batches(
-                self.run.data,
+                self._run.data,
                 seq_len=schedule.seq_len,
                 seed=training.seed,
                 global_batch_size=schedule.global_batch_size,
                 micro_batch_size=schedule.micro_batch_size,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-                first_step=done,
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                first_step=self._done,
                 last_step=schedule.steps,
                 num_workers=training.num_workers,
                 excluded=self._excluded,
             )
         )
 
-    def _save(self, step: int) -> None:
-        self.watchdog.progress("checkpoint", step)
-        probe = run_probe(self.engine, self.ranks, self.run)
+    def _save(self) -> None:
+        step = self._done
+        self._reporter.progress("checkpoint", step)
+        probe = run_probe(self._engine, self._ranks, self._run)
         try:
             probe.check()
         except TrainingError as error:
             raise TrainingError(
                 f"after step {step}, not saved: {error}. {self._way_on()}"
             ) from None
-        self.monitor.health({"step": step, **probe.metrics()})
-        read = batch_of_step(step, self._excluded)
-        progress = {
-            "consumed_rows": read * self.schedule.global_batch_size,
-            "metrics": dict(self._final),
-            "probe_loss": probe.loss,
-            "excluded_batches": self._excluded,
-            "health": self._health.state(),
-        }
-        if self._loss_scale is not None:
-            progress["loss_scale"] = self._loss_scale.state()
-        self.writer.save(
-            step, progress, lambda: self.watchdog.progress("checkpoint", step)
+        self._reporter.health({"step": step, **probe.metrics()})
+        self._writer.save(
+            self._state(),
+            probe.loss,
+            lambda: self._reporter.progress("checkpoint", step),
         )
 
     def _report_saved(self) -> None:
-        saved = self.writer.take_saved()
+        saved = self._writer.take_saved()
         if saved is not None:
-            self.monitor.checkpoint(saved.metrics())
+            self._reporter.checkpoint(saved.metrics())
 
-    def _say_overflow(self, step: int) -> None:
+    def _say_overflow(self) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
         scale, number = self._loss_scale, self._loss_scale.overflowed_steps
         if number & (number - 1) == 0:
             say(
-                f"step {step}: the gradient overflowed in float16 and was not applied, "
+                f"step {self._done}: the gradient overflowed in float16 and was not applied, "
                 f"the loss scale is now {scale.value:g}; {number} such steps so far"
             )
 
-    def _respond(self, step: int, anomaly: Anomaly, result: StepResult) -> None:
-        """Do what `--on_anomaly` says about a step.
+    def _respond(self, anomaly: Anomaly, result: StepResult) -> None:
+        """Do what `--on_anomaly` says about the last step.
 
         Raises:
             TrainingError: the run must end.
             _RollbackRequest: it must go back.
         """
-        policy = self.training.on_anomaly
+        step, policy = self._done, self._training.on_anomaly
         batch = batch_of_step(step - 1, self._excluded)
         action = policy
         if policy == "skip" and anomaly.applied:
@@ -230,10 +230,10 @@ class Trainer:
             }
             for taken in result.rows
         ]
-        by_rank = self.ranks.gather(rows)
-        with self.ranks.agreeing():
-            if self.ranks.is_first:
-                log_anomaly(self.folder.anomalies_file, facts, by_rank)
+        by_rank = self._ranks.gather(rows)
+        with self._ranks.agreeing():
+            if self._ranks.is_first:
+                log_anomaly(self._folder.anomalies_file, facts, by_rank)
         words = f"step {step}: {anomaly.describe()}"
         if policy == "stop":
             raise TrainingError(f"{words}. {self._way_on()}")
@@ -242,7 +242,7 @@ class Trainer:
                 f"{words}, as in {self._health.consecutive} steps in a row: the weights "
                 f"must be at fault. {self._way_on()}"
             )
-        say(f"{words}; {action}. Its rows are in {self.folder.anomalies_file}")
+        say(f"{words}; {action}. Its rows are in {self._folder.anomalies_file}")
         if policy == "rollback":
             raise _RollbackRequest(batch)
 
@@ -250,26 +250,23 @@ class Trainer:
         """What to do about weights that have gone wrong."""
         # One that is being written may be the newest to go on from.
         with contextlib.suppress(TrainingError):
-            self.writer.wait()
+            self._writer.wait()
         self._report_saved()
-        newest = self.folder.newest_checkpoint()
+        newest = self._folder.newest_checkpoint()
         return "Go on in another --output_dir with a lower --learning_rate" + (
             f" and --resume {newest}" if newest is not None else ""
         )
 
-    def _roll_back(self, batch: int) -> dict[str, Any]:
+    def _roll_back(self, batch: int) -> None:
         """Go back to the newest checkpoint, to continue without a batch.
-
-        Returns:
-            The record of the checkpoint, with the batch among those left out.
 
         Raises:
             TrainingError: there is no checkpoint yet, or too many batches are left out.
         """
-        self.writer.wait()
+        self._writer.wait()
         self._report_saved()
         excluded = [*self._excluded, batch]
-        newest = newest_whole(self.ranks, self.folder.all_checkpoints())
+        newest = newest_whole(self._ranks, self._folder.all_checkpoints())
         if newest is None:
             raise TrainingError(
                 "there is no checkpoint yet to go back to: start in another --output_dir "
@@ -280,42 +277,31 @@ class Trainer:
                 f"{len(excluded)} batches had to be left out: the data or the learning "
                 f"rate is at fault. {self._way_on()}"
             )
-        record = load_checkpoint(self.engine, self.ranks, self.run, newest)
-        say(f"back at {newest}, {record['step']:,} steps done, without batch {batch}")
-        self.monitor.rewind(record["step"])
-        attempt = self._begin_attempt()
-        if self.ledger is not None:
-            self.ledger.begin_attempt(attempt)
-        health = {
-            **record["health"],
-            "skipped_steps": self._health.skipped_steps,
-        }
-        return {**record, "excluded_batches": excluded, "health": health}
+        skipped = self._health.skipped_steps
+        state = load_checkpoint(self._engine, self._ranks, self._run, newest)
+        say(f"back at {newest}, {state.step:,} steps done, without batch {batch}")
+        self._reporter.rewind(state.step, self._begin_attempt())
+        health = dataclasses.replace(state.health, skipped_steps=skipped)
+        self._restore(
+            dataclasses.replace(state, excluded_batches=excluded, health=health)
+        )
 
     def _begin_attempt(self) -> int:
         """Count one more start of the run: steps will be done again."""
         attempt = None
-        with self.ranks.agreeing():
-            if self.ranks.is_first:
-                config = self.folder.read_config()
-                config["attempts"] += 1
-                write_json(self.folder.config_file, config)
-                attempt = config["attempts"]
-        return self.ranks.from_first(attempt)
+        with self._ranks.agreeing():
+            if self._ranks.is_first:
+                attempt = self._folder.begin_attempt()
+        return self._ranks.from_first(attempt)
 
-    def _validation_due(self, done: int) -> bool:
-        due = done == self.schedule.steps or done % self.training.eval_interval == 0
-        return bool(self.run.validation) and done > 0 and due
-
-    def _validate(self, done: int) -> None:
+    def _validate_if_due(self) -> None:
+        done, interval = self._done, self._training.eval_interval
+        due = done == self._schedule.steps or done % interval == 0
+        if not (self._run.validation and done > 0 and due):
+            return
         evaluation = {"step": done, **self._validation.run(done)}
-        self.monitor.validation(evaluation)
-        self._final.update({**evaluation, "validated_step": done})
-
-    def _enter(self, phase: str, step: int) -> None:
-        """Tell whoever watches what a step does next."""
-        self.watchdog.progress(phase, step)
-        self.stragglers.enter(phase)
+        self._reporter.validation(evaluation)
+        self._metrics.update({**evaluation, "validated_step": done})
 
 
 class _RollbackRequest(Exception):

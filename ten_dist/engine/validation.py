@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ten_dist.data import Manifest, TokenBatch, evaluation_batches
 from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.errors import DataError, TrainingError
 from ten_dist.evaluation import Evaluation, combine, evaluate
-from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
 
 
 class ValidationStopped(Exception):
@@ -29,13 +29,13 @@ class Validation:
         ranks: Ranks,
         run: ResolvedRun,
         stop: StopSignals,
-        watchdog: Watchdog | NoWatchdog,
+        reporter: Reporter,
     ) -> None:
         self._engine = engine
         self._ranks = ranks
         self._run = run
         self._stop = stop
-        self._watchdog = watchdog
+        self._reporter = reporter
 
     def run(self, step: int) -> dict[str, float]:
         """Held-out figures; every rank must call this.
@@ -91,12 +91,12 @@ class Validation:
         self, batches: Iterator[TokenBatch], step: int
     ) -> Iterator[TokenBatch]:
         """`batches`, of which every rank has as many; each of them is progress."""
-        self._watchdog.progress("validation", step)
+        self._reporter.progress("validation", step)
         for batch in batches:
             if self._stop.requested_of_any(self._ranks):
                 raise ValidationStopped
             yield batch
-            self._watchdog.progress("validation", step)
+            self._reporter.progress("validation", step)
 
 
 def readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:

@@ -158,31 +158,6 @@ class RunMonitor:
         self._log.close()
 
 
-class SilentMonitor:
-    """What the other ranks have in place of a :class:`RunMonitor`."""
-
-    def rewind(self, step: int) -> None:
-        """Do nothing."""
-
-    def step(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def validation(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def checkpoint(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def health(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def total_dollars(self, step: int) -> None:
-        """Know nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def peak_memory_bytes() -> int:
     """Peak memory of this process: the GPU's where there is one, else the host's."""
     if torch.cuda.is_available():

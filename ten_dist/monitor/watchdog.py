@@ -196,19 +196,6 @@ class Watchdog:
         return True
 
 
-class NoWatchdog:
-    """What a run that writes nothing has in place of a :class:`Watchdog`."""
-
-    def progress(self, phase: str, step: int | None = None) -> None:
-        """Do nothing."""
-
-    def open_report(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def _print(line: str) -> None:
     # Not through sys.stderr: the thread that is stuck may hold its lock.
     with contextlib.suppress(OSError):

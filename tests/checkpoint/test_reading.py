@@ -1,6 +1,5 @@
 """Slices that any number of writers wrote are read as whole tensors."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -16,6 +15,8 @@ from ten_dist.checkpoint import (
     MOMENTS,
     WEIGHT,
     CheckpointReader,
+    CheckpointRecord,
+    RunState,
     TensorSlice,
     checksum_damage,
     damage,
@@ -23,8 +24,6 @@ from ten_dist.checkpoint import (
 )
 from ten_dist.checkpoint.export import export_weights
 from ten_dist.checkpoint.layout import (
-    CHECKPOINT_FORMAT,
-    CHECKPOINT_VERSION,
     tensor_file_name,
 )
 from ten_dist.errors import ConfigurationError
@@ -84,12 +83,17 @@ def write_checkpoint(folder, shapes, cuts, writers):
         },
     }
     (folder / "index.json").write_text(json.dumps(index))
-    record = {
-        "format": CHECKPOINT_FORMAT,
-        "version": CHECKPOINT_VERSION,
-        "files": {name: dataclasses.asdict(file) for name, file in files.items()},
-    }
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    record = CheckpointRecord(
+        state=RunState(),
+        optimizer_steps=0,
+        probe_loss=0.0,
+        state_identity={},
+        precision="fp32",
+        world_size=writers,
+        zero_stage=2,
+        files=files,
+    )
+    (folder / "checkpoint.json").write_text(json.dumps(record.to_dict()))
     return tensors
 
 

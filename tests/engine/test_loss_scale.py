@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ten_dist.checkpoint import HealthState, LossScaleState
 from ten_dist.cli import main
 from ten_dist.engine import loss_scale
 from ten_dist.engine.health import Health
 from ten_dist.engine.loss_scale import FLOOR, GROWTH_STEPS, INITIAL, LossScale
-from ten_dist.engine.step import _judge
+from ten_dist.engine.step import judge as judge_step
 from tests.tools.faulty_train import train_with
 from tests.tools.launching import SMALL_MODEL, read_ledger, step_metrics, train
 
@@ -25,7 +26,7 @@ OPTIONS = [
 
 
 def test_it_falls_at_once_and_rises_slowly():
-    scale = LossScale({})
+    scale = LossScale()
     assert scale.value == INITIAL
     for _ in range(GROWTH_STEPS - 1):
         scale.update(False)
@@ -34,7 +35,7 @@ def test_it_falls_at_once_and_rises_slowly():
     for _ in range(GROWTH_STEPS - 1):
         scale.update(False)
     assert scale.value == INITIAL / 2
-    restored = LossScale(json.loads(json.dumps(scale.state())))
+    restored = LossScale(scale.state())
     for each in (scale, restored):
         each.update(False)
         assert (each.value, each.overflowed_steps) == (INITIAL, 1)
@@ -44,21 +45,21 @@ def test_it_falls_at_once_and_rises_slowly():
 
 
 def judge(scale, loss, norm):
-    health = Health(torch.device("cpu"), 8, {})
+    health = Health(torch.device("cpu"), 8, HealthState())
     health.factor(torch.tensor(loss))
-    return *_judge(health, scale, loss, norm), health.skipped_steps
+    return *judge_step(health, scale, loss, norm), health.skipped_steps
 
 
 @pytest.mark.parametrize("norm", [float("inf"), float("nan")])
 def test_an_overflow_is_an_anomaly_only_where_no_scale_helps(norm):
-    scale = LossScale({})
+    scale = LossScale()
     assert judge(scale, 3.0, norm) == (None, True, 0)
     assert scale.value == INITIAL / 2
     # A loss that is wrong says nothing about the scale.
     anomaly, overflowed, skipped = judge(scale, float("nan"), norm)
     assert anomaly.kind == "not_finite" and not overflowed and skipped == 1
     assert scale.value == INITIAL / 2
-    for without in (LossScale({"value": FLOOR}), None):
+    for without in (LossScale(LossScaleState(FLOOR, 0, 0)), None):
         anomaly, overflowed, skipped = judge(without, 3.0, norm)
         assert anomaly.kind == "not_finite" and not overflowed and skipped == 1
 

@@ -403,7 +403,7 @@ def test_resolved_configuration_is_written(tmp_path, options):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"]["hten_scales"] == [1, 2, 4]
     assert config["model"]["vocab_size"] == 257
-    assert config["plan"]["steps"] == 2
+    assert config["schedule"]["steps"] == 2
     assert config["deepspeed"]["train_batch_size"] == 4
     assert config["training"]["seq_len"] == 32
     assert config["data"]["fingerprint"] == Manifest.load(options["data"]).fingerprint

@@ -9,8 +9,14 @@ from typing import Any
 import deepspeed
 import torch
 
-from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage, damage
-from ten_dist.checkpoint.layout import read_record
+from ten_dist.checkpoint import (
+    WEIGHT,
+    CheckpointReader,
+    RunState,
+    checksum_damage,
+    damage,
+    read_record,
+)
 from ten_dist.console import say
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.checkpointing.probe import check_probe, run_probe
@@ -39,14 +45,14 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> 
             f"--output_dir {folder.path} already holds a run and --resume is never: "
             "choose another folder, or remove this one"
         )
-    config = folder.read_config()
-    changed = describe_changes(config["identity"], identity)
+    record = folder.read()
+    changed = describe_changes(record.identity, identity)
     if changed:
         raise ConfigurationError(
             f"--output_dir {folder.path} holds a run with other options: {changed}: "
             "give the same ones, or choose another folder"
         )
-    return config["attempts"] + 1
+    return record.attempts + 1
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -106,14 +112,14 @@ def check_loadable(path: Path, run: ResolvedRun) -> None:
         ConfigurationError: it is of a run that this one cannot continue.
     """
     record = read_record(path)
-    changed = describe_changes(record["state_identity"], run.state_identity())
+    changed = describe_changes(record.state_identity, run.state_identity())
     if changed:
         raise ConfigurationError(
             f"{path} is of a run with other options: {changed}: give the same ones"
         )
-    if record["step"] > run.schedule.steps:
+    if record.state.step > run.schedule.steps:
         raise ConfigurationError(
-            f"{path} has done {record['step']} steps, more than the {run.schedule.steps} of "
+            f"{path} has done {record.state.step} steps, more than the {run.schedule.steps} of "
             "this run: give a longer one, with --steps, --tokens or --epochs"
         )
 
@@ -121,14 +127,14 @@ def check_loadable(path: Path, run: ResolvedRun) -> None:
 @torch.no_grad()
 def load_checkpoint(
     engine: deepspeed.DeepSpeedEngine, ranks: Ranks, run: ResolvedRun, path: Path
-) -> dict[str, Any]:
+) -> RunState:
     """Restore weights and moments, and see that they compute what they did.
 
     Every rank must call this. Each reads only the slices that it holds, and at stages 0
     to 2 all weights, one tensor at a time.
 
     Returns:
-        The record of the checkpoint: step and what else the trainer gave to save.
+        How far the run is that saved it.
 
     Raises:
         ConfigurationError: it is of another model, or damaged.
@@ -137,13 +143,13 @@ def load_checkpoint(
     held = held_state(engine, ranks)
     with ranks.agreeing(), CheckpointReader(path) as reader:
         reader.check_shapes(held.shapes)
-        held.load(reader.read, reader.record["optimizer_steps"])
+        held.load(reader.read, reader.record.optimizer_steps)
         for name, buffer in held.buffers.items():
             buffer.copy_(reader.tensor(WEIGHT, name))
         record = reader.record
     held.settle()
     found = run_probe(engine, ranks, run).loss
     with ranks.agreeing():
-        precisions = {run.training.precision, record["precision"]}
-        check_probe(found, record["probe_loss"], precisions)
-    return record
+        precisions = {run.training.precision, record.precision}
+        check_probe(found, record.probe_loss, precisions)
+    return record.state

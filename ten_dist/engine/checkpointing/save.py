@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -31,18 +30,18 @@ from torch import Tensor
 from ten_dist.checkpoint import (
     MOMENTS,
     WEIGHT,
+    CheckpointRecord,
     FileRecord,
+    RunState,
     TensorSlice,
     sync,
     write_tensors,
 )
 from ten_dist.checkpoint.layout import (
-    CHECKPOINT_FORMAT,
-    CHECKPOINT_VERSION,
     INDEX_NAME,
-    RECORD_NAME,
     tensor_file_name,
 )
+from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.checkpointing.host_copy import HostCopy
 from ten_dist.engine.distributed import Ranks
@@ -111,16 +110,15 @@ class CheckpointWriter:
 
     def save(
         self,
-        step: int,
-        progress: dict[str, Any],
+        state: RunState,
+        probe_loss: float,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin the checkpoint of a run after `step` steps.
+        """Begin the checkpoint of a run.
 
         Args:
-            step: optimizer steps done.
-            progress: what else a run needs to go on, ready for JSON: metrics of the last
-                step and validation, loss of the probe, batches left out, health.
+            state: how far the run is.
+            probe_loss: what its weights give of the probe, nats a token.
             tick: called again and again while training waits for a write.
 
         Raises:
@@ -129,7 +127,7 @@ class CheckpointWriter:
         """
         started = time.perf_counter()
         self.wait()
-        name = f"step_{step:08d}"
+        name = f"step_{state.step:08d}"
         partial = self._folder.checkpoints / f"{name}.partial"
         with self._ranks.agreeing():
             if self._ranks.is_first:
@@ -146,17 +144,15 @@ class CheckpointWriter:
                 written = self._write_files(partial, source)
             else:
                 self._copy.begin(list(self._values(_KINDS)))
-        record = {
-            "format": CHECKPOINT_FORMAT,
-            "version": CHECKPOINT_VERSION,
-            "step": step,
-            "optimizer_steps": self._held.optimizer_steps(),
-            **progress,
-            "state_identity": self._run.state_identity(),
-            "precision": self._run.training.precision,
-            "world_size": self._ranks.world_size,
-            "zero_stage": self._zero_stage,
-        }
+        record = CheckpointRecord(
+            state=state,
+            optimizer_steps=self._held.optimizer_steps(),
+            probe_loss=probe_loss,
+            state_identity=self._run.state_identity(),
+            precision=self._run.training.precision,
+            world_size=self._ranks.world_size,
+            zero_stage=self._zero_stage,
+        )
         self._thread = threading.Thread(
             target=self._finish,
             args=(partial, record, written, writing_since),
@@ -241,7 +237,7 @@ class CheckpointWriter:
     def _finish(
         self,
         partial: Path,
-        record: dict[str, Any],
+        record: CheckpointRecord,
         written: Written | None,
         started: float,
     ) -> None:
@@ -270,7 +266,7 @@ class CheckpointWriter:
     def _complete(
         self,
         partial: Path,
-        record: dict[str, Any],
+        record: CheckpointRecord,
         written: list[tuple[str | None, dict[str, FileRecord], list[TensorSlice]]],
         started: float,
     ) -> str | None:
@@ -302,20 +298,20 @@ class CheckpointWriter:
             write_json(partial / INDEX_NAME, index)
             files[INDEX_NAME] = FileRecord.of(partial / INDEX_NAME)
             write_seconds = time.perf_counter() - started
-            record = {
-                **record,
-                "held_seconds": self._held_seconds,
-                "write_seconds": write_seconds,
-                "files": {n: dataclasses.asdict(files[n]) for n in sorted(files)},
-            }
-            write_json(partial / RECORD_NAME, record)
+            record = dataclasses.replace(
+                record,
+                held_seconds=self._held_seconds,
+                write_seconds=write_seconds,
+                files=files,
+            )
+            write_json(partial / RECORD_NAME, record.to_dict())
             self._publish(partial)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return str(error)
         self._saved = SavedCheckpoint(
-            step=record["step"],
-            held_seconds=record["held_seconds"],
+            step=record.state.step,
+            held_seconds=record.held_seconds,
             write_seconds=write_seconds,
             bytes=sum(file.bytes for file in files.values()),
         )

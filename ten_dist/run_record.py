@@ -1,0 +1,84 @@
+"""The content of a run's `config.json`: everything that was resolved before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.training import TrainingConfig
+from ten_dist.errors import ConfigurationError
+from ten_dist.schedule import Schedule
+
+_FORMAT = "ten_dist.run"
+_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRecord:
+    """Which tokens a run reads."""
+
+    train: dict[str, str]
+    """Where the token sets lie, by source of the mixture; of a single set under ""."""
+    validation: dict[str, str]
+    """The same of held-out sets; empty where there are none."""
+    shares: dict[str, float] | None
+    """Shares of the rows by source, None without a mixture."""
+    fingerprint: str
+    tokenizer_sha256: str
+    separator_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run as it was resolved."""
+
+    model: TemporalEigenstateConfig
+    training: TrainingConfig
+    schedule: Schedule
+    deepspeed: dict[str, Any]
+    data: DataRecord
+    identity: dict[str, Any]
+    """What must be the same for the run to go on as the same run, by option name."""
+    versions: dict[str, str]
+    """Of Python and of the packages that decide a run's numbers."""
+    attempts: int = 1
+    """How often the run was started, going back to a checkpoint included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **dataclasses.asdict(self),
+            "model": self.model.to_dict(),
+            "training": self.training.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> RunRecord:
+        """Build from what :meth:`to_dict` gave.
+
+        Raises:
+            ConfigurationError: it is something else, or of another version.
+        """
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise ConfigurationError("is another's")
+        if values.get("version") != _VERSION:
+            raise ConfigurationError(
+                f"is of version {values.get('version')}, not {_VERSION}: use the ten_dist "
+                "that wrote it, or go on in another --output_dir with --resume CHECKPOINT"
+            )
+        try:
+            return cls(
+                model=TemporalEigenstateConfig.from_dict(values["model"]),
+                training=TrainingConfig(**values["training"]),
+                schedule=Schedule(**values["schedule"]),
+                deepspeed=values["deepspeed"],
+                data=DataRecord(**values["data"]),
+                identity=values["identity"],
+                versions=values["versions"],
+                attempts=values["attempts"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigurationError(f"is incomplete: {error!r}") from None
