@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+import ten_dist
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -98,6 +99,9 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ten-dist",
         description="Train, evaluate and use Temporal Eigenstate Networks.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"ten-dist {ten_dist.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = None

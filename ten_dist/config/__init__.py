@@ -1,0 +1,1 @@
+"""Configuration: what a model is and what a run does with it, as fields that are options."""
