@@ -14,6 +14,9 @@ import ten_dist
 from ten_dist.cli import main
 from tests.tools.launching import ROOT, SMALL_MODEL, launch_environment
 
+PACKAGED = ("ten_dist", "launch", "data_prep", "ds_configs", "README.md")
+PACKAGED += ("setup.cfg", "pyproject.toml")
+
 
 def run(*command, cwd, **environment):
     result = subprocess.run(
@@ -36,8 +39,10 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     # Building writes beside the sources, which other tests read.
     sources = folder / "sources"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "data", "build")
-    shutil.copytree(ROOT, sources, ignore=ignored, symlinks=True)
+    sources.mkdir()
+    for name in PACKAGED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, sources / name)
     build = ["-m", "build", "--no-isolation", "--outdir"]
     run(*build, folder, cwd=sources)
     run(*build, folder / "direct", "--wheel", cwd=sources)
