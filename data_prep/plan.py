@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import time
@@ -22,9 +23,10 @@ from data_prep.corpus import (
     listing_digest,
     units,
 )
-from data_prep.documents import Selection, unit_documents
+from data_prep.documents import Selection, line_number, unit_documents
 from data_prep.huggingface import DatasetFiles, find_dataset
-from data_prep.journal import Journal, Skipped
+from data_prep.journal import Journal
+from data_prep.left_out import LeftOut, Place
 from data_prep.tokenizer import (
     byte_tokenizer,
     check_vocab_size,
@@ -34,6 +36,7 @@ from data_prep.tokenizer import (
 )
 from ten_dist.data.tokenizer import file_sha256, load_tokenizer
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import printable
 
 _LAYOUT = 2
 """Part of a set's source: raised when the same corpus would give other shards."""
@@ -47,7 +50,8 @@ Say = Callable[[str], None]
 class Plan:
     """What is to be prepared; the same on every rank.
 
-    ``source`` goes into the manifest. ``files_sha256`` says in which state the files of
+    ``source`` goes into the manifest. ``left_out`` is what is not taken, by the names of
+    files and a look at them; later more is found to be of no use. ``files_sha256`` says in which state the files of
     the corpus were found, which no other machine's would be in.
     """
 
@@ -55,6 +59,7 @@ class Plan:
     source: dict[str, Any]
     files_sha256: str
     selection: Selection
+    left_out: LeftOut
     given_tokenizer: str | None
 
     @property
@@ -69,11 +74,38 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The corpus in one line."""
-        return (
+        """The corpus in one line, and one for each reason why files are not in it."""
+        corpus = (
             f"corpus: {self.source['files']} files, {self.source['bytes'] / 1e6:.1f} "
             f"MB, in {len(self.units)} shards"
         )
+        left_out = [f"  not in it: {line}" for line in self.left_out.lines()]
+        return "\n".join([corpus, *left_out])
+
+    def in_lines(self, left_out: LeftOut) -> LeftOut:
+        """What was left out, with lines in place of bytes, which nobody looks up."""
+        named = {
+            place.file
+            for places in left_out.first.values()
+            for place in places
+            if place.unit == "byte"
+        }
+        paths = {
+            printable(segment.file): segment.path
+            for unit in self.units
+            for segment in (unit if named else ())
+            if segment.format == "jsonl" and printable(segment.file) in named
+        }
+
+        def in_line(place: Place) -> Place:
+            # Gone, or changed: nothing more can be said of it.
+            with contextlib.suppress(OSError):
+                if place.unit == "byte":
+                    number = line_number(paths[place.file], place.position)
+                    return place._replace(position=number, unit="line")
+            return place
+
+        return left_out.relabelled(in_line)
 
 
 @dataclass(frozen=True)
@@ -93,14 +125,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ConfigurationError: there is no such corpus or tokenizer, or it does not fit.
         OSError: a file of the corpus is gone.
     """
-    dataset = None
+    dataset, left_out = None, LeftOut()
     if options.corpus is not None:
-        segments = list_python_stdlib(options.exclude, options.output)
+        segments = list_python_stdlib(options.exclude, options.output, left_out)
     elif options.dataset is not None:
         dataset = find_dataset(
             options.dataset, options.dataset_split, options.dataset_revision
         )
-        segments = list_files(dataset.files, options.text_field)
+        segments = list_files(dataset.files, options.text_field, left_out)
     else:
         segments = list_corpus(
             options.input,
@@ -108,12 +140,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
             options.exclude,
             options.output,
             options.text_field,
+            left_out,
         )
     return Plan(
         units=units(segments, options.shard_megabytes * 1e6),
         source=_source(options, segments, dataset),
         files_sha256=files_digest(segments),
         selection=Selection(options.text_field, options.min_length),
+        left_out=left_out,
         given_tokenizer=_given_tokenizer(options),
     )
 
@@ -224,7 +258,7 @@ def _train(
         for number, unit in enumerate(plan.units):
             copies = journal.array("duplicates", number)
             for document in unit_documents(
-                unit, plan.selection, Skipped(), copies, lambda *_: None
+                unit, plan.selection, LeftOut(), copies, lambda *_: None
             ):
                 if not document.is_held_out(options.val_fraction):
                     yield within_limit(document.pieces())

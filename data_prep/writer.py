@@ -166,7 +166,7 @@ def write_unit(
         def texts() -> Iterator[tuple[ShardWriter, str | None]]:
             """Pieces of documents, and None for the end of each, by where they go."""
             for document in unit_documents(
-                segments, selection, result.skipped, duplicates, tick
+                segments, selection, result.left_out, duplicates, tick
             ):
                 held_out = document.is_held_out(val_fraction)
                 split, writer = (result.val, val) if held_out else (result.train, train)

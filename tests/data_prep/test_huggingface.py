@@ -88,7 +88,7 @@ def test_documents_of_a_folder(
             ["--dataset_split", "all"],
             "no split 'all': give one of test train with --dataset_split",
         ),
-        ("{dataset}:table", [], "table.csv is neither Parquet nor JSONL"),
+        ("{dataset}:table", [], "table.csv is neither Parquet nor JSON Lines"),
         (
             "{dataset}:english",
             ["--text_field", "body"],

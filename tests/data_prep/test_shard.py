@@ -46,7 +46,9 @@ def test_decoding_the_tokens_gives_the_documents(
     assert manifest.text_bytes == sum(len(text.encode()) for text in expected)
     assert manifest.vocab_size == (400 if tokenizer == "trained" else 257)
     assert manifest.dtype == "uint16"
-    assert "2 empty documents, 2 that are not UTF-8" in said
+    assert "left out: 2 not text in UTF-8: latin.txt, records.jsonl:153\n" in said
+    assert "left out: 2 blank texts: empty.txt, records.jsonl:152\n" in said
+    assert "left out: 1 blank lines: records.jsonl:151\n" in said
     assert f"{manifest.tokens} tokens" in said
     if tokenizer == "file":
         assert manifest.tokenizer_sha256 == file_sha256(tmp_path / "mine.json")
