@@ -6,7 +6,7 @@ import codecs
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +22,13 @@ from data_prep.contents import (
 from data_prep.corpus import Segment
 from data_prep.formats import changed, parquet_texts
 from data_prep.left_out import NOT_UTF8, NULL, LeftOut, Place, Unusable
+from data_prep.pieces import ANYWHERE, Cuts, cut_pieces
 from data_prep.ranks import Tick
 from ten_dist.errors import DataError
 from ten_dist.files import printable
 
 LARGE_BYTES = 1 << 22
 """Size from which a text file is read in pieces, more than once, and never as a whole."""
-PIECE_CHARACTERS = 1 << 17
-"""What is encoded at once, in one thread: it takes hundreds of bytes a character."""
 CHUNK_BYTES = 1 << 20
 _DIGEST_BYTES = (8, 16)
 
@@ -64,9 +63,9 @@ class Document:
         """
         return int.from_bytes(self.digest(8), "big") / 2**64 < val_fraction
 
-    def pieces(self) -> Iterator[str]:
-        """The text, cut at line ends: an encoding takes far more than its text."""
-        return cut_pieces([self._text])
+    def pieces(self, cuts: Cuts | None = ANYWHERE) -> Iterator[str]:
+        """The text, cut where ``cuts`` allows: an encoding takes far more than its text."""
+        return cut_pieces([self._text], cuts)
 
 
 class LargeDocument(Document):
@@ -96,10 +95,10 @@ class LargeDocument(Document):
     def digest(self, size: int) -> bytes:
         return self._digests[size]
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self, cuts: Cuts | None = ANYWHERE) -> Iterator[str]:
         expected = self._digests
         try:
-            yield from cut_pieces(self._decoded(self._advance))
+            yield from cut_pieces(self._decoded(self._advance), cuts)
         except UnicodeDecodeError:
             raise changed(self._path) from None
         if self._digests != expected:
@@ -126,25 +125,6 @@ class LargeDocument(Document):
         yield decoder.decode(b"", final=True)
         self.bytes = size
         self._digests = {size: digest.digest() for size, digest in hashes.items()}
-
-
-def cut_pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """Join a text that comes in chunks, and cut it into pieces, at line ends.
-
-    A piece has at most :data:`PIECE_CHARACTERS`; where the cuts are depends on the text
-    alone, not on its chunks.
-    """
-    rest = ""
-    for chunk in chunks:
-        text = rest + chunk
-        start = 0
-        while len(text) - start > PIECE_CHARACTERS:
-            cut = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1
-            stop = cut if cut > start else start + PIECE_CHARACTERS
-            yield text[start:stop]
-            start = stop
-        rest = text[start:]
-    yield rest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -27,18 +26,16 @@ from data_prep.documents import Selection, line_number, unit_documents
 from data_prep.huggingface import DatasetFiles, find_dataset
 from data_prep.journal import Journal
 from data_prep.left_out import LeftOut, Place
-from data_prep.tokenizer import (
+from data_prep.tokenizer import check_vocab_size, train_tokenizer
+from ten_dist.data.tokenizer import (
+    TextTokenizer,
     byte_tokenizer,
-    check_vocab_size,
-    find_separator,
-    train_tokenizer,
-    vocabulary_size,
+    read_tokenizer_file,
 )
-from ten_dist.data.tokenizer import file_sha256, load_tokenizer
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Part of a set's source: raised when the same corpus would give other shards."""
 _SAMPLE_EXCESS = 1 << 28
 """Bytes by which the tokenizer's sample may exceed its limit, to end with a document."""
@@ -142,13 +139,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
             options.text_field,
             left_out,
         )
+    given_tokenizer = _given_tokenizer(options)
     return Plan(
         units=units(segments, options.shard_megabytes * 1e6),
-        source=_source(options, segments, dataset),
+        source=_source(options, segments, dataset, given_tokenizer),
         files_sha256=files_digest(segments),
         selection=Selection(options.text_field, options.min_length),
         left_out=left_out,
-        given_tokenizer=_given_tokenizer(options),
+        given_tokenizer=given_tokenizer,
     )
 
 
@@ -156,17 +154,13 @@ def _source(
     options: argparse.Namespace,
     segments: Sequence[Segment],
     dataset: DatasetFiles | None,
+    given_tokenizer: str | None,
 ) -> dict[str, Any]:
     """What decides the outcome: the corpus and the options, without machine paths."""
     tokenizer = options.tokenizer or "trained"
     if options.tokenizer not in (None, "bytes"):
-        try:
-            tokenizer = file_sha256(options.tokenizer)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot read --tokenizer {options.tokenizer}: {error.strerror}: give a "
-                "tokenizer.json, or 'bytes'"
-            ) from None
+        assert given_tokenizer is not None
+        tokenizer = hashlib.sha256(given_tokenizer.encode("utf-8")).hexdigest()
     source = {
         "layout": _LAYOUT,
         "files": len({segment.path for segment in segments}),
@@ -198,14 +192,11 @@ def _given_tokenizer(options: argparse.Namespace) -> str | None:
         check_vocab_size(options.vocab_size)
         return None
     if options.tokenizer == "bytes":
-        tokenizer = byte_tokenizer()
-        text = tokenizer.to_str(pretty=True)
+        text = byte_tokenizer().to_str(pretty=True)
     else:
-        tokenizer = load_tokenizer(options.tokenizer)
-        # Kept to the letter, so that its hash is that of the user's own file.
-        text = Path(options.tokenizer).read_bytes().decode("utf-8")
-    find_separator(tokenizer, options.separator)
-    size = vocabulary_size(tokenizer)
+        what = f"--tokenizer {options.tokenizer}"
+        text = read_tokenizer_file(options.tokenizer, what)
+    size = TextTokenizer(text, options.separator).vocab_size
     if options.vocab_size not in (None, size):
         raise ConfigurationError(
             f"--vocab_size {options.vocab_size} is not that of --tokenizer "
@@ -231,8 +222,13 @@ def make_vocabulary(
         else:
             text = _train(options, plan, journal, say).to_str(pretty=True)
             journal.keep_tokenizer(text)
-    tokenizer = Tokenizer.from_str(text)
-    size = vocabulary_size(tokenizer)
+    tokenizer = TextTokenizer(text, options.separator)
+    size = tokenizer.vocab_size
+    if tokenizer.drops_unknown_characters():
+        say(
+            "tokenizer: it has no token for characters that it does not know, and leaves "
+            "them out of the text"
+        )
     if options.tokenizer is None and size < options.vocab_size:
         say(
             f"tokenizer: the corpus has no pairs left to merge after {size} tokens, so "
@@ -242,7 +238,7 @@ def make_vocabulary(
         tokenizer_json=text,
         tokenizer_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
         size=size,
-        separator=find_separator(tokenizer, options.separator),
+        separator=(tokenizer.separator, tokenizer.separator_id),
     )
 
 
@@ -276,7 +272,7 @@ def _train(
 
     tokenizer = train_tokenizer(sample(), options.vocab_size)
     say(
-        f"tokenizer: {vocabulary_size(tokenizer)} tokens, trained on "
+        f"tokenizer: {tokenizer.get_vocab_size()} tokens, trained on "
         f"{taken / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
     )
     return tokenizer

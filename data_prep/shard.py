@@ -19,10 +19,9 @@ from data_prep.output import Found, Output
 from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
 from data_prep.progress import work_with_bar
 from data_prep.ranks import FileError, Ranks, Tick, assign_units
-from data_prep.tokenizer import make_encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
-from ten_dist.data.tokenizer import TOKENIZER_NAME
+from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -226,7 +225,7 @@ def _tokenize(
         )
 
     def job(tick: Tick) -> list[UnitResult]:
-        encoder = make_encoder(vocabulary.tokenizer_json, options.separator)
+        tokenizer = TextTokenizer(vocabulary.tokenizer_json, vocabulary.separator[0])
         results = []
         for unit in (missing[index] for index in shares[ranks.rank]):
             result = write_unit(
@@ -234,7 +233,7 @@ def _tokenize(
                 plan.units[unit],
                 output=output.folder,
                 val_output=output.val_folder,
-                encoder=encoder,
+                tokenizer=tokenizer,
                 dtype=token_dtype(vocabulary.size),
                 val_fraction=options.val_fraction,
                 selection=plan.selection,
