@@ -25,13 +25,13 @@ HEAD_BYTES = 512
 BYTE_ORDER_MARK = "\ufeff".encode()
 _COMPRESSED_BYTES = 1 << 14
 _LINE_BYTES = 1 << 26
-_COMPRESSED = {
-    "gz": re.compile(rb"\x1f\x8b\x08"),
-    # Some programs begin with a frame that is to be skipped.
-    "zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL),
-    "bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", re.DOTALL),
-    "xz": re.compile(rb"\xfd7zXZ\0", re.DOTALL),
-}
+# Some programs write zstandard that begins with a frame to be skipped.
+_COMPRESSED = re.compile(
+    rb"(?P<gz>\x1f\x8b\x08)"
+    rb"|(?P<zst>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
+    rb"|(?P<bz2>BZh[1-9](1AY&SY|\x17rE8P\x90))"
+    rb"|(?P<xz>\xfd7zXZ\0)"
+)
 _UTF_16 = "UTF-16: `iconv -f UTF-16 -t UTF-8` converts it"
 _UTF_32 = "UTF-32: `iconv -f UTF-32 -t UTF-8` converts it"
 _KINDS = {
@@ -62,10 +62,8 @@ class DamagedError(Exception):
 
 def compression_of(head: bytes) -> str | None:
     """How a file that begins with ``head`` is compressed: "gz", "zst", "bz2", "xz"."""
-    for name, magic in _COMPRESSED.items():
-        if magic.match(head):
-            return name
-    return None
+    found = _COMPRESSED.match(head)
+    return None if found is None else found.lastgroup
 
 
 def not_text(head: bytes) -> str | None:

@@ -128,18 +128,11 @@ def list_corpus(
             f"--include {min(unmatched)!r} matches no file in {' '.join(inputs)}"
             + (" that --exclude leaves" if exclude else "")
         )
-    segments = list_files(found.values(), text_field, left_out)
-    if not segments:
-        reasons = "; ".join(left_out.lines()) or "there are no files"
-        raise ConfigurationError(
-            f"no text was found in {printable(' '.join(inputs))} ({reasons}): give other "
-            "--input, or --include patterns for the files that hold text"
-        )
-    return segments
+    return list_files(found.values(), text_field, left_out, " ".join(inputs))
 
 
 def list_files(
-    files: Iterable[tuple[str, str]], text_field: str, left_out: LeftOut
+    files: Iterable[tuple[str, str]], text_field: str, left_out: LeftOut, source: str
 ) -> list[Segment]:
     """The segments of files, in the order in which they become tokens.
 
@@ -147,12 +140,17 @@ def list_files(
         files: (name within the corpus, path) of each.
         text_field: field of JSON Lines and column of Parquet that holds the text.
         left_out: where files that hold nothing to read are counted.
+        source: where they come from, as the user named it.
 
     Raises:
         ConfigurationError: a file cannot be read, a Parquet file has no column
-            ``text_field`` of text, or a library is not installed.
+            ``text_field`` of text, a library is not installed, or no file has anything
+            to read.
     """
     segments = _segments(files, text_field, left_out)
+    if not segments:
+        reasons = "; ".join(left_out.lines()) or "there are no files"
+        raise ConfigurationError(f"no text was found in {printable(source)}: {reasons}")
     return sorted(segments, key=lambda segment: (_order(segment), segment.identity))
 
 

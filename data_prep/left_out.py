@@ -37,8 +37,8 @@ REASONS = {
 }
 """What is said of each reason, behind its count."""
 NOTES = {
-    "json_as_text": "read as plain text, although their names would have to end in "
-    ".jsonl for their lines of JSON to be read",
+    "json_as_text": "text files that look like JSON Lines, read as plain text (name "
+    "them .jsonl to have the field read)",
 }
 """The same for what is used, but perhaps not as it was meant."""
 
@@ -55,10 +55,11 @@ class Place(NamedTuple):
     """What it was found to be."""
 
     def __str__(self) -> str:
-        name = {
-            "": self.file,
-            "line": f"{self.file}:{self.position}",
-        }.get(self.unit, f"{self.file} {self.unit} {self.position}")
+        name = self.file
+        if self.unit == "line":
+            name += f":{self.position}"
+        elif self.unit:
+            name += f" {self.unit} {self.position}"
         return f"{name} ({self.note})" if self.note else name
 
 
@@ -123,13 +124,13 @@ class LeftOut:
         return LeftOut(self.counts, first)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and first places, of JSON values, for the manifest."""
+        """Counts and first places of what was left out, of JSON values."""
         return {
             reason: {
                 "count": self.counts[reason],
                 "first": [str(place) for place in self.first[reason]],
             }
-            for reason in (*REASONS, *NOTES)
+            for reason in REASONS
             if reason in self.counts
         }
 

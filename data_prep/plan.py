@@ -47,9 +47,9 @@ Say = Callable[[str], None]
 class Plan:
     """What is to be prepared; the same on every rank.
 
-    ``source`` goes into the manifest. ``left_out`` is what is not taken, by the names of
-    files and a look at them; later more is found to be of no use. ``files_sha256`` says in which state the files of
-    the corpus were found, which no other machine's would be in.
+    ``source`` goes into the manifest. ``files_sha256`` says in which state the files of
+    the corpus were found, which no other machine's would be in. ``left_out`` is what
+    was seen to be of no use so far, by the names of files and how they begin.
     """
 
     units: list[list[Segment]]
@@ -80,7 +80,7 @@ class Plan:
         return "\n".join([corpus, *left_out])
 
     def in_lines(self, left_out: LeftOut) -> LeftOut:
-        """What was left out, with lines in place of bytes, which nobody looks up."""
+        """What was left out, with lines for bytes, which are what a range knows."""
         named = {
             place.file
             for places in left_out.first.values()
@@ -129,7 +129,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
         dataset = find_dataset(
             options.dataset, options.dataset_split, options.dataset_revision
         )
-        segments = list_files(dataset.files, options.text_field, left_out)
+        segments = list_files(
+            dataset.files, options.text_field, left_out, f"--dataset {options.dataset}"
+        )
     else:
         segments = list_corpus(
             options.input,

@@ -269,8 +269,7 @@ def _complete(
     val = _manifest(output.val_folder, source, vocabulary, vals)
     if train.documents + val.documents == 0:
         raise ConfigurationError(
-            "the corpus has no documents: "
-            + ("; ".join(left_out.lines()) or "it has no rows")
+            f"the corpus has no documents: {'; '.join(left_out.lines())}"
         )
     if train.documents == 0 or (options.val_fraction > 0 and val.documents == 0):
         side, change = (

@@ -151,8 +151,11 @@ def test_json_that_is_no_lines_is_named(read):
 
 def test_json_lines_by_the_name_of_a_text_are_noted(read):
     documents, first, said = read({"a.txt": lines_of("one"), "b.txt": b'{"other": 1}'})
-    assert len(documents) == 2 and first == {"json_as_text": ["a.txt"]}
-    assert "note: 1 read as plain text" in said and "left out: nothing" in said
+    assert len(documents) == 2 and first == {}
+    assert (
+        "note: 1 text files that look like JSON Lines" in said and ": a.txt\n" in said
+    )
+    assert "left out: nothing" in said
 
 
 def archive(path):
@@ -207,10 +210,9 @@ def test_empty_files_of_every_format(read):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt"])
-def test_nothing_but_an_empty_file(refused, name):
+def test_nothing_but_an_empty_file(tmp_path, refused, name):
     error = refused(name, b"")
-    assert "no text was found in " in error
-    assert f"(1 empty files: {name})" in error
+    assert f"no text was found in {tmp_path / name}: 1 empty files: {name}" in error
 
 
 def test_names_of_any_kind(read):
