@@ -32,9 +32,9 @@ from data_prep.corpus import list_python_stdlib
 from data_prep.documents import Selection, read_documents
 from data_prep.left_out import LeftOut
 from data_prep.shard import main as prepare
-from data_prep.tokenizer import byte_tokenizer
 from data_prep.writer import ShardWriter
 from ten_dist.data import Manifest, ShardRecord, file_sha256, training_batches
+from ten_dist.data.tokenizer import byte_tokenizer
 
 VOCAB_SIZE = 4096
 GPU_TOKENS_PER_SECOND = 500_000

@@ -197,7 +197,8 @@ def _given_tokenizer(options: argparse.Namespace) -> str | None:
         text = byte_tokenizer().to_str(pretty=True)
     else:
         what = f"--tokenizer {options.tokenizer}"
-        text = read_tokenizer_file(options.tokenizer, what)
+        advice = "give a tokenizer.json, or 'bytes'"
+        text = read_tokenizer_file(options.tokenizer, what, advice)
     size = TextTokenizer(text, options.separator).vocab_size
     if options.vocab_size not in (None, size):
         raise ConfigurationError(

@@ -28,7 +28,6 @@ TOKENIZER_NAME = "tokenizer.json"
 SEPARATOR = "<|endoftext|>"
 WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
-# What stands for the separator in the tokenizer that encodes, so that no text spells it.
 # Unicode sets its first and last character aside for use within a program.
 _UNSPELLABLE = "\ufdd0separator\ufdd0"
 
@@ -82,12 +81,33 @@ class TextTokenizer:
 
     @cached_property
     def _encoding(self) -> Tokenizer:
-        """The tokenizer that encodes: no text gives the separator."""
-        tokenizer = Tokenizer.from_str(json.dumps(_without_separator(self)))
+        """The tokenizer that encodes; all special tokens are text, the separator too."""
+        spec = {
+            **self.spec,
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+        }
+        spec["added_tokens"] = [
+            {**token, "special": token["special"] or token["content"] == self.separator}
+            for token in spec["added_tokens"]
+        ]
+        if "dropout" in spec["model"]:
+            # A text is to give the same tokens at any time.
+            spec["model"] = {**spec["model"], "dropout": None}
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
         tokenizer.encode_special_tokens = True
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         return tokenizer
+
+    @cached_property
+    def _spelled_separator(self) -> np.ndarray:
+        """What a model that has the separator as a piece makes of it otherwise: uint32."""
+        model = {**self.spec["model"], **_without_piece(self.spec, self.separator)}
+        tokenizer = Tokenizer.from_str(
+            json.dumps({**self.spec, "model": model, "added_tokens": []})
+        )
+        parts = tokenizer.model.tokenize(self.separator)
+        return np.array([part.id for part in parts], dtype=np.uint32)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text: 1-D uint32. Several threads may call it at once.
@@ -112,12 +132,23 @@ class TextTokenizer:
             ) from None
         # By way of an array: numpy takes three times as long over a list.
         encoded = [np.asarray(array("I", encoding.ids)) for encoding in encodings]
-        if any((ids == self.separator_id).any() for ids in encoded):
+        return [self._spelled_out(ids) for ids in encoded]
+
+    def _spelled_out(self, ids: np.ndarray) -> np.ndarray:
+        """Tokens of a text, the separator in other tokens where the text spells it."""
+        at = np.flatnonzero(ids == self.separator_id)
+        if not at.size:
+            return ids
+        parts = self._spelled_separator
+        if not parts.size or (parts == self.separator_id).any():
             raise DataError(
-                f"a document gives the token {self.separator}, which ends documents: "
-                "name another token with --separator"
+                f"a document spells {self.separator!r}, which ends documents, and the "
+                "tokenizer has no other tokens for it: name another with --separator"
             )
-        return encoded
+        pieces = np.split(ids, at)
+        return np.concatenate(
+            [pieces[0], *(part for piece in pieces[1:] for part in (parts, piece[1:]))]
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a whole sequence of tokens, special ones spelled out.
@@ -216,54 +247,29 @@ def _check_separator(spec: dict[str, Any], separator: str) -> None:
         )
 
 
-def _without_separator(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """A tokenizer that gives the same tokens of every text, but never the separator.
-
-    That may be a token which is looked for in a text, a piece of the vocabulary, or both:
-    it keeps its id under a name that no text has, and nothing merges into it.
-    """
-    spec, separator = tokenizer.spec, tokenizer.separator
-    model = dict(spec["model"])
-    # Encodings are to be the same at any time.
-    model["dropout"] = None
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {
-            _UNSPELLABLE if piece == separator else piece: number
-            for piece, number in vocabulary.items()
+def _without_piece(spec: dict[str, Any], piece: str) -> dict[str, Any]:
+    """Vocabulary and merges of a model in which nothing becomes a piece; ids stay."""
+    model, changed = spec["model"], {}
+    if isinstance(model["vocab"], dict):
+        changed["vocab"] = {
+            _UNSPELLABLE if name == piece else name: number
+            for name, number in model["vocab"].items()
         }
     else:
-        model["vocab"] = [
-            [_UNSPELLABLE if piece == separator else piece, score]
-            for piece, score in vocabulary
+        changed["vocab"] = [
+            [_UNSPELLABLE if name == piece else name, score]
+            for name, score in model["vocab"]
         ]
     if "merges" in model:
         prefix = model.get("continuing_subword_prefix") or ""
-        pairs = (
-            merge.split(" ") if isinstance(merge, str) else merge
-            for merge in model["merges"]
-        )
-        model["merges"] = [
+        # Releases of the library differ in how they write a pair.
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        changed["merges"] = [
             [left, right]
             for left, right in pairs
-            if separator not in (left, right, left + right.removeprefix(prefix))
+            if piece not in (left, right, left + right.removeprefix(prefix))
         ]
-    if model["type"] != "BPE":
-        del model["dropout"]
-    added = [
-        {**token, "content": _UNSPELLABLE, "special": True}
-        if token["content"] == separator
-        else token
-        for token in spec["added_tokens"]
-    ]
-    return {
-        **spec,
-        "model": model,
-        "added_tokens": added,
-        "truncation": None,
-        "padding": None,
-        "post_processor": None,
-    }
+    return changed
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -311,12 +317,15 @@ def set_tokenizer(manifest: Manifest) -> TextTokenizer:
     return TextTokenizer(content, manifest.separator_token)
 
 
-def read_tokenizer_file(path: str | os.PathLike[str], what: str) -> str:
+def read_tokenizer_file(
+    path: str | os.PathLike[str], what: str, advice: str = ""
+) -> str:
     """The content of a ``tokenizer.json`` of the user's, or of the one in a folder.
 
     Args:
         path: the file or folder.
         what: how messages begin.
+        advice: how they end.
 
     Raises:
         ConfigurationError: there is none, or it is not text.
@@ -325,7 +334,7 @@ def read_tokenizer_file(path: str | os.PathLike[str], what: str) -> str:
     path = Path(path)
     if path.is_dir():
         path = path / TOKENIZER_NAME
-    content = read_user_text(path, what)
+    content = read_user_text(path, what, advice)
     try:
         _from_json(content)
     except DataError as error:

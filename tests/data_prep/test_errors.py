@@ -7,7 +7,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, models
 
-from data_prep.tokenizer import byte_tokenizer
+from ten_dist.data.tokenizer import byte_tokenizer
 from tests.conftest import contents
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.tokenizer import SEPARATOR, train_tokenizer
+from data_prep.tokenizer import train_tokenizer
 from ten_dist.data import Manifest
+from ten_dist.data.tokenizer import SEPARATOR
 from tests.conftest import contents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def test_read_in_pieces_or_whole_the_result_is_the_same(
     (corpus / "text.txt.gz").write_bytes(gzip.compress(text[1:].encode() * 9))
     (corpus / "cut.txt").write_bytes("模型".encode() * 1000 + b"\xe6\xa8")
     (corpus / "copy.txt").write_bytes((corpus / "code" / "m0.py").read_bytes())
-    monkeypatch.setattr("data_prep.documents.PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr("data_prep.pieces.PIECE_CHARACTERS", 1000)
     monkeypatch.setattr("data_prep.tokenizer._PART_CHARACTERS", 500)
     options = ["--input", corpus, "--vocab_size", 400, "--val_fraction", 0.3]
     options += ["--deduplicate", "--min_length", 200]

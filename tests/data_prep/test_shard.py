@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data_prep.shard import assign_units
-from data_prep.tokenizer import byte_tokenizer
 from ten_dist.data import Manifest, TokenReader, file_sha256, verify_shards
+from ten_dist.data.tokenizer import byte_tokenizer
 
 
 def contents(folder):
@@ -188,6 +188,7 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path, prepare):
     words["</s>"] = 70001  # A gap: the embedding needs 70002 rows.
     mine = Tokenizer(models.WordLevel(words, unk_token="w0"))
     mine.pre_tokenizer = pre_tokenizers.Whitespace()
+    mine.add_special_tokens(["</s>"])
     mine.save(str(tmp_path / "mine.json"))
     (tmp_path / "a.txt").write_text("w69999 w1")
     status, _, _ = prepare(
