@@ -32,10 +32,11 @@ from ten_dist.data.tokenizer import (
     byte_tokenizer,
     read_tokenizer_file,
 )
+from ten_dist.data.verify import CUTS_ARE_EXACT
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
 
-_LAYOUT = 3
+_LAYOUT = CUTS_ARE_EXACT
 """Part of a set's source: raised when the same corpus would give other shards."""
 _SAMPLE_EXCESS = 1 << 28
 """Bytes by which the tokenizer's sample may exceed its limit, to end with a document."""

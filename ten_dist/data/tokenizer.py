@@ -74,6 +74,11 @@ class TextTokenizer:
             raise DataError(f"the tokenizer has no token {separator_id}, the separator")
         return cls(content, separator)
 
+    @property
+    def has_special_separator(self) -> bool:
+        """Whether the separator is a special token, which means nothing else in a text."""
+        return self.separator in _special_tokens(self.spec)
+
     @cached_property
     def in_bytes(self) -> bool:
         """Whether this is :func:`byte_tokenizer`."""
@@ -203,13 +208,17 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _special_tokens(spec: dict[str, Any]) -> list[str]:
+    return [token["content"] for token in spec["added_tokens"] if token["special"]]
+
+
 def _only_special_separator(spec: dict[str, Any]) -> str:
     """The separator that a tokenizer has without a doubt.
 
     A token that is not special is what a text may well contain, such as `</s>` where that
     is a tag of HTML.
     """
-    special = [token["content"] for token in spec["added_tokens"] if token["special"]]
+    special = _special_tokens(spec)
     found = [token for token in WELL_KNOWN_SEPARATORS if token in special]
     if len(found) == 1:
         return found[0]

@@ -10,7 +10,8 @@ from typing import Any
 from ten_dist.checkpoint import CheckpointReader
 from ten_dist.checkpoint.export import export_weights
 from ten_dist.config import TemporalEigenstateConfig
-from ten_dist.data import Mixture, read_tokenizer, verify_shards
+from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
+from ten_dist.data.verify import miscounted
 from ten_dist.engine.assembly import build_engine, build_model
 from ten_dist.engine.checkpoint_writer import CheckpointWriter, lacking_space
 from ten_dist.engine.checkpoints import (
@@ -181,15 +182,21 @@ def _verify_data(
     ranks: Ranks, run: ResolvedRun, watchdog: Watchdog | NoWatchdog
 ) -> None:
     full = run.training.data_verification == "full"
-    with ranks.agreeing():
-        for manifest in run.manifests():
-            verify_shards(
+    for manifest in run.manifests():
+        with ranks.agreeing():
+            found = verify_shards(
                 manifest,
                 ranks.rank,
                 ranks.world_size,
                 full=full,
                 tick=lambda: watchdog.progress("start-up"),
             )
+        if not full or is_url(manifest.directory):
+            continue
+        separators = sum(ranks.gather(found))
+        with ranks.agreeing():
+            if separators != manifest.documents:
+                raise miscounted(manifest, separators)
 
 
 def _run(

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 
 from data_prep.pieces import cut_pieces, cuts_of
 from data_prep.tokenizer import train_tokenizer
+from ten_dist.cli import main
 from ten_dist.data import Manifest, TextTokenizer
 from ten_dist.data.shards import read_shard
 from ten_dist.data.tokenizer import SEPARATOR, byte_tokenizer
 from ten_dist.errors import ConfigurationError, DataError
-from tests.launching import ROOT
+from tests.launching import ROOT, SMALL_MODEL
 from tests.tools.families import FAMILIES, random_text
 
 DOCUMENTS = 200
@@ -196,3 +197,68 @@ def test_characters_that_are_left_out_are_announced():
     spec = json.loads(byte_tokenizer().to_str())
     del spec["model"]["vocab"]["a"]
     assert TextTokenizer(json.dumps(spec), SEPARATOR).drops_unknown_characters()
+
+
+def prepared_before(folder, **source):
+    """Rewrite the manifest of a set as an earlier version would have written it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    content["source"] = {**content["source"], **source}
+    path.write_text(json.dumps(content))
+
+
+def verified(folder, capsys):
+    status = main(["data", "verify", str(folder)])
+    return status, capsys.readouterr().err
+
+
+def test_long_documents_that_were_cut_wrongly_are_recognised_and_the_cure_works(
+    tmp_path, prepare, capsys
+):
+    (tmp_path / "a.txt").write_text("the river stone.\n" * 9000)
+    content = FAMILIES["unigram"][0]().to_str()
+    (tmp_path / "tokenizer.json").write_text(content)
+    options = ["--input", tmp_path / "a.txt"]
+    options += ["--tokenizer", tmp_path / "tokenizer.json", "--output"]
+    assert prepare(*options, tmp_path / "before")[0] == 0
+    prepared_before(tmp_path / "before", layout=2)
+    status, errors = verified(tmp_path / "before", capsys)
+    assert status == 2 and "encoded in pieces" in errors
+    assert "into another folder" in errors
+    assert prepare(*options, tmp_path / "again")[0] == 0
+    assert verified(tmp_path / "again", capsys) == (0, "")
+
+
+def test_a_separator_in_doubt_is_recognised_and_the_cure_works(
+    tmp_path, prepare, capsys
+):
+    content = spec_with([("<eos>", True), ("</s>", False)])
+    (tmp_path / "tokenizer.json").write_text(content)
+    (tmp_path / "a.txt").write_text("price <s>10</s> 8 coins")
+    options = ["--input", tmp_path / "a.txt", "--output", tmp_path / "before"]
+    options += ["--tokenizer", tmp_path / "tokenizer.json", "--separator", "</s>"]
+    assert prepare(*options)[0] == 0
+    assert verified(tmp_path / "before", capsys) == (0, "")
+    prepared_before(tmp_path / "before", separator=None)
+    status, errors = verified(tmp_path / "before", capsys)
+    assert status == 2 and "name the token that ends documents with --sep" in errors
+    options[3] = tmp_path / "again"
+    assert prepare(*options[:-1], "<eos>")[0] == 0
+    assert verified(tmp_path / "again", capsys) == (0, "")
+
+
+def test_more_separators_than_documents_are_not_trained_on(tmp_path, prepare, capsys):
+    (tmp_path / "a.txt").write_text("the river stone.\n" * 100)
+    options = ["--input", tmp_path / "a.txt", "--tokenizer", "bytes"]
+    assert prepare(*options, "--output", tmp_path / "data")[0] == 0
+    path = tmp_path / "data" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["documents"] += 1
+    path.write_text(json.dumps(content))
+    status, errors = verified(tmp_path / "data", capsys)
+    assert status == 2 and "1 separators, its manifest says 2 documents" in errors
+    train = [*SMALL_MODEL, "--data", tmp_path / "data", "--steps", 1]
+    train += ["--output_dir", tmp_path / "run", "--seq_len", 32]
+    assert main(["train", *map(str, train)]) == 2
+    assert "1 separators, its manifest says 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
