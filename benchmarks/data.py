@@ -30,11 +30,11 @@ from tokenizers import Tokenizer
 from benchmarks.measure import Report, paired, run_measurements, seconds_of
 from data_prep.corpus import list_python_stdlib
 from data_prep.documents import Selection, read_documents
-from data_prep.journal import Skipped
+from data_prep.left_out import LeftOut
 from data_prep.shard import main as prepare
-from data_prep.tokenizer import byte_tokenizer
 from data_prep.writer import ShardWriter
 from ten_dist.data import Manifest, ShardRecord, file_sha256, training_batches
+from ten_dist.data.tokenizer import byte_tokenizer
 
 VOCAB_SIZE = 4096
 GPU_TOKENS_PER_SECOND = 500_000
@@ -66,7 +66,7 @@ def measure_prepare(report: Report, folder: Path) -> None:
         "".join(document.pieces())
         for segment in list_python_stdlib()
         for document in read_documents(
-            segment, Selection("text"), Skipped(), lambda _: None
+            segment, Selection("text"), LeftOut(), lambda _: None
         )
     ]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_prep.corpus import Segment
 from data_prep.documents import Selection, unit_documents
-from data_prep.journal import Journal, Skipped
+from data_prep.journal import Journal
+from data_prep.left_out import LeftOut
 from data_prep.progress import work_with_bar
 from data_prep.ranks import Ranks, Tick, assign_units
 
@@ -88,7 +89,7 @@ def _hashes(
     segments: Sequence[Segment], selection: Selection, tick: Tick
 ) -> np.ndarray:
     joined = bytearray()
-    for document in unit_documents(segments, selection, Skipped(), None, tick):
+    for document in unit_documents(segments, selection, LeftOut(), None, tick):
         joined += document.digest(HASH_BYTES)
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
 

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.contents import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    DamagedError,
+    has_field,
+    not_text,
+    opened,
+)
 from data_prep.corpus import Segment
-from data_prep.formats import compressed_lines, parquet_texts
-from data_prep.journal import Skipped
+from data_prep.formats import changed, parquet_texts
+from data_prep.left_out import NOT_UTF8, NULL, LeftOut, Place, Unusable
+from data_prep.pieces import ANYWHERE, Cuts, cut_pieces
 from data_prep.ranks import Tick
 from ten_dist.errors import DataError
+from ten_dist.files import printable
 
 LARGE_BYTES = 1 << 22
 """Size from which a text file is read in pieces, more than once, and never as a whole."""
-PIECE_CHARACTERS = 1 << 17
-"""What is encoded at once, in one thread: it takes hundreds of bytes a character."""
 CHUNK_BYTES = 1 << 20
 _DIGEST_BYTES = (8, 16)
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Document:
-    """A text in memory: ``bytes`` is its size in UTF-8, ``characters`` its length."""
+    """A text in memory: ``bytes`` is its size in UTF-8, ``characters`` its length.
+
+    A byte order mark at its beginning is no part of it. ``place`` says where it lies,
+    ``note`` what to tell the user about it, by a name of :data:`NOTES`.
+    """
+
+    place = Place("")
+    note: str | None = None
 
     def __init__(self, text: str) -> None:
+        text = text.removeprefix("\ufeff")
         self._text = text
         self._data = text.encode("utf-8")
         self.bytes = len(self._data)
@@ -48,27 +63,28 @@ class Document:
         """
         return int.from_bytes(self.digest(8), "big") / 2**64 < val_fraction
 
-    def pieces(self) -> Iterator[str]:
-        """The text, cut at line ends: an encoding takes far more than its text."""
-        return cut_pieces([self._text])
+    def pieces(self, cuts: Cuts | None = ANYWHERE) -> Iterator[str]:
+        """The text, cut where ``cuts`` allows: an encoding takes far more than its text."""
+        return cut_pieces([self._text], cuts)
 
 
 class LargeDocument(Document):
     """A text file that is never in memory as a whole.
 
     It is read through once when it is made, for what can be asked of it, and once more
-    for each call of :meth:`pieces`. ``advance`` is told of the bytes of the latter.
+    for each call of :meth:`pieces`. ``advance`` is told of the bytes of the latter, as
+    on the disk.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
-        DataError: it is not of the size that was listed.
+        DataError: it is not of the size that was listed, or damaged.
         OSError: it cannot be read.
     """
 
     def __init__(self, path: str, size: int, advance: Callable[[int], None]) -> None:
         self._path = path
+        self._size = size
         self._advance = advance
-        self.bytes = size
         self.characters = 0
         self.blank = True
         self._digests = {}
@@ -79,54 +95,36 @@ class LargeDocument(Document):
     def digest(self, size: int) -> bytes:
         return self._digests[size]
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self, cuts: Cuts | None = ANYWHERE) -> Iterator[str]:
         expected = self._digests
         try:
-            yield from cut_pieces(self._decoded(self._advance))
+            yield from cut_pieces(self._decoded(self._advance), cuts)
         except UnicodeDecodeError:
-            raise _changed(self._path) from None
+            raise changed(self._path) from None
         if self._digests != expected:
-            raise _changed(self._path)
+            raise changed(self._path)
 
     def _decoded(self, advance: Callable[[int], None]) -> Iterator[str]:
-        """The text in chunks; at its end, the digests are those of what was read."""
+        """The text in chunks; at its end, size and digests are those of what was read."""
         hashes = {size: hashlib.blake2b(digest_size=size) for size in _DIGEST_BYTES}
         decoder = codecs.getincrementaldecoder("utf-8")()
-        with open(self._path, "rb") as file:
-            left = self.bytes
-            while chunk := file.read(CHUNK_BYTES):
-                left -= len(chunk)
+        size = done = 0
+        with _naming_damage(self._path), opened(self._path, self._size) as file:
+            while chunk := file.contents.read(CHUNK_BYTES):
+                if not size:
+                    chunk = chunk.removeprefix(BYTE_ORDER_MARK)
+                size += len(chunk)
                 for digest in hashes.values():
                     digest.update(chunk)
                 yield decoder.decode(chunk)
-                advance(len(chunk))
-        if left:
-            raise _changed(self._path)
+                position = file.raw.tell()
+                advance(position - done)
+                done = position
+        if done != self._size:
+            raise changed(self._path)
         yield decoder.decode(b"", final=True)
+        self.bytes = size
         self._digests = {size: digest.digest() for size, digest in hashes.items()}
-
-
-def cut_pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """Join a text that comes in chunks, and cut it into pieces, at line ends.
-
-    A piece has at most :data:`PIECE_CHARACTERS`; where the cuts are depends on the text
-    alone, not on its chunks.
-    """
-    rest = ""
-    for chunk in chunks:
-        text = rest + chunk
-        start = 0
-        while len(text) - start > PIECE_CHARACTERS:
-            cut = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1
-            stop = cut if cut > start else start + PIECE_CHARACTERS
-            yield text[start:stop]
-            start = stop
-        rest = text[start:]
-    yield rest
-
-
-def _changed(path: str) -> DataError:
-    return DataError(f"{path} changed while it was being prepared")
 
 
 @dataclass(frozen=True)
@@ -140,16 +138,16 @@ class Selection:
 def unit_documents(
     segments: Sequence[Segment],
     selection: Selection,
-    skipped: Skipped,
+    left_out: LeftOut,
     duplicates: np.ndarray | None,
     tick: Tick,
 ) -> Iterator[Document]:
-    """The documents of a unit, in order; those left out are added to ``skipped``.
+    """The documents of a unit, in order; the others are added to ``left_out``.
 
     Args:
         segments: Those of the unit.
         selection: Which texts are documents.
-        skipped: Where to count what is left out.
+        left_out: Where to count what is left out.
         duplicates: Which of them to leave out, by their number: 1-D, ascending.
         tick: Told of the bytes that were got through.
 
@@ -161,9 +159,9 @@ def unit_documents(
     number = 0
     for segment in segments:
         progress = _Progress(tick)
-        for document in read_documents(segment, selection, skipped, progress):
+        for document in read_documents(segment, selection, left_out, progress):
             if number == next_copy:
-                skipped.duplicates += 1
+                left_out.add("duplicate", document.place)
                 next_copy = next(copies, None)
             else:
                 yield document
@@ -186,10 +184,10 @@ class _Progress:
 def read_documents(
     segment: Segment,
     selection: Selection,
-    skipped: Skipped,
+    left_out: LeftOut,
     advance: Callable[[int], None],
 ) -> Iterator[Document]:
-    """The documents of a segment, in order; those left out are added to ``skipped``.
+    """The documents of a segment, in order; the others are added to ``left_out``.
 
     While the pieces of a large one are taken, ``advance`` is told of its bytes.
 
@@ -198,45 +196,78 @@ def read_documents(
             compressed or Parquet file is damaged; or the file is not what was listed.
         OSError: the file cannot be read.
     """
-    text_field = selection.text_field
-    texts: Iterator[str | Document | None]
-    if segment.format == "text":
-        texts = _file_text(segment, advance)
-    elif segment.format == "jsonl":
-        texts = _jsonl_texts(segment, text_field)
-    elif segment.format == "parquet":
-        texts = parquet_texts(segment, text_field)
-    else:
-        texts = _compressed_texts(segment, text_field)
-    for text in texts:
-        if text is None:
-            skipped.not_utf8 += 1
+    name, unit = printable(segment.file), segment.positions
+    for position, text in _texts(segment, selection.text_field, advance):
+        place = Place(name, position, unit)
+        if isinstance(text, Unusable):
+            left_out.add(text.reason, place._replace(note=text.note))
             continue
         document = Document(text) if isinstance(text, str) else text
+        document.place = place
         if document.blank:
-            skipped.empty += 1
+            left_out.add("blank", place)
         elif document.characters < selection.min_length:
-            skipped.too_short += 1
+            left_out.add("too_short", place)
         else:
+            if document.note is not None:
+                left_out.add(document.note, place)
             yield document
 
 
+def _texts(
+    segment: Segment, text_field: str, advance: Callable[[int], None]
+) -> Iterator[tuple[int, str | Document | Unusable]]:
+    """What stands at each place of a segment, by its position."""
+    if segment.format == "text":
+        return iter([(0, _file_text(segment, text_field, advance))])
+    if segment.format == "parquet":
+        return parquet_texts(segment, text_field)
+    in_ranges = segment.format == "jsonl"
+    return (_range_texts if in_ranges else _compressed_texts)(segment, text_field)
+
+
 def _file_text(
-    segment: Segment, advance: Callable[[int], None]
-) -> Iterator[str | Document | None]:
+    segment: Segment, text_field: str, advance: Callable[[int], None]
+) -> Document | Unusable:
+    path, size = segment.path, segment.bytes
+    with _naming_damage(path), opened(path, size) as file:
+        limit = LARGE_BYTES if file.compression else min(size, LARGE_BYTES)
+        data = file.contents.read(limit)
+    if not data:
+        return Unusable("empty")
+    if kind := not_text(data[:HEAD_BYTES]):
+        return Unusable("not_utf8", kind)
     try:
-        if segment.bytes >= LARGE_BYTES:
-            yield LargeDocument(segment.path, segment.bytes, advance)
-            return
-        with open(segment.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != segment.stop:
-                raise _changed(segment.path)
-            yield file.read().decode("utf-8")
+        large = len(data) >= LARGE_BYTES
+        document = (
+            LargeDocument(path, size, advance)
+            if large
+            else Document(data.decode("utf-8"))
+        )
     except UnicodeDecodeError:
-        yield None
+        return NOT_UTF8
+    if has_field(data, text_field):
+        document.note = "json_as_text"
+    return document
 
 
-def _jsonl_texts(segment: Segment, text_field: str) -> Iterator[str | None]:
+@contextlib.contextmanager
+def _naming_damage(path: str) -> Iterator[None]:
+    try:
+        yield
+    except DamagedError as error:
+        raise _damaged(printable(path), error) from None
+
+
+def _damaged(place: str, error: DamagedError) -> DataError:
+    return DataError(
+        f"{place}: the compressed file is damaged or cut off here ({error})"
+    )
+
+
+def _range_texts(
+    segment: Segment, text_field: str
+) -> Iterator[tuple[int, str | Unusable]]:
     with open(segment.path, "rb") as file:
         position = segment.start
         if position:
@@ -246,31 +277,43 @@ def _jsonl_texts(segment: Segment, text_field: str) -> Iterator[str | None]:
         while position < segment.stop and (line := file.readline()):
             begin = position
             position += len(line)
-            if begin == 0:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            if line.strip():
 
-                def place(begin: int = begin) -> str:
-                    return _place(segment.path, begin)
+            def place(begin: int = begin) -> str:
+                return f"{printable(segment.path)}:{line_number(segment.path, begin)}"
 
-                yield _line_text(line, text_field, place)
+            yield begin, _line_text(line, text_field, place)
 
 
-def _compressed_texts(segment: Segment, text_field: str) -> Iterator[str | None]:
-    for number, line in enumerate(compressed_lines(segment), 1):
-        if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        if line.strip():
+def _compressed_texts(
+    segment: Segment, text_field: str
+) -> Iterator[tuple[int, str | Unusable]]:
+    number = 0
 
-            def place(number: int = number) -> str:
-                return f"{segment.path}:{number}"
+    def place() -> str:
+        return f"{printable(segment.path)}:{number}"
 
-            yield _line_text(line, text_field, place)
+    with opened(segment.path, segment.stop) as file:
+        while True:
+            number += 1
+            try:
+                line = file.contents.readline()
+            except DamagedError as error:
+                raise _damaged(place(), error) from None
+            if not line:
+                return
+            yield number, _line_text(line, text_field, place)
 
 
-def _line_text(line: bytes, text_field: str, place: Callable[[], str]) -> str | None:
+def _line_text(
+    line: bytes, text_field: str, place: Callable[[], str]
+) -> str | Unusable:
+    # Each line: files that were joined have a mark in the middle.
+    line = line.removeprefix(BYTE_ORDER_MARK)
+    if not line.strip():
+        return Unusable("blank_line")
     try:
-        record = json.loads(line)
+        # A byte that is no text may stand in another field.
+        record = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
         raise DataError(f"{place()}: not a line of JSON ({reason})") from None
@@ -280,19 +323,26 @@ def _line_text(line: bytes, text_field: str, place: Callable[[], str]) -> str | 
             "with --text_field"
         )
     text = record[text_field]
+    if text is None:
+        return NULL
     if not isinstance(text, str):
         raise DataError(f"{place()}: field {text_field!r} is not a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return None
+        return NOT_UTF8
     return text
 
 
-def _place(path: str, offset: int) -> str:
+def line_number(path: str, offset: int) -> int:
+    """The number, from 1, of the line of a file that begins at a byte.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         number, left = 1, offset
         while left and (chunk := file.read(min(left, 1 << 20))):
             number += chunk.count(b"\n")
             left -= len(chunk)
-    return f"{path}:{number}"
+    return number

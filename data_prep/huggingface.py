@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from data_prep.corpus import JSON_NAME, PARQUET_NAME
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import printable
 
 INSTALL_COMMAND = "pip install 'ten_dist[huggingface]'"
 DEFAULT_SPLIT = "train"
-_READABLE = re.compile(r".*\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)", re.IGNORECASE)
-_HUB_FILE = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
+_HUB_FILE = re.compile(
+    r"hf://datasets/(?P<name>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,11 @@ def find_dataset(dataset: str, split: str | None, revision: str | None) -> Datas
             f"{' '.join(sorted(splits))} with --dataset_split"
         )
     for file in splits[split]:
-        if not _READABLE.fullmatch(file):
+        if not (PARQUET_NAME.fullmatch(file) or JSON_NAME.fullmatch(file)):
+            shown = printable(os.path.basename(file))
             raise ConfigurationError(
-                f"--dataset {dataset}: {os.path.basename(file)} is neither Parquet nor "
-                "JSONL (.jsonl, .jsonl.gz, .jsonl.zst); for a data set of the Hub, "
+                f"--dataset {dataset}: {shown} is neither Parquet nor JSON Lines "
+                "(.jsonl, .json, .ndjson, compressed or not); for a data set of the Hub, "
                 "--dataset_revision refs/convert/parquet may have it as Parquet"
             )
     source = {"config": builder.config.name, "split": split}

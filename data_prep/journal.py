@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.left_out import LeftOut
 from ten_dist.data.manifest import ShardRecord
 from ten_dist.files import write_bytes, write_json
 
@@ -29,21 +30,6 @@ _TOKENIZER = "tokenizer.json"
 _RECORD = re.compile(
     r"((source|tokenizer|unit-\d{5,})\.json|(hashes|duplicates)-\d{5,}\.npy)(\.tmp)?"
 )
-
-
-@dataclass
-class Skipped:
-    """What was left out of a part of the corpus, counted."""
-
-    empty: int = 0
-    not_utf8: int = 0
-    too_short: int = 0
-    duplicates: int = 0
-
-    def add(self, other: Skipped) -> None:
-        """Add the counts of another part."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass
@@ -62,7 +48,7 @@ class UnitResult:
     unit: int
     train: Split = field(default_factory=Split)
     val: Split = field(default_factory=Split)
-    skipped: Skipped = field(default_factory=Skipped)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def tokens(self) -> int:
@@ -179,7 +165,7 @@ def _unit_result(record: dict[str, Any]) -> UnitResult:
         unit=record["unit"],
         train=_split(record["train"]),
         val=_split(record["val"]),
-        skipped=Skipped(**record["skipped"]),
+        left_out=LeftOut.from_record(record["left_out"]),
     )
 
 

@@ -16,9 +16,11 @@ shards and a manifest. Run it under MPI,
   mpiexec -n N python -m mpi4py -m data_prep.shard --input DIR --output DIR ...
 
 or as one process, python -m data_prep.shard ...; the result is the same to the byte.
-A document is a text file, a line of a .jsonl, .jsonl.gz or .jsonl.zst file, or a row of
-a .parquet file. Over several machines, --input
-and --output must be on a file system that all of them share.
+A document is a text file, a line of JSON Lines (.jsonl, .ndjson, .jsonlines, and .json
+that is that), or a row of a .parquet file. Text and JSON Lines may be compressed with
+gzip, zstandard, bzip2 or xz, whatever their names say. What is not used is counted by
+reason, and the first of each named. Over several machines, --input and --output must be
+on a file system that all of them share.
 """
 
 
@@ -79,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="text files, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, and folders, "
-        "which are searched recursively",
+        help="files of text, JSON Lines or Parquet, and folders, which are searched "
+        "recursively, but for hidden folders and links to folders",
     )
     corpus.add_argument(
         "--corpus",
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--dataset",
         metavar="NAME[:CONFIG]",
-        help="instead of --input: a Hugging Face data set of Parquet or JSONL files, by "
+        help="instead of --input: a Hugging Face data set of Parquet or JSON Lines, by "
         "its name on the Hub, from where it is fetched into the cache of huggingface_hub "
         "(HF_HOME, which all ranks must share), or a folder that holds one; needs the "
         "extra 'huggingface'",
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATTERN",
         help="take from folders only what matches, such as '*.py'; may be repeated "
-        "(default: the usual extensions of text and source code, JSONL and Parquet)",
+        "(default: the usual extensions of text and source code, JSON Lines and Parquet)",
     )
     corpus.add_argument(
         "--exclude",

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep.tokenizer import Encoder
+from ten_dist.data.tokenizer import TextTokenizer
 
 K = TypeVar("K")
 
@@ -24,7 +24,7 @@ _BATCHES_AHEAD = 3
 
 
 def encode_in_order(
-    texts: Iterable[tuple[K, str | None]], encoder: Encoder
+    texts: Iterable[tuple[K, str | None]], tokenizer: TextTokenizer
 ) -> Iterator[list[tuple[K, np.ndarray]]]:
     """Encode texts, each with a key; None stands for the separator.
 
@@ -32,7 +32,7 @@ def encode_in_order(
 
     Args:
         texts: (key, text or None), in order.
-        encoder: the tokenizer.
+        tokenizer: the tokenizer.
 
     Yields:
         (key, tokens) of each text, in the same order, a batch at a time; tokens are 1-D
@@ -43,7 +43,7 @@ def encode_in_order(
         for batch in _batches(texts):
             if len(under_way) == _BATCHES_AHEAD:
                 yield under_way.popleft().result()
-            under_way.append(threads.submit(_encode, encoder, batch))
+            under_way.append(threads.submit(_encode, tokenizer, batch))
         for encoded in under_way:
             yield encoded.result()
 
@@ -62,10 +62,8 @@ def _batches(
 
 
 def _encode(
-    encoder: Encoder, batch: list[tuple[K, str | None]]
+    tokenizer: TextTokenizer, batch: list[tuple[K, str | None]]
 ) -> list[tuple[K, np.ndarray]]:
-    encoded = iter(encoder.encode([text for _, text in batch if text is not None]))
-    return [
-        (key, encoder.separator if text is None else next(encoded))
-        for key, text in batch
-    ]
+    encoded = iter(tokenizer.encode([text for _, text in batch if text is not None]))
+    separator = np.array([tokenizer.separator_id], dtype=np.uint32)
+    return [(key, separator if text is None else next(encoded)) for key, text in batch]

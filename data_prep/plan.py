@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -22,20 +22,21 @@ from data_prep.corpus import (
     listing_digest,
     units,
 )
-from data_prep.documents import Selection, unit_documents
+from data_prep.documents import Selection, line_number, unit_documents
 from data_prep.huggingface import DatasetFiles, find_dataset
-from data_prep.journal import Journal, Skipped
-from data_prep.tokenizer import (
+from data_prep.journal import Journal
+from data_prep.left_out import LeftOut, Place
+from data_prep.tokenizer import check_vocab_size, train_tokenizer
+from ten_dist.data.tokenizer import (
+    TextTokenizer,
     byte_tokenizer,
-    check_vocab_size,
-    find_separator,
-    train_tokenizer,
-    vocabulary_size,
+    read_tokenizer_file,
 )
-from ten_dist.data.tokenizer import file_sha256, load_tokenizer
+from ten_dist.data.verify import CUTS_ARE_EXACT
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import printable
 
-_LAYOUT = 2
+_LAYOUT = CUTS_ARE_EXACT
 """Part of a set's source: raised when the same corpus would give other shards."""
 _SAMPLE_EXCESS = 1 << 28
 """Bytes by which the tokenizer's sample may exceed its limit, to end with a document."""
@@ -48,13 +49,15 @@ class Plan:
     """What is to be prepared; the same on every rank.
 
     ``source`` goes into the manifest. ``files_sha256`` says in which state the files of
-    the corpus were found, which no other machine's would be in.
+    the corpus were found, which no other machine's would be in. ``left_out`` is what
+    was seen to be of no use so far, by the names of files and how they begin.
     """
 
     units: list[list[Segment]]
     source: dict[str, Any]
     files_sha256: str
     selection: Selection
+    left_out: LeftOut
     given_tokenizer: str | None
 
     @property
@@ -69,11 +72,38 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The corpus in one line."""
-        return (
+        """The corpus in one line, and one for each reason why files are not in it."""
+        corpus = (
             f"corpus: {self.source['files']} files, {self.source['bytes'] / 1e6:.1f} "
             f"MB, in {len(self.units)} shards"
         )
+        left_out = [f"  not in it: {line}" for line in self.left_out.lines()]
+        return "\n".join([corpus, *left_out])
+
+    def in_lines(self, left_out: LeftOut) -> LeftOut:
+        """What was left out, with lines for bytes, which are what a range knows."""
+        named = {
+            place.file
+            for places in left_out.first.values()
+            for place in places
+            if place.unit == "byte"
+        }
+        paths = {
+            printable(segment.file): segment.path
+            for unit in self.units
+            for segment in (unit if named else ())
+            if segment.format == "jsonl" and printable(segment.file) in named
+        }
+
+        def in_line(place: Place) -> Place:
+            # Gone, or changed: nothing more can be said of it.
+            with contextlib.suppress(OSError):
+                if place.unit == "byte":
+                    number = line_number(paths[place.file], place.position)
+                    return place._replace(position=number, unit="line")
+            return place
+
+        return left_out.relabelled(in_line)
 
 
 @dataclass(frozen=True)
@@ -93,14 +123,16 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ConfigurationError: there is no such corpus or tokenizer, or it does not fit.
         OSError: a file of the corpus is gone.
     """
-    dataset = None
+    dataset, left_out = None, LeftOut()
     if options.corpus is not None:
-        segments = list_python_stdlib(options.exclude, options.output)
+        segments = list_python_stdlib(options.exclude, options.output, left_out)
     elif options.dataset is not None:
         dataset = find_dataset(
             options.dataset, options.dataset_split, options.dataset_revision
         )
-        segments = list_files(dataset.files, options.text_field)
+        segments = list_files(
+            dataset.files, options.text_field, left_out, f"--dataset {options.dataset}"
+        )
     else:
         segments = list_corpus(
             options.input,
@@ -108,13 +140,16 @@ def make_plan(options: argparse.Namespace) -> Plan:
             options.exclude,
             options.output,
             options.text_field,
+            left_out,
         )
+    given_tokenizer = _given_tokenizer(options)
     return Plan(
         units=units(segments, options.shard_megabytes * 1e6),
-        source=_source(options, segments, dataset),
+        source=_source(options, segments, dataset, given_tokenizer),
         files_sha256=files_digest(segments),
         selection=Selection(options.text_field, options.min_length),
-        given_tokenizer=_given_tokenizer(options),
+        left_out=left_out,
+        given_tokenizer=given_tokenizer,
     )
 
 
@@ -122,17 +157,13 @@ def _source(
     options: argparse.Namespace,
     segments: Sequence[Segment],
     dataset: DatasetFiles | None,
+    given_tokenizer: str | None,
 ) -> dict[str, Any]:
     """What decides the outcome: the corpus and the options, without machine paths."""
     tokenizer = options.tokenizer or "trained"
     if options.tokenizer not in (None, "bytes"):
-        try:
-            tokenizer = file_sha256(options.tokenizer)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot read --tokenizer {options.tokenizer}: {error.strerror}: give a "
-                "tokenizer.json, or 'bytes'"
-            ) from None
+        assert given_tokenizer is not None
+        tokenizer = hashlib.sha256(given_tokenizer.encode("utf-8")).hexdigest()
     source = {
         "layout": _LAYOUT,
         "files": len({segment.path for segment in segments}),
@@ -164,14 +195,12 @@ def _given_tokenizer(options: argparse.Namespace) -> str | None:
         check_vocab_size(options.vocab_size)
         return None
     if options.tokenizer == "bytes":
-        tokenizer = byte_tokenizer()
-        text = tokenizer.to_str(pretty=True)
+        text = byte_tokenizer().to_str(pretty=True)
     else:
-        tokenizer = load_tokenizer(options.tokenizer)
-        # Kept to the letter, so that its hash is that of the user's own file.
-        text = Path(options.tokenizer).read_bytes().decode("utf-8")
-    find_separator(tokenizer, options.separator)
-    size = vocabulary_size(tokenizer)
+        what = f"--tokenizer {options.tokenizer}"
+        advice = "give a tokenizer.json, or 'bytes'"
+        text = read_tokenizer_file(options.tokenizer, what, advice)
+    size = TextTokenizer(text, options.separator).vocab_size
     if options.vocab_size not in (None, size):
         raise ConfigurationError(
             f"--vocab_size {options.vocab_size} is not that of --tokenizer "
@@ -197,8 +226,13 @@ def make_vocabulary(
         else:
             text = _train(options, plan, journal, say).to_str(pretty=True)
             journal.keep_tokenizer(text)
-    tokenizer = Tokenizer.from_str(text)
-    size = vocabulary_size(tokenizer)
+    tokenizer = TextTokenizer(text, options.separator)
+    size = tokenizer.vocab_size
+    if tokenizer.drops_unknown_characters():
+        say(
+            "tokenizer: it has no token for characters that it does not know, and leaves "
+            "them out of the text"
+        )
     if options.tokenizer is None and size < options.vocab_size:
         say(
             f"tokenizer: the corpus has no pairs left to merge after {size} tokens, so "
@@ -208,7 +242,7 @@ def make_vocabulary(
         tokenizer_json=text,
         tokenizer_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
         size=size,
-        separator=find_separator(tokenizer, options.separator),
+        separator=(tokenizer.separator, tokenizer.separator_id),
     )
 
 
@@ -224,7 +258,7 @@ def _train(
         for number, unit in enumerate(plan.units):
             copies = journal.array("duplicates", number)
             for document in unit_documents(
-                unit, plan.selection, Skipped(), copies, lambda *_: None
+                unit, plan.selection, LeftOut(), copies, lambda *_: None
             ):
                 if not document.is_held_out(options.val_fraction):
                     yield within_limit(document.pieces())
@@ -242,7 +276,7 @@ def _train(
 
     tokenizer = train_tokenizer(sample(), options.vocab_size)
     say(
-        f"tokenizer: {vocabulary_size(tokenizer)} tokens, trained on "
+        f"tokenizer: {tokenizer.get_vocab_size()} tokens, trained on "
         f"{taken / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
     )
     return tokenizer

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import printable
 
 T = TypeVar("T")
 Tick = Callable[[int, int], None]
@@ -50,7 +51,7 @@ def _failure(error: ConfigurationError | OSError) -> Failure:
         if error.filename is None or not error.strerror:
             return FileError(_one_line(error))
         reason = error.strerror[0].lower() + error.strerror[1:]
-        return FileError(" ".join(f"{error.filename}: {reason}".split()))
+        return FileError(f"{printable(str(error.filename))}: {reason}")
     return type(error)(_one_line(error))
 
 

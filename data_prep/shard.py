@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.deduplicate import mark_duplicates
-from data_prep.journal import Skipped, Split, UnitResult
+from data_prep.journal import Split, UnitResult
+from data_prep.left_out import LeftOut
 from data_prep.options import parse_options
 from data_prep.output import Found, Output
 from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
 from data_prep.progress import work_with_bar
 from data_prep.ranks import FileError, Ranks, Tick, assign_units
-from data_prep.tokenizer import make_encoder
 from data_prep.writer import write_unit
 from ten_dist.data.manifest import Manifest, token_dtype
-from ten_dist.data.tokenizer import TOKENIZER_NAME
+from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -225,7 +225,7 @@ def _tokenize(
         )
 
     def job(tick: Tick) -> list[UnitResult]:
-        encoder = make_encoder(vocabulary.tokenizer_json, options.separator)
+        tokenizer = TextTokenizer(vocabulary.tokenizer_json, vocabulary.separator[0])
         results = []
         for unit in (missing[index] for index in shares[ranks.rank]):
             result = write_unit(
@@ -233,7 +233,7 @@ def _tokenize(
                 plan.units[unit],
                 output=output.folder,
                 val_output=output.val_folder,
-                encoder=encoder,
+                tokenizer=tokenizer,
                 dtype=token_dtype(vocabulary.size),
                 val_fraction=options.val_fraction,
                 selection=plan.selection,
@@ -260,16 +260,16 @@ def _complete(
 ) -> None:
     """Write the manifests, that of the train set last of all, and sum up."""
     trains, vals = zip(*((result.train, result.val) for result in ordered), strict=True)
-    counts = Skipped()
-    for result in ordered:
-        counts.add(result.skipped)
-    source = {**plan.source, "left_out": vars(counts)}
+    left_out = LeftOut()
+    for part in (plan.left_out, *(result.left_out for result in ordered)):
+        left_out.merge(part)
+    left_out = plan.in_lines(left_out)
+    source = {**plan.source, "left_out": left_out.summary()}
     train = _manifest(output.folder, source, vocabulary, trains)
     val = _manifest(output.val_folder, source, vocabulary, vals)
     if train.documents + val.documents == 0:
         raise ConfigurationError(
-            "the corpus has no documents: all its files are empty or not UTF-8"
-            + (", or shorter than --min_length" if options.min_length else "")
+            f"the corpus has no documents: {'; '.join(left_out.lines())}"
         )
     if train.documents == 0 or (options.val_fraction > 0 and val.documents == 0):
         side, change = (
@@ -284,12 +284,11 @@ def _complete(
     say(f"train: {_summary(train)}")
     if options.val_fraction > 0:
         say(f"held out: {_summary(val)}")
-    left_out = f"{counts.empty} empty documents, {counts.not_utf8} that are not UTF-8"
-    if options.min_length:
-        left_out += f", {counts.too_short} shorter than {options.min_length} characters"
-    if options.deduplicate:
-        left_out += f", {counts.duplicates} copies of earlier ones"
-    say(f"left out: {left_out}")
+    if not left_out.lines():
+        say("left out: nothing")
+    for title, lines in (("left out", left_out.lines()), ("note", left_out.notes())):
+        for line in lines:
+            say(f"{title}: {line}")
 
 
 def _manifest(

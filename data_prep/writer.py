@@ -17,11 +17,12 @@ from webdataset import TarWriter
 from data_prep.corpus import Segment
 from data_prep.documents import Selection, unit_documents
 from data_prep.journal import UnitResult
+from data_prep.pieces import cuts_of
 from data_prep.pipeline import encode_in_order
 from data_prep.ranks import Tick
-from data_prep.tokenizer import Encoder
 from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
 from ten_dist.data.shards import BLOCK_MEMBER
+from ten_dist.data.tokenizer import TextTokenizer
 from ten_dist.files import removed_on_error
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -141,7 +142,7 @@ def write_unit(
     *,
     output: Path,
     val_output: Path,
-    encoder: Encoder,
+    tokenizer: TextTokenizer,
     dtype: str,
     val_fraction: float,
     selection: Selection,
@@ -158,6 +159,7 @@ def write_unit(
     """
     result = UnitResult(unit)
     name = shard_name(unit)
+    cuts = cuts_of(tokenizer)
     with (
         ShardWriter(output / name, dtype) as train,
         ShardWriter(val_output / name, dtype) as val,
@@ -166,17 +168,17 @@ def write_unit(
         def texts() -> Iterator[tuple[ShardWriter, str | None]]:
             """Pieces of documents, and None for the end of each, by where they go."""
             for document in unit_documents(
-                segments, selection, result.skipped, duplicates, tick
+                segments, selection, result.left_out, duplicates, tick
             ):
                 held_out = document.is_held_out(val_fraction)
                 split, writer = (result.val, val) if held_out else (result.train, train)
                 split.documents += 1
                 split.text_bytes += document.bytes
-                for piece in document.pieces():
+                for piece in document.pieces(cuts):
                     yield writer, piece
                 yield writer, None
 
-        with contextlib.closing(encode_in_order(texts(), encoder)) as batches:
+        with contextlib.closing(encode_in_order(texts(), tokenizer)) as batches:
             for batch in batches:
                 for writer, tokens in batch:
                     writer.add(tokens)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import write_text
+from ten_dist.files import read_user_text, write_text
 
 _ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]*[A-Za-z0-9])?")
 
@@ -42,14 +42,10 @@ def read_hostfile(path: Path) -> list[Host]:
             this machine alone), a line of it is not `ADDRESS slots=N`, it names no host,
             or one twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigurationError(
-            f"--hostfile {path} cannot be read: {reason}; it has a line "
-            "`ADDRESS slots=GPUS` for each host"
-        ) from None
+    text = read_user_text(
+        path, f"--hostfile {path}", "it has a line `ADDRESS slots=GPUS` for each host"
+    )
+    lines = text.splitlines()
     hosts = []
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
@@ -161,6 +157,12 @@ def _checked(hosts: Sequence[Host], source: str) -> list[Host]:
         raise ConfigurationError(f"{source} names no host")
     seen = set()
     for host in hosts:
+        user, at, address = host.address.rpartition("@")
+        if at and _ADDRESS.fullmatch(address):
+            raise ConfigurationError(
+                f"{source}: `{host.address}` names a user: write `{address}`, and give "
+                f"--ssh_user {user}"
+            )
         if not _ADDRESS.fullmatch(host.address):
             raise ConfigurationError(
                 f"{source}: `{host.address}` is not the address of a host"

@@ -13,6 +13,7 @@ from typing import Any
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import read_user_text
 from ten_dist.schedule import Schedule
 
 SHIPPED_CONFIGS = Path(__file__).with_name("ds_configs")
@@ -66,13 +67,10 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"--deepspeed_config {name} is neither a file nor one of {shipped}"
         )
+    text = read_user_text(path, f"--deepspeed_config {path}")
     try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigurationError(
-            f"--deepspeed_config {path} cannot be read: {error.strerror}"
-        ) from None
-    except ValueError as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--deepspeed_config {path} is not valid JSON: {error}"
         ) from None

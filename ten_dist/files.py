@@ -1,4 +1,5 @@
-"""Files that are complete or absent, whatever happens while they are written."""
+"""Files that are complete or absent, whatever happens while they are written, and small
+files of the user's."""
 
 from __future__ import annotations
 
@@ -8,6 +9,53 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ten_dist.errors import ConfigurationError
+
+
+def read_user_text(path: Path, what: str, advice: str = "") -> str:
+    """The text of a small file that a user wrote, in UTF-8, without a byte order mark.
+
+    Args:
+        path: the file.
+        what: how messages begin, such as ``--hostfile hosts``.
+        advice: how they end.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not UTF-8.
+    """
+    data = b""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            reason = "it is UTF-16: `iconv -f UTF-16 -t UTF-8` converts it"
+    advice = f"; {advice}" if advice else ""
+    raise ConfigurationError(f"{what} cannot be read: {reason}{advice}")
+
+
+def printable(name: str) -> str:
+    """A file's name in one line: what cannot be printed is escaped as in Python.
+
+    A name that begins or ends with white space is quoted.
+    """
+    shown = name
+    if not name.isprintable():
+        shown = "".join(map(_printable, name))
+    return shown if name == name.strip() else f"'{shown}'"
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    # Python keeps a byte of a name that is not UTF-8 as half a pair.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import write_text
+from ten_dist.files import read_user_text, write_text
 
 RANK_LOGS = "TEN_DIST_RANK_LOGS"
 """Where a rank writes what it prints, see :mod:`launch.cluster.rank_logs`."""
@@ -43,7 +43,7 @@ def rank_environment(
         folders: where `.deepspeed_env` is looked for; by default home, then here.
 
     Raises:
-        ConfigurationError: something is not `NAME=VALUE`.
+        ConfigurationError: something is not `NAME=VALUE`, or a file cannot be read.
     """
     found = {
         name: value
@@ -53,7 +53,7 @@ def rank_environment(
     for folder in (Path.home(), Path.cwd()) if folders is None else folders:
         path = folder / ".deepspeed_env"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_user_text(path, str(path)).splitlines()
             for number, line in enumerate(lines, start=1):
                 if line.strip() and not line.lstrip().startswith("#"):
                     name, value = _variable(line.strip(), f"{path}, line {number}:")

@@ -13,17 +13,17 @@ import json
 import sys
 from typing import Any
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ten_dist.console import complain, say
-from ten_dist.data import Manifest, RemoteAccess, held_out_set, read_tokenizer
+from ten_dist.data import Manifest, RemoteAccess, held_out_set
 from ten_dist.data.access import access_of, add_cache_options, load_set
 from ten_dist.data.documents import (
     DocumentLengths,
     document_lengths,
     sample_documents,
 )
+from ten_dist.data.tokenizer import set_tokenizer
 from ten_dist.data.verify import damages
 from ten_dist.errors import ConfigurationError, DataError
 
@@ -171,11 +171,11 @@ def _verify(sets: list[Manifest]) -> None:
 
 
 def _sample(manifest: Manifest, count: int, max_tokens: int, seed: int) -> None:
-    tokenizer = Tokenizer.from_str(read_tokenizer(manifest).decode("utf-8"))
+    tokenizer = set_tokenizer(manifest)
     for document in sample_documents(manifest, count, seed):
         shown = document.tokens[:max_tokens].tolist()
         extent = f"{document.tokens.size:,} tokens"
         if len(shown) < document.tokens.size:
             extent = f"the first {len(shown):,} of {extent}"
         say(f"--- {document.shard}, from token {document.start:,}: {extent}")
-        say(tokenizer.decode(shown, skip_special_tokens=False))
+        say(tokenizer.decode(shown))

@@ -11,7 +11,7 @@ import argparse
 import torch
 
 from ten_dist.console import say
-from ten_dist.data import load_tokenizer
+from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
@@ -69,15 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
         )
     folder = RunFolder(arguments.run)
     model = TrainedModel.load(folder)
-    tokenizer = load_tokenizer(folder.tokenizer_file)
     separator = folder.read().data.separator_id
+    content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
+    tokenizer = TextTokenizer.with_separator_id(content, separator)
+    prompt = tokenizer.encode([arguments.prompt])[0].tolist()
     # A document starts where another has ended.
-    prompt = tokenizer.encode(arguments.prompt).ids or [separator]
+    start = prompt or [separator]
     generator = torch.Generator(model.device).manual_seed(arguments.seed)
     try:
         with model.autocast():
             ids = model.network.generate(
-                torch.tensor([prompt], device=model.device),
+                torch.tensor([start], device=model.device),
                 arguments.max_new_tokens,
                 temperature=arguments.temperature,
                 top_k=arguments.top_k,
@@ -88,5 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         # What it raises begins with the name of the option.
         raise ConfigurationError(f"--{error}") from None
-    added = ids[0, len(prompt) :].tolist()
-    say(arguments.prompt + tokenizer.decode(added))
+    added = ids[0, len(start) :].tolist()
+    if added[-1:] == [separator]:
+        added.pop()
+    say(tokenizer.decode(prompt + added))

@@ -13,7 +13,7 @@ from ten_dist.data.remote import RemoteAccess
 from ten_dist.data.shards import TokenReader
 from ten_dist.data.storage import held_out_set, is_url
 from ten_dist.data.stream import TokenBatch, evaluation_batches, training_batches
-from ten_dist.data.tokenizer import file_sha256, load_tokenizer, read_tokenizer
+from ten_dist.data.tokenizer import TextTokenizer, file_sha256, read_tokenizer
 from ten_dist.data.unigram import token_counts, unigram_loss
 from ten_dist.data.verify import verify_shards
 
@@ -24,6 +24,7 @@ __all__ = [
     "RowOrder",
     "ShardCache",
     "ShardRecord",
+    "TextTokenizer",
     "TokenBatch",
     "TokenReader",
     "accumulation_steps",
@@ -32,7 +33,6 @@ __all__ = [
     "file_sha256",
     "held_out_set",
     "is_url",
-    "load_tokenizer",
     "micro_batch_positions",
     "parse_mixture",
     "read_tokenizer",

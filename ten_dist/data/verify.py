@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ten_dist.data.documents import document_lengths
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.remote import RemotePath
 from ten_dist.data.shards import damaged, shard_blocks
 from ten_dist.data.storage import file_size
-from ten_dist.data.tokenizer import file_sha256, read_tokenizer
-from ten_dist.errors import DataError
+from ten_dist.data.tokenizer import file_sha256, read_tokenizer, set_tokenizer
+from ten_dist.errors import ConfigurationError, DataError
 
+CUTS_ARE_EXACT = 3
+"""Layout, in a set's source, from which on long documents are cut where that is exact."""
+_SHORTEST_THAT_WAS_CUT = 8192
+"""Tokens that 131,072 characters, from which on documents were cut, take at least."""
+_AGAIN = f"prepare the data again with `{PREPARE_COMMAND}` into another folder"
 _CONCURRENT_REQUESTS = 16
 
 
@@ -25,13 +31,16 @@ def verify_shards(
     *,
     full: bool = True,
     tick: Callable[[], None] = lambda: None,
-) -> None:
+) -> int:
     """Check the tokenizer, and shards ``rank::world_size``, against the manifest.
 
     Every rank checks its share; an error is raised only on the ranks that find one, so
     the caller must tell the others. With ``full`` each local shard is hashed and
     decoded; without, or behind a URL, only its presence and size are checked: a shard
     of a server is hashed whenever it is fetched. ``tick`` is called after each shard.
+
+    Returns:
+        Separators in the shards that were decoded.
 
     Raises:
         DataError: the tokenizer or a shard is missing, truncated, altered, unreadable,
@@ -41,16 +50,18 @@ def verify_shards(
     read_tokenizer(manifest)
     share = range(rank, len(manifest.shards), world_size)
     if not isinstance(manifest.directory, RemotePath):
+        separators = 0
         for index in share:
-            _verify_shard(manifest, index, full)
+            separators += _verify_shard(manifest, index, full)
             tick()
-        return
+        return separators
     pool = ThreadPoolExecutor(_CONCURRENT_REQUESTS)
     try:
         for _ in pool.map(lambda index: _verify_shard(manifest, index, False), share):
             tick()
     finally:
         pool.shutdown(cancel_futures=True)
+    return 0
 
 
 def damages(
@@ -78,10 +89,45 @@ def damages(
             yield error
         tick(record.tokens)
     if whole and separators != manifest.documents:
+        yield miscounted(manifest, separators)
+    if whole:
+        yield from _wrongly_prepared(manifest)
+
+
+def miscounted(manifest: Manifest, separators: int) -> DataError:
+    """The error of a set that has another number of separators than of documents."""
+    return DataError(
+        f"{manifest.directory} has {separators} separators, its manifest says "
+        f"{manifest.documents} documents: {_AGAIN}"
+    )
+
+
+def _wrongly_prepared(manifest: Manifest) -> Iterator[DataError]:
+    """What earlier preparations did wrong without a word, in a set that is whole."""
+    try:
+        tokenizer = set_tokenizer(manifest)
+    except ConfigurationError as error:
         yield DataError(
-            f"{manifest.directory} has {separators} separators, its manifest says "
-            f"{manifest.documents} documents: prepare the data again with "
-            f"`{PREPARE_COMMAND}`"
+            f"{manifest.directory}: the separator {manifest.separator_token!r} can come "
+            f"out of text ({error}): {_AGAIN}, and name another token with --separator"
+        )
+        return
+    named = manifest.source.get("separator") is not None
+    if not tokenizer.has_special_separator and not named:
+        yield DataError(
+            f"{manifest.directory}: the separator {manifest.separator_token!r} was not "
+            "asked for and is no special token, so that text may mean something else by "
+            f"it: {_AGAIN}, and name the token that ends documents with --separator"
+        )
+    layout = manifest.source.get("layout", CUTS_ARE_EXACT)
+    if layout >= CUTS_ARE_EXACT or tokenizer.in_bytes:
+        return
+    longest = document_lengths(manifest).longest
+    if longest > _SHORTEST_THAT_WAS_CUT:
+        yield DataError(
+            f"{manifest.directory} has documents of up to {longest:,} tokens, which an "
+            "earlier version encoded in pieces: some tokens at their ends are not those "
+            f"of the whole document: {_AGAIN}"
         )
 
 

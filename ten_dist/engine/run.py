@@ -14,7 +14,8 @@ from ten_dist.checkpoint.export import export_weights
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
-from ten_dist.data import Mixture, read_tokenizer, verify_shards
+from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
+from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
 from ten_dist.engine.checkpointing.load import (
@@ -179,15 +180,21 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
 
 def _verify_data(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     full = run.training.data_verification == "full"
-    with ranks.agreeing():
-        for manifest in run.manifests():
-            verify_shards(
+    for manifest in run.manifests():
+        with ranks.agreeing():
+            found = verify_shards(
                 manifest,
                 ranks.rank,
                 ranks.world_size,
                 full=full,
                 tick=lambda: watchdog.progress("start-up"),
             )
+        if not full or is_url(manifest.directory):
+            continue
+        separators = sum(ranks.gather(found))
+        with ranks.agreeing():
+            if separators != manifest.documents:
+                raise miscounted(manifest, separators)
 
 
 def _run(

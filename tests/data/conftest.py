@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_prep.tokenizer import SEPARATOR, byte_tokenizer
 from data_prep.writer import ShardWriter
 from ten_dist.data import Manifest, ShardRecord, file_sha256
+from ten_dist.data.tokenizer import SEPARATOR, byte_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from webdataset import TarWriter, WebDataset
 from ten_dist.data import (
     TokenReader,
     file_sha256,
-    load_tokenizer,
     token_counts,
     unigram_loss,
     verify_shards,
 )
-from ten_dist.errors import DataError
+from ten_dist.data.tokenizer import read_tokenizer_file, set_tokenizer
+from ten_dist.errors import ConfigurationError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +192,18 @@ def test_wrong_contents_are_noticed(tmp_path, write_set, kind):
 def test_the_tokenizer_must_be_the_one_of_the_shards(tmp_path, write_set):
     manifest, _ = write_set(tmp_path, 300)
     path = tmp_path / "tokenizer.json"
-    assert load_tokenizer(tmp_path).get_vocab_size() == 257
+    assert set_tokenizer(manifest).vocab_size == 257
     path.write_text(path.read_text() + " ")
     with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer"):
         verify_shards(manifest)
     path.write_text("{}")
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):
-        load_tokenizer(path)
+        read_tokenizer_file(path, "--tokenizer")
     path.unlink()
     with pytest.raises(DataError, match=r"cannot read tokenizer .*tokenizer\.json"):
         verify_shards(manifest, full=False)
-    with pytest.raises(DataError, match="cannot read tokenizer"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(ConfigurationError, match="--tokenizer cannot be read"):
+        read_tokenizer_file(tmp_path, "--tokenizer")
 
 
 def test_unigram_model(token_set):

@@ -15,7 +15,8 @@ import pytest
 
 from data_prep.ranks import Ranks
 from data_prep.shard import main
-from ten_dist.data import Manifest, TokenReader, load_tokenizer
+from ten_dist.data import Manifest, TokenReader
+from ten_dist.data.tokenizer import set_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["tensor", "state", "décay", "模型", "λ", "=", "0.5", "return", "x.y", "None\n"]
@@ -79,13 +80,13 @@ def decoded():
 
     def decode(folder):
         manifest = Manifest.load(folder)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = set_tokenizer(manifest)
         tokens = TokenReader(manifest).read(0, manifest.tokens)
         ends = np.flatnonzero(tokens == manifest.separator_id)
         assert ends[-1] == tokens.size - 1
         starts = [0, *(ends[:-1] + 1)]
         return [
-            tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
+            tokenizer.decode(tokens[start:end].tolist())
             for start, end in zip(starts, ends, strict=True)
         ]
 

@@ -41,10 +41,10 @@ def test_of_equal_documents_the_first_stays(tmp_path, copied, prepare, decoded):
     )
     assert status == 0
     assert decoded(tmp_path / "once") == once and set(once) == texts
-    assert "that are not UTF-8, 110 copies of earlier ones" in said
+    assert "left out: 110 copies of earlier texts: " in said
     source = Manifest.load(tmp_path / "once").source
     assert source["deduplicate"] is True
-    assert source["left_out"]["duplicates"] == 110
+    assert source["left_out"]["duplicate"]["count"] == 110
     assert "copies" not in prepare(*arguments, "--output", tmp_path / "again")[1]
 
 
@@ -80,9 +80,10 @@ def test_short_documents_are_left_out(tmp_path, prepare, decoded):
     output = tmp_path / "out"
     status, said, _ = prepare(*arguments, "--output", output, "--min_length", 3)
     assert status == 0 and decoded(output) == ["abc", "λλλ", "模型模型"]
-    assert "1 empty documents" in said and "2 shorter than 3 characters" in said
+    assert "1 blank texts: a.jsonl:5" in said
+    assert "2 texts shorter than --min_length: a.jsonl:1, a.jsonl:4" in said
     source = Manifest.load(output).source
-    assert source["min_length"] == 3 and source["left_out"]["too_short"] == 2
+    assert source["min_length"] == 3 and source["left_out"]["too_short"]["count"] == 2
     # What an option changes is another set of data.
     assert prepare(*arguments, "--output", output)[0] == 2
     for wrong, expected in ((-1, "--min_length -1 is out of range"), (9, "no doc")):

@@ -1,4 +1,4 @@
-"""The byte tokenizer's own encoder gives what the library gives."""
+"""The byte tokenizer's own encoding gives what the library gives."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ import random
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.tokenizer import (
-    SEPARATOR,
-    ByteEncoder,
-    Encoder,
-    byte_tokenizer,
-    make_encoder,
-    train_tokenizer,
-)
+from data_prep.tokenizer import train_tokenizer
+from ten_dist.data.tokenizer import SEPARATOR, TextTokenizer, byte_tokenizer
 
 SURROGATES = range(0xD800, 0xE000)
 
@@ -37,26 +31,25 @@ def hard_texts():
 
 
 def test_the_ids_are_those_of_the_library():
-    text = byte_tokenizer().to_str(pretty=True)
-    encoder, library = make_encoder(text, None), Encoder(text, None)
-    assert type(encoder) is ByteEncoder
-    assert encoder.separator.tolist() == library.separator.tolist() == [256]
-    assert encoder.encode([]) == library.encode([]) == []
+    tokenizer, library = (
+        TextTokenizer(byte_tokenizer().to_str(pretty=True)),
+        byte_tokenizer(),
+    )
+    library.encode_special_tokens = True
+    assert tokenizer.in_bytes and tokenizer.separator_id == 256
+    assert tokenizer.encode([]) == []
     texts = list(hard_texts())
-    for own, other, one in zip(
-        encoder.encode(texts), library.encode(texts), texts, strict=True
-    ):
-        np.testing.assert_array_equal(own, other, err_msg=repr(one[:100]))
-        assert own.dtype == other.dtype == np.uint32
+    for own, text in zip(tokenizer.encode(texts), texts, strict=True):
+        np.testing.assert_array_equal(own, library.encode(text).ids, repr(text[:100]))
+        assert own.dtype == np.uint32
 
 
 def test_it_is_taken_for_the_byte_tokenizer_alone():
     text = byte_tokenizer().to_str()
-    # However its file is laid out, and whatever ends a document.
-    assert type(make_encoder(json.dumps(json.loads(text)), None)) is ByteEncoder
-    assert make_encoder(text, "a").separator.tolist() == [ord("a")]
+    # However its file is laid out.
+    assert TextTokenizer(json.dumps(json.loads(text))).in_bytes
     other = Tokenizer.from_str(text)
     other.add_tokens(["word"])
     trained = train_tokenizer([["a text of few words"]], 257)
     for tokenizer in (other, trained):
-        assert type(make_encoder(tokenizer.to_str(), None)) is Encoder
+        assert not TextTokenizer(tokenizer.to_str()).in_bytes

@@ -7,7 +7,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, models
 
-from data_prep.tokenizer import byte_tokenizer
+from ten_dist.data.tokenizer import byte_tokenizer
 from tests.conftest import contents
 
 
@@ -92,10 +92,10 @@ def test_wrong_arguments(corpus, refused, arguments, expected):
     "line, expected",
     [
         (b"{broken", "not a line of JSON"),
-        (b'{"text": "\xff"}', "not a line of JSON"),
+        (b'{"text": "\xff"', "not a line of JSON"),
         (b"[1]", "no field 'text'"),
         (b'{"body": "x"}', "no field 'text'"),
-        (b'{"text": null}', "field 'text' is not a string"),
+        (b'{"text": ["x"]}', "field 'text' is not a string"),
         (b"[" * 100000, "not a line of JSON"),
     ],
 )

@@ -29,6 +29,8 @@ configs:
     path: data/test-*
 - config_name: german
   data_files: de/*.jsonl
+- config_name: array
+  data_files: array.json
 - config_name: table
   data_files: table.csv
 ---
@@ -50,6 +52,7 @@ def dataset(tmp_path_factory, texts):
     (folder / "data").mkdir(parents=True)
     (folder / "de").mkdir()
     (folder / "README.md").write_text(CARD)
+    (folder / "array.json").write_text('[\n{"text": "one"}\n]')
     (folder / "table.csv").write_text("text\nhello\n")
     for part in range(3):
         table = pyarrow.table({"text": texts["train"][part::3], "n": list(range(30))})
@@ -88,13 +91,18 @@ def test_documents_of_a_folder(
             ["--dataset_split", "all"],
             "no split 'all': give one of test train with --dataset_split",
         ),
-        ("{dataset}:table", [], "table.csv is neither Parquet nor JSONL"),
+        ("{dataset}:table", [], "table.csv is neither Parquet nor JSON Lines"),
         (
             "{dataset}:english",
             ["--text_field", "body"],
             "no column 'body', it has text",
         ),
         ("{dataset}:german", ["--text_field", "body"], "all.jsonl:1: no field 'body'"),
+        (
+            "{dataset}:array",
+            [],
+            "no text was found in --dataset {dataset}:array: 1 JSON files that are not",
+        ),
         ("{dataset}/none", [], "Couldn't find any data file at "),
         ("{dataset}:english", ["--include", "*"], "--include and --exclude have no"),
         ("{dataset}:english", ["--corpus", "python-stdlib"], "give one of --input"),
@@ -106,7 +114,8 @@ def test_what_is_wrong_is_named(tmp_path, dataset, prepare, name, options, expec
     status, _, errors = prepare(*arguments)
     assert status == 2
     lines = [line for line in errors.splitlines() if "error: " in line]
-    assert len(lines) == 1 and "Traceback" not in errors and expected in lines[0]
+    assert len(lines) == 1 and "Traceback" not in errors
+    assert expected.replace("{dataset}", str(dataset)) in lines[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.tokenizer import SEPARATOR, train_tokenizer
+from data_prep.tokenizer import train_tokenizer
 from ten_dist.data import Manifest
+from ten_dist.data.tokenizer import SEPARATOR
 from tests.conftest import contents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,17 +33,22 @@ def test_read_in_pieces_or_whole_the_result_is_the_same(
     """Also the counts of what is left out, and the tokenizer."""
     (corpus / "blank.txt").write_text(" \n" * 2000)
     (corpus / "latin1.txt").write_bytes(b"good " * 1000 + b"\xe9")
+    text = "a text behind a mark\n" * 100
+    (corpus / "marked.txt").write_text(text, encoding="utf-8-sig")
+    (corpus / "text.txt.gz").write_bytes(gzip.compress(text[1:].encode() * 9))
     (corpus / "cut.txt").write_bytes("模型".encode() * 1000 + b"\xe6\xa8")
     (corpus / "copy.txt").write_bytes((corpus / "code" / "m0.py").read_bytes())
-    monkeypatch.setattr("data_prep.documents.PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr("data_prep.pieces.PIECE_CHARACTERS", 1000)
     monkeypatch.setattr("data_prep.tokenizer._PART_CHARACTERS", 500)
     options = ["--input", corpus, "--vocab_size", 400, "--val_fraction", 0.3]
     options += ["--deduplicate", "--min_length", 200]
     status, said, errors = prepare(*options, "--output", tmp_path / "pieces")
     assert status == 0, errors
-    assert "3 empty documents, 4 that are not UTF-8, 1 shorter" in said
-    assert "1 copies" in said
-    monkeypatch.setattr("data_prep.documents.LARGE_BYTES", 1 << 40)
+    assert "3 blank texts: blank.txt, empty.txt, records.jsonl:152" in said
+    assert "4 not text in UTF-8: cut.txt, latin.txt, latin1.txt, ..." in said
+    assert "1 texts shorter than --min_length: note.md" in said
+    assert "1 copies of earlier texts" in said
+    monkeypatch.setattr("data_prep.documents.LARGE_BYTES", 1 << 26)
     assert prepare(*options, "--output", tmp_path / "whole")[0] == 0
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data_prep.shard import assign_units
-from data_prep.tokenizer import byte_tokenizer
 from ten_dist.data import Manifest, TokenReader, file_sha256, verify_shards
+from ten_dist.data.tokenizer import byte_tokenizer
 
 
 def contents(folder):
@@ -46,7 +46,9 @@ def test_decoding_the_tokens_gives_the_documents(
     assert manifest.text_bytes == sum(len(text.encode()) for text in expected)
     assert manifest.vocab_size == (400 if tokenizer == "trained" else 257)
     assert manifest.dtype == "uint16"
-    assert "2 empty documents, 2 that are not UTF-8" in said
+    assert "left out: 2 not text in UTF-8: latin.txt, records.jsonl:153\n" in said
+    assert "left out: 2 blank texts: empty.txt, records.jsonl:152\n" in said
+    assert "left out: 1 blank lines: records.jsonl:151\n" in said
     assert f"{manifest.tokens} tokens" in said
     if tokenizer == "file":
         assert manifest.tokenizer_sha256 == file_sha256(tmp_path / "mine.json")
@@ -186,6 +188,7 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path, prepare):
     words["</s>"] = 70001  # A gap: the embedding needs 70002 rows.
     mine = Tokenizer(models.WordLevel(words, unk_token="w0"))
     mine.pre_tokenizer = pre_tokenizers.Whitespace()
+    mine.add_special_tokens(["</s>"])
     mine.save(str(tmp_path / "mine.json"))
     (tmp_path / "a.txt").write_text("w69999 w1")
     status, _, _ = prepare(

@@ -109,7 +109,9 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
     ("content", "message"),
     [
         ("{", "is not valid JSON"),
+        ("[" * 100000, "is not valid JSON"),
         ("[]", "is not a JSON object"),
+        ("\ufeff[]", "is not a JSON object"),
         ('{"train_batch_size": 8}', "it is set by --global_batch_size"),
         ('{"bf16": {"enabled": true}}', "it is set by --precision"),
         ('{"elasticity": {}}', "DeepSpeed no longer has it"),

@@ -18,7 +18,7 @@ def test_what_is_given_counts_most_and_the_nearer_file_more(tmp_path):
         (here, "# a comment, and a blank line\n\nB=here\nC=x=y z\n"),
     ):
         folder.mkdir()
-        (folder / ".deepspeed_env").write_text(text)
+        (folder / ".deepspeed_env").write_text(text, encoding="utf-8-sig")
     environment = {"NCCL_DEBUG": "WARN", "DS_ACCELERATOR": "cpu", "SECRET": "1"}
     assert rank_environment(["A=given"], environment, [home, here]) == {
         "A": "given",
@@ -32,6 +32,9 @@ def test_what_is_given_counts_most_and_the_nearer_file_more(tmp_path):
 def test_what_is_no_variable_is_refused_by_line(tmp_path):
     (tmp_path / ".deepspeed_env").write_text("A=1\nexport B=2\n")
     with pytest.raises(ConfigurationError, match=r"line 2: `export B=2` is not NAME"):
+        rank_environment([], {}, [tmp_path])
+    (tmp_path / ".deepspeed_env").write_bytes(b"A=\xe9\n")
+    with pytest.raises(ConfigurationError, match="deepspeed_env cannot be read: it is"):
         rank_environment([], {}, [tmp_path])
     with pytest.raises(ConfigurationError, match="--env `A` is not NAME=VALUE"):
         rank_environment(["A"], {}, [])

@@ -35,6 +35,10 @@ def test_comments_and_blank_lines_are_passed_over(tmp_path):
         ("a slots=1\na slots=2\n", "names a twice"),
         ("-oProxyCommand=x slots=1\n", "not the address of a host"),
         ("# nothing\n", "names no host"),
+        (
+            "ubuntu@10.0.0.2 slots=1\n",
+            "`ubuntu@10.0.0.2` names a user: write `10.0.0.2`, and give --ssh_user ubuntu",
+        ),
     ],
 )
 def test_a_wrong_hostfile_is_refused_by_line(tmp_path, text, message):
@@ -44,9 +48,23 @@ def test_a_wrong_hostfile_is_refused_by_line(tmp_path, text, message):
         read_hostfile(path)
 
 
-def test_a_missing_hostfile_is_an_error(tmp_path):
-    with pytest.raises(ConfigurationError, match="--hostfile .*nowhere cannot be read"):
-        read_hostfile(tmp_path / "nowhere")
+def test_a_hostfile_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "utf16").write_text("a slots=1\n", encoding="utf-16")
+    (tmp_path / "latin").write_bytes(b"# caf\xe9\na slots=1\n")
+    for name, reason in (
+        ("nowhere", "No such file or directory; it has a line `ADDRESS"),
+        ("", "Is a directory"),
+        ("utf16", "it is UTF-16: `iconv -f UTF-16 -t UTF-8` converts it"),
+        ("latin", "it is not text in UTF-8"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"cannot be read: {reason}"):
+            read_hostfile(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_part_of_an_address(tmp_path):
+    path = tmp_path / "hostfile"
+    path.write_text("10.0.0.2 slots=2\n", encoding="utf-8-sig")
+    assert read_hostfile(path) == [Host("10.0.0.2", 2)]
 
 
 def test_a_list_gives_slots_and_addresses():
@@ -60,6 +78,8 @@ def test_a_list_gives_slots_and_addresses():
         parse_hosts("a:1,a:2")
     with pytest.raises(ConfigurationError, match="--hosts"):
         parse_hosts("")
+    with pytest.raises(ConfigurationError, match="give --ssh_user root"):
+        parse_hosts("root@a:1")
 
 
 @pytest.mark.parametrize(
