@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import logging
 import os
 import socket
@@ -74,7 +75,9 @@ def _leave_out_shared_memory_operator() -> None:
     everybody waits for ever once a build was killed, and in the memory that processes
     share 64 MiB a rank, which nobody frees.
     """
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # Imported by its name: `deepspeed.comm.torch` as an attribute is torch itself.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None
 
 
 def _free_port() -> int:
