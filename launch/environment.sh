@@ -3,7 +3,6 @@
 # versions of constraints.txt. Run it to set up and nothing else; scripts source it, and then have
 #   $root               the checkout
 #   $gpus               after count_gpus: how many GPUs torch can use
-#   $cores              processor cores
 #   "${mpi_launch[@]}"  the start of an `mpiexec -n N PROGRAM` command
 # PYTHON=/path/to/python chooses the interpreter. pip's own settings (PIP_EXTRA_INDEX_URL and so on)
 # choose where packages come from, for instance a build of torch for this machine's GPUs or for none.
@@ -248,8 +247,6 @@ if ! is_ready; then
   exec 9>&-
 fi
 activate
-# shellcheck disable=SC2034 # for the scripts that source this one
-cores=$(getconf _NPROCESSORS_ONLN)
 
 # More ranks than cores, and root in a container, are ordinary here; Open MPI refuses both unless told.
 mpi_launch=(mpiexec --bind-to none --oversubscribe)

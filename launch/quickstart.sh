@@ -138,13 +138,11 @@ if [ "$gpus" -gt 0 ]; then
 else
   # A CPU has no natural number of processes: DeepSpeed would start one for each memory node.
   processes=2
-  threads=$((cores / processes))
   if ! grep -qsE 'avx512_bf16|amx_bf16|\bbf16\b' /proc/cpuinfo; then
     precision=fp32
     printf 'quickstart: training in fp32, this processor has no bfloat16 arithmetic\n' >&2
   fi
-  start=(env DS_ACCELERATOR=cpu "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
-    deepspeed --num_accelerators "$processes")
+  start=(env DS_ACCELERATOR=cpu deepspeed --num_accelerators "$processes")
 fi
 # A fixed port would be refused beside any other run on this machine.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')

@@ -12,9 +12,14 @@ import torch
 
 from ten_dist.data import load_tokenizer
 from ten_dist.errors import ConfigurationError
+from ten_dist.model.sampling import PROMPT_PIECE
 from ten_dist.monitor.console import say
 from ten_dist.run_folder import RunFolder
+from ten_dist.threads import compute_in_one_thread
 from ten_dist.trained_model import TrainedModel
+
+_PARAMETERS_FOR_THREADS = 50_000_000
+"""With fewer, one token is too little work to share: threads only wait for each other."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
     separator = config["data"]["separator_id"]
     # A document starts where another has ended.
     prompt = tokenizer.encode(arguments.prompt).ids or [separator]
+    small = model.network.num_parameters() < _PARAMETERS_FOR_THREADS
+    if small and len(prompt) <= PROMPT_PIECE:
+        compute_in_one_thread()
     generator = torch.Generator(model.device).manual_seed(arguments.seed)
     try:
         with model.autocast():
