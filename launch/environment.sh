@@ -3,7 +3,6 @@
 # versions of constraints.txt. Run it to set up and nothing else; scripts source it, and then have
 #   $root               the checkout
 #   $gpus               after count_gpus: how many GPUs torch can use
-#   $cores              processor cores
 #   "${mpi_launch[@]}"  the start of an `mpiexec -n N PROGRAM` command
 # PYTHON=/path/to/python chooses the interpreter. pip's own settings (PIP_EXTRA_INDEX_URL and so on)
 # choose where packages come from, for instance a build of torch for this machine's GPUs or for none.
@@ -11,7 +10,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
-# The operators that DeepSpeed compiles live and die with the torch that they were compiled for.
+# Operators live and die with the torch that they were compiled for.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}
 
 say() { printf 'environment: %s\n' "$*" >&2; }
@@ -39,7 +38,7 @@ find_python() {
   done
 }
 
-# Prints a compiler that can build DeepSpeed's operators, or nothing.
+# Prints a compiler that can build the operators, or nothing.
 find_compiler() {
   local candidate version
   for candidate in ${CXX:+"$CXX"} c++ g++ clang++; do
@@ -192,36 +191,22 @@ count_gpus() {
   fi
 }
 
-# On CPUs every init_distributed needs this operator, and a minute of silent compilation inside the
-# first run of a user, on all ranks, looks like a hang.
-build_operator() {
-  mkdir -p "$TORCH_EXTENSIONS_DIR"
-  count_gpus
-  if [ "$gpus" -eq 0 ]; then
-    # torch waits for this file for ever, also when the build that made it was killed. Nobody else
-    # builds here now: this script holds its own lock.
-    rm -f "$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm/lock"
-    DS_ACCELERATOR=cpu phase "compiling DeepSpeed's shared-memory operator for CPUs, once" python -c '
-from deepspeed.accelerator import get_accelerator
-
-builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-if builder is not None and builder.is_compatible():
-    builder.load()
-'
-  fi
-  # Where they cannot be compiled, training says so and goes on without them.
+# A minute of compilation inside the first run of a user, on all ranks, looks like a hang. Where it
+# is not possible, training says so and goes on without it. The mark is of this checkout: others may
+# share the folder.
+build_operators() {
   phase "compiling operators for this processor, once" python -c '
 from ten_dist import native
 
 print(native.unavailable() or "compiled")
 '
-  cp "$venv/installed" "$TORCH_EXTENSIONS_DIR/ten_dist.built"
+  cp "$venv/installed" "$venv/built"
 }
 
 is_current() { [ -e "$1" ] && [ "$(cat "$1")" = "$(fingerprint)" ]; }
 
 is_ready() {
-  [ ! -e "$venv/unfinished" ] && is_current "$venv/installed" && is_current "$TORCH_EXTENSIONS_DIR/ten_dist.built"
+  [ ! -e "$venv/unfinished" ] && is_current "$venv/installed" && is_current "$venv/built"
 }
 
 set_up() {
@@ -232,7 +217,7 @@ set_up() {
     install_packages
   fi
   activate
-  is_current "$TORCH_EXTENSIONS_DIR/ten_dist.built" || build_operator
+  is_current "$venv/built" || build_operators
   say "ready after $((SECONDS - start)) s"
   trap - INT TERM
 }
@@ -262,8 +247,6 @@ if ! is_ready; then
   exec 9>&-
 fi
 activate
-# shellcheck disable=SC2034 # for the scripts that source this one
-cores=$(getconf _NPROCESSORS_ONLN)
 
 # More ranks than cores, and root in a container, are ordinary here; Open MPI refuses both unless told.
 mpi_launch=(mpiexec --bind-to none --oversubscribe)

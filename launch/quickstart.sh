@@ -2,7 +2,7 @@
 # From a fresh checkout to a trained model that writes text: sets up the environment, shards the
 # Python standard library, trains a small HTEN, evaluates it and generates a sample.
 #   bash launch/quickstart.sh [--output_dir DIR]        (default: runs/quickstart in the checkout)
-# The same command again continues where it was cut off.
+# The same command again continues where it was cut off, and once all is there only shows it.
 set -euo pipefail
 
 STEPS=${STEPS:-150}
@@ -35,20 +35,63 @@ while [ $# -gt 0 ]; do
 done
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-output_dir=${output_dir:-$here/../runs/quickstart}
+root=$(cd "$here/.." && pwd)
+venv=$root/.venv
+output_dir=$(realpath -m "${output_dir:-$root/runs/quickstart}")
+data=$output_dir/data
+run=$output_dir/run
+record=$output_dir/made_of
+
+# What the results below depend on: the settings, and what was written, by names and sizes or, for
+# the files that decide the results, by their contents.
+settings="STEPS=$STEPS SEQ_LEN=$SEQ_LEN GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE LEARNING_RATE=$LEARNING_RATE VAL_FRACTION=$VAL_FRACTION"
+made_of() {
+  printf '%s\n' "$settings"
+  find "$data" "$run" -type f ! -name '.*' -printf '%P %s\n' | LC_ALL=C sort | sha256sum
+  sha256sum "$run"/{COMPLETED,config.json,model.safetensors,checkpoints/latest} "$data/manifest.json" "$@"
+}
+
+# is_recorded FILE: it was made by these settings of the run as it is now, and is unchanged.
+is_recorded() {
+  [ -e "$record.${1##*/}" ] && [ "$(made_of "$1" 2>/dev/null)" = "$(cat "$record.${1##*/}")" ]
+}
+
+summary() {
+  cat <<SUMMARY
+
+The quickstart is complete.
+
+Held-out text, and a model that knows only how frequent each token is:
+$(sed 's/^/  /' "$output_dir/evaluation.txt")
+
+What the model writes after "def ":
+$(sed 's/^/  /' "$output_dir/sample.txt")
+
+Where everything is:
+  $data   token shards, tokenizer, manifest
+  $run   configuration, metrics.jsonl, checkpoints, TensorBoard files
+  $output_dir/evaluation.txt, $output_dir/sample.txt
+
+Watch the training:  $venv/bin/tensorboard --logdir $run/tensorboard
+Use the model:       $venv/bin/ten-dist generate $run --prompt "class "
+SUMMARY
+}
+
+if is_recorded "$output_dir/evaluation.txt" && is_recorded "$output_dir/sample.txt"; then
+  summary
+  exit
+fi
+
 # Known before the minutes of the set-up, not after.
 if ! mkdir -p "$output_dir" 2>/dev/null || ! [ -w "$output_dir" ]; then
   fail "cannot write to $output_dir; choose another folder with --output_dir"
 fi
-output_dir=$(cd "$output_dir" && pwd)
 
 source "$here/environment.sh"
 cd "$root"
 trap 'fail "interrupted; the same command again continues" 130' INT
 trap 'fail "terminated; the same command again continues" 143' TERM
 
-data=$output_dir/data
-run=$output_dir/run
 trap 'rm -f "$output_dir"/*.partial' EXIT
 
 phase_failed() {
@@ -72,12 +115,16 @@ quickstart_phase() {
   printf '== %s: %s s\n' "$what" "$((SECONDS - start))" >&2
 }
 
-# As quickstart_phase, with the standard output kept in a file: whole, or not at all.
+# As quickstart_phase, with the standard output kept in a file: whole, or not at all. What is there
+# already is not made again.
 quickstart_phase_into() {
   local file=$1
   shift
+  ! is_recorded "$file" || return 0
   quickstart_phase "$@" >"$file.partial"
   mv "$file.partial" "$file"
+  made_of "$file" >"$file.partial"
+  mv "$file.partial" "$record.${file##*/}"
 }
 
 count_gpus
@@ -91,13 +138,11 @@ if [ "$gpus" -gt 0 ]; then
 else
   # A CPU has no natural number of processes: DeepSpeed would start one for each memory node.
   processes=2
-  threads=$((cores / processes))
   if ! grep -qsE 'avx512_bf16|amx_bf16|\bbf16\b' /proc/cpuinfo; then
     precision=fp32
     printf 'quickstart: training in fp32, this processor has no bfloat16 arithmetic\n' >&2
   fi
-  start=(env DS_ACCELERATOR=cpu "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
-    deepspeed --num_accelerators "$processes")
+  start=(env DS_ACCELERATOR=cpu deepspeed --num_accelerators "$processes")
 fi
 # A fixed port would be refused beside any other run on this machine.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
@@ -117,22 +162,4 @@ quickstart_phase "train ($processes processes)" \
 
 quickstart_phase_into "$output_dir/evaluation.txt" "evaluate" ten-dist evaluate "$run" --unigram_baseline
 quickstart_phase_into "$output_dir/sample.txt" "generate" ten-dist generate "$run" --prompt "def "
-
-cat <<SUMMARY
-
-The quickstart is complete.
-
-Held-out text, and a model that knows only how frequent each token is:
-$(sed 's/^/  /' "$output_dir/evaluation.txt")
-
-What the model writes after "def ":
-$(sed 's/^/  /' "$output_dir/sample.txt")
-
-Where everything is:
-  $data   token shards, tokenizer, manifest
-  $run   configuration, metrics.jsonl, checkpoints, TensorBoard files
-  $output_dir/evaluation.txt, $output_dir/sample.txt
-
-Watch the training:  $venv/bin/tensorboard --logdir $run/tensorboard
-Use the model:       $venv/bin/ten-dist generate $run --prompt "class "
-SUMMARY
+summary

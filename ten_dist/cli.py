@@ -21,6 +21,7 @@ from ten_dist.errors import (
     RunStoppedError,
     TrainingError,
 )
+from ten_dist.threads import settle_threads
 
 _SECONDS_FOR_FIRST_RANK = 5
 
@@ -55,6 +56,8 @@ _COMMANDS = {
     "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
     "generate": ("ten_dist.commands.generate", "continue a prompt with a run's model"),
 }
+# The others start or watch processes, which settle it for themselves.
+_COMPUTING = ("train", "evaluate", "generate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +114,8 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
             command, help=help_text, allow_abbrev=False
         )
         if command == name:
+            if name in _COMPUTING:
+                settle_threads()
             module = importlib.import_module(module_name)
             command_parser.description = module.__doc__
             command_parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -9,11 +9,10 @@ cd "$root"
 # What tests of offload to NVMe would else compile, minutes for which nothing is to be seen. A run that
 # needs it compiles it as well, with a line that says so.
 if printf '#include <libaio.h>\n' | "${CXX:-c++}" -E - >/dev/null 2>&1; then
-  rm -f "$TORCH_EXTENSIONS_DIR"/{async_io,pin_memory}/lock
   DS_ACCELERATOR=cpu phase "DeepSpeed's operator for offload to NVMe" python -c '
-from deepspeed.accelerator import get_accelerator
+from ten_dist.engine.swap_folder import load_operator
 
-get_accelerator().create_op_builder("AsyncIOBuilder").load()
+load_operator()
 '
 fi
 ruff check

@@ -52,7 +52,7 @@ def check_python(reports: Sequence[HostReport]) -> Iterator[Problem]:
         if compiler(report) is None:
             yield Problem(
                 report.host,
-                "it has no C++ compiler, with which DeepSpeed builds its operators",
+                "it has no C++ compiler, with which operators are compiled",
                 "apt-get install g++ there, or set CXX",
             )
     typical, others = differing(reports, compiler)

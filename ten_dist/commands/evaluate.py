@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 
 import numpy as np
+from tqdm import tqdm
 
 from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.console import say
@@ -88,20 +90,30 @@ def run(arguments: argparse.Namespace) -> None:
     model = TrainedModel.load(folder)
     counts = np.zeros(manifest.vocab_size, dtype=np.int64)
 
-    def counted() -> Iterator[TokenBatch]:
-        for batch in evaluation_batches(
-            manifest,
-            seq_len=seq_len,
-            micro_batch_size=arguments.batch_size,
-            rank=0,
-            world_size=1,
-            max_rows=arguments.max_rows,
-        ):
+    batches = evaluation_batches(
+        manifest,
+        seq_len=seq_len,
+        micro_batch_size=arguments.batch_size,
+        rank=0,
+        world_size=1,
+        max_rows=arguments.max_rows,
+    )
+
+    def counted(bar: tqdm) -> Iterator[TokenBatch]:
+        for batch in batches:
             scored = batch.targets[batch.targets != IGNORED_TARGET].numpy()
             np.add(counts, np.bincount(scored, minlength=counts.size), out=counts)
             yield batch
+            bar.update(int((batch.rows >= 0).sum()))
 
-    result = evaluate(model.compute_losses, counted(), manifest, model.device)
+    with tqdm(
+        total=min(manifest.rows(seq_len), arguments.max_rows or sys.maxsize),
+        desc="evaluate",
+        unit="row",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+    ) as bar:
+        result = evaluate(model.compute_losses, counted(bar), manifest, model.device)
     figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
     if arguments.unigram_baseline:
         figures["unigram_loss"] = unigram_loss(

@@ -13,8 +13,13 @@ import torch
 from ten_dist.console import say
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
+from ten_dist.model.sampling import PROMPT_PIECE
 from ten_dist.run_folder import RunFolder
+from ten_dist.threads import compute_in_one_thread
 from ten_dist.trained_model import TrainedModel
+
+_PARAMETERS_FOR_THREADS = 50_000_000
+"""With fewer, one token is too little work to share: threads only wait for each other."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = tokenizer.encode([arguments.prompt])[0].tolist()
     # A document starts where another has ended.
     start = prompt or [separator]
+    small = model.network.num_parameters() < _PARAMETERS_FOR_THREADS
+    if small and len(start) <= PROMPT_PIECE:
+        compute_in_one_thread()
     generator = torch.Generator(model.device).manual_seed(arguments.seed)
     try:
         with model.autocast():

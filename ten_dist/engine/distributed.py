@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import logging
 import os
 import socket
@@ -67,19 +68,16 @@ def _rendezvous() -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-@contextlib.contextmanager
-def _without_variable(name: str) -> Iterator[None]:
-    """Hide an environment variable from a block.
+def _leave_out_shared_memory_operator() -> None:
+    """Have DeepSpeed neither compile nor use its operator for inference on CPUs.
 
-    Where DeepSpeed finds LOCAL_SIZE it makes buffers for inference in shared memory, 64
-    MiB a rank that no training uses and nobody removes: memory lost with every start.
+    No training calls it. It costs half a minute of compilation, behind a lock for which
+    everybody waits for ever once a build was killed, and in the memory that processes
+    share 64 MiB a rank, which nobody frees.
     """
-    value = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value
+    # Imported by its name: `deepspeed.comm.torch` as an attribute is torch itself.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None
 
 
 def _free_port() -> int:
@@ -149,8 +147,8 @@ class Ranks:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
-        with _without_variable("LOCAL_SIZE"):
-            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
+        _leave_out_shared_memory_operator()
+        deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         self._words = ObjectChannel(self._timeout)
         self.background = ObjectChannel(self._timeout)
 

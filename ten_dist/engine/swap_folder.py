@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from ten_dist.console import say
 from ten_dist.deepspeed_config import swaps_to_nvme, with_nvme_path
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.files import unwritable
+from ten_dist.native.library import compiled_once
 
 _PREFIX = "ten_dist_swap_"
 _LOCK = "lock"
@@ -67,7 +67,7 @@ def check_swap_path(
             f"--nvme_path {path} has {free / 1e9:.3g} GB free, and the ranks of this "
             f"machine swap {needed / 1e9:.3g} GB to it: make room, or use more machines"
         )
-    _load_operator()
+    load_operator()
 
 
 @contextlib.contextmanager
@@ -194,19 +194,15 @@ def _check_direct_writes(folder: Path, path: Path) -> None:
         ) from None
 
 
-def _load_operator() -> Any:
+def load_operator() -> Any:
     """DeepSpeed's operator for asynchronous input and output.
 
     Raises:
         ConfigurationError: it cannot be had.
     """
-    # Imported here: it takes a second, and inspects the machine.
-    from torch.utils.cpp_extension import _get_build_directory
-
-    if not (Path(_get_build_directory("async_io", False)) / "async_io.so").is_file():
-        say("compiling DeepSpeed's operator for offload to NVMe, once: some minutes")
     try:
-        return get_accelerator().create_op_builder("AsyncIOBuilder").load()
+        with compiled_once("DeepSpeed's operator for offload to NVMe (minutes)"):
+            return get_accelerator().create_op_builder("AsyncIOBuilder").load()
     except (RuntimeError, OSError, ImportError) as error:
         raise ConfigurationError(
             "offload to NVMe needs DeepSpeed's async_io operator, which cannot be "
@@ -221,7 +217,7 @@ def _reserve_before_writing(path: Path) -> None:
     DeepSpeed does not look at the results of its writes: on a full disk it would go on
     with what it could not write. Written again, a file needs no more room.
     """
-    operator = _load_operator()
+    operator = load_operator()
     plain = getattr(operator.aio_handle, "plain", operator.aio_handle)
     operator.aio_handle = _reserving(plain, path)
 

@@ -1,0 +1,83 @@
+"""How many threads compute, and how they wait for each other.
+
+Threads of OpenMP that wait spin by default, and beside other work they then hold up the
+very threads that they wait for: what takes 10 seconds alone takes minutes. How they wait
+has to be in the environment before torch is imported. What a user has set there holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+# Variables of launchers for the ranks on a machine.
+_LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+_chosen_here = False
+
+
+def settle_threads() -> None:
+    """Put into the environment what OpenMP reads when torch is imported.
+
+    Threads sleep while they wait. There are as many as cores that this process may use,
+    shared among the ranks of the machine: not fewer beside other work, where as many
+    threads that sleep are the fastest, too, and a number that does not change from one
+    start of a run to the next, as the last bit of a sum may.
+    """
+    global _chosen_here
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    share = max(1, usable_cores() // _local_ranks())
+    os.environ["OMP_NUM_THREADS"] = str(share)
+    _chosen_here = True
+    cores = len(os.sched_getaffinity(0))
+    if usable_cores() < cores and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"ten-dist: computing in {share} threads of {cores} cores, by the limit of "
+            "this container (OMP_NUM_THREADS says otherwise)",
+            file=sys.stderr,
+        )
+
+
+def compute_in_one_thread() -> None:
+    """From now on, unless the user has said how many threads there are."""
+    import torch
+
+    if _chosen_here:
+        torch.set_num_threads(1)
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use: by its affinity and the limit of its container."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(cores, _cgroup_limit(cgroup))))
+
+
+def _local_ranks() -> int:
+    for name in _LOCAL_RANKS:
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return 1
+
+
+def _cgroup_limit(cgroup: Path) -> float:
+    """Cores that the control group may keep busy; infinity without a limit."""
+    try:
+        # Version 2: both numbers in one file.
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    try:
+        # No limit is "max" in version 2, and -1 in version 1.
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):
+        return math.inf
