@@ -25,9 +25,10 @@ from ten_dist.data.tokenizer import TOKENIZER_NAME
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     ConfigurationError,
 )
+from ten_dist.streams import prepare_streams
+from ten_dist.termination import exit_status, interrupt_on_termination
 
 
 def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
@@ -52,13 +53,13 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
     except FileError as error:
         _complain(ranks.rank, error)
         status = EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(
             "data_prep.shard: interrupted (the same command continues)",
             file=sys.stderr,
             flush=True,
         )
-        ranks.abort(EXIT_INTERRUPTED)
+        ranks.abort(exit_status(interrupt))
     except Exception:  # noqa: BLE001 - a defect on one rank must end the others too
         traceback.print_exc()
         ranks.abort(EXIT_FAILED)
@@ -323,4 +324,6 @@ def _summary(manifest: Manifest) -> str:
 
 
 if __name__ == "__main__":
+    prepare_streams(keep_going=True)
+    interrupt_on_termination()
     sys.exit(main())

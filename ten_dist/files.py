@@ -16,8 +16,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replace a text file, whole, in UTF-8.
+
+    Bytes of a file's name that are not UTF-8 become escape sequences as JSON has them.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -20,7 +20,9 @@ from ten_dist.config import (
     TemporalEigenstateConfig,
 )
 from ten_dist.errors import ConfigurationError
+from ten_dist.library_settings import check_library_settings
 from ten_dist.options import add_options, given_options
+from ten_dist.own_rank import take_part
 from ten_dist.training_config import TrainingConfig
 
 
@@ -69,8 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: see :func:`ten_dist.engine.run.train`.
     """
+    take_part()
     training = TrainingConfig(**given_options(arguments, TrainingConfig))
     model_options = resolve_model_options(arguments, training.config)
+    check_library_settings()
 
     from ten_dist.engine.run import train
 

@@ -82,7 +82,7 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: there is none.
         ValueError: it is not one that this version reads.
     """
-    record = json.loads((path / RECORD_NAME).read_text())
+    record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
     if not isinstance(record, dict) or record.get("format") != CHECKPOINT_FORMAT:
         raise ValueError("it is not the record of a checkpoint")
     if record.get("version") != CHECKPOINT_VERSION:

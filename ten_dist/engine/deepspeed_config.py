@@ -67,7 +67,7 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
             f"--deepspeed_config {name} is neither a file nor one of {shipped}"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(
             f"--deepspeed_config {path} cannot be read: {error.strerror}"

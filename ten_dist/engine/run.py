@@ -20,7 +20,7 @@ from ten_dist.engine.checkpoints import (
     newest_whole,
 )
 from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
-from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.plan import make_plan
@@ -35,6 +35,7 @@ from ten_dist.monitor.console import say
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor, SilentMonitor
 from ten_dist.monitor.watchdog import NoWatchdog, Watchdog
+from ten_dist.own_rank import take_part
 from ten_dist.run_folder import RunFolder
 from ten_dist.training_config import TrainingConfig
 
@@ -68,20 +69,20 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
         TrainingError: training cannot go on.
         RunStoppedError: a signal stopped it; the same command continues.
     """
-    rank, world_size = describe_ranks()
+    own = take_part()
     # What every rank reads alike from the command line is checked before the ranks
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     check_nvme_path(deepspeed_file, training)
     TemporalEigenstateConfig.preset(training.config, **model_options)
-    make_plan(dataclasses.replace(training, epochs=None), world_size, None)
+    make_plan(dataclasses.replace(training, epochs=None), own.world_size, None)
 
     watchdog: Watchdog | NoWatchdog = NoWatchdog()
     if not training.dry_run:
         watchdog = Watchdog(
             Path(training.output_dir),
-            rank,
-            world_size,
+            own.rank,
+            own.world_size,
             training.hang_timeout,
             training.startup_timeout,
         )

@@ -1,7 +1,7 @@
 """Signals that ask a run to stop, and how they are obeyed.
 
-The first SIGTERM, SIGINT or SIGUSR1 on any rank lets the step that is under way end;
-then all ranks save and end, resumable. SIGTERM and SIGINT say that somebody waits: a
+The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank lets the step that is under way end;
+then all ranks save and end, resumable. All but SIGUSR1 say that somebody waits: a
 process that has not ended after the grace period ends as it is. SIGUSR1, which
 schedulers send well ahead, gives all the time it takes. A second signal ends the process
 at once.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # Python 3.10 has none.
     from typing import Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
 _SAME_REQUEST_SECONDS = 1.0
 _SIGNALLED = 128
@@ -38,7 +38,7 @@ class StopSignals:
     which may be inside of a collective that never ends.
 
     Args:
-        grace_seconds: from SIGTERM or SIGINT until the process ends in any case.
+        grace_seconds: from SIGTERM, SIGINT or SIGHUP until the process ends in any case.
         speaks: whether this process announces what it does.
     """
 
@@ -61,7 +61,10 @@ class StopSignals:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
+            # nohup has had it ignored: a lost connection is no reason to stop.
+            if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
+                continue
             # The handler has nothing to do: the number itself goes to the socket.
             self._handlers[number] = signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -94,7 +97,7 @@ class StopSignals:
                     os._exit(EXIT_STOPPED)
                 if not numbers:
                     return
-                if numbers[0] not in _SIGNALS:
+                if numbers[0] not in STOP_SIGNALS:
                     continue
                 now = time.monotonic()
                 if self._first is None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from ten_dist.own_rank import own_rank
+
 _SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 # No -ffast-math: the sources round by exact sums.
@@ -43,10 +45,7 @@ def unavailable() -> str | None:
 
     name = f"ten_dist_cpu_{_build_identity(compiler)}"
     folder = Path(cpp_extension._get_build_directory(name, verbose=False))
-    if (
-        not (folder / f"{name}.so").is_file()
-        and os.environ.get("LOCAL_RANK", "0") == "0"
-    ):
+    if not (folder / f"{name}.so").is_file() and own_rank().local_rank == 0:
         # Not to the standard output, which belongs to the program.
         notice = f"ten-dist: compiling operators for this processor in {folder}, once"
         print(notice, file=sys.stderr, flush=True)
