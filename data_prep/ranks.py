@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from ten_dist.errors import ConfigurationError
 from ten_dist.own_rank import read_number
+from ten_dist.termination import interrupt_still
 
 T = TypeVar("T")
 Tick = Callable[[int, int], None]
@@ -82,6 +83,8 @@ class Ranks:
             notice = f"MPI is not available ({reason}): running as one process"
         else:
             comm = MPI.COMM_WORLD
+            # Open MPI forwards SIGHUP to nobody.
+            interrupt_still()
         ranks = cls(comm)
         if started > ranks.size:
             left = [name for name in _SIZE_VARIABLES if os.environ.get(name)]

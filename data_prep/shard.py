@@ -27,6 +27,7 @@ from ten_dist.errors import (
     EXIT_FAILED,
     ConfigurationError,
 )
+from ten_dist.files import check_current_folder
 from ten_dist.streams import prepare_streams
 from ten_dist.termination import exit_status, interrupt_on_termination
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        check_current_folder()
         ranks, notice = (ranks, None) if ranks is not None else Ranks.start()
     except ConfigurationError as error:
         _complain(0, error)

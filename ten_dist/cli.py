@@ -20,6 +20,7 @@ from ten_dist.errors import (
     RunStoppedError,
     TrainingError,
 )
+from ten_dist.files import check_current_folder
 from ten_dist.own_rank import own_rank
 from ten_dist.streams import flush_streams, prepare_streams
 from ten_dist.termination import exit_status, interrupt_on_termination
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = _command(arguments)
     try:
+        check_current_folder()
         status = _run(name, arguments)
         # Here, where it is known what to do if nobody takes it.
         flush_streams()
@@ -135,7 +137,8 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
 def run_and_exit() -> NoReturn:
     """The console script: run the command of the command line, end with its status."""
     name = _command(sys.argv[1:])
-    prepare_streams(keep_going=name in _LASTING)
+    words = {"-h", "--help"} & set(sys.argv)
+    prepare_streams(keep_going=name in _LASTING and not words)
     if name not in _TOLD_BY_SIGNALS:
         interrupt_on_termination()
     try:

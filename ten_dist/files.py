@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ten_dist.errors import ConfigurationError
+
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file, whole."""
@@ -69,3 +71,17 @@ def unwritable(folder: Path) -> str | None:
     if not os.access(existing, os.W_OK | os.X_OK):
         return f"cannot be written to: no permission in {existing}"
     return None
+
+
+def check_current_folder() -> None:
+    """Refuse to work where the current folder is gone: libraries in C end the process.
+
+    Raises:
+        ConfigurationError: somebody has removed it.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            "the current folder has been removed: change to one that exists"
+        ) from None

@@ -13,8 +13,6 @@ import os
 import sys
 from typing import TextIO
 
-_NAMES = {1: "standard output", 2: "standard error"}
-
 
 def prepare_streams(keep_going: bool) -> None:
     """Make the standard streams of this process safe to write to.
@@ -23,9 +21,10 @@ def prepare_streams(keep_going: bool) -> None:
     closed leads nowhere, and so does one that cannot be written to any more.
 
     Args:
-        keep_going: whether the work matters more than what is printed about it: a stream
-            that fails is then given up with a word on the other one. Else the first
-            write that fails raises ``OSError``.
+        keep_going: whether the work matters more than what it prints: the standard
+            output is then given up with a word on the standard error. Else the first
+            write to it that fails raises ``OSError``. The standard error is given up
+            without a word in any case.
     """
     _fill_closed_descriptors()
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
@@ -71,9 +70,10 @@ class _Output(io.FileIO):
             self._lead_nowhere()
             if not self._keep_going:
                 # It does not say by itself which file that is.
-                error.filename = _NAMES[self.fileno()]
+                error.filename = "standard output"
                 raise
-            self._tell_other(error)
+            if self.fileno() == 1:
+                self._tell(error)
             return len(data)
 
     def _lead_nowhere(self) -> None:
@@ -82,15 +82,14 @@ class _Output(io.FileIO):
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
 
-    def _tell_other(self, error: OSError) -> None:
-        number = self.fileno()
+    def _tell(self, error: OSError) -> None:
         text = (
-            f"ten-dist: {_NAMES[number]} is gone ({error.strerror}): the work goes on "
+            f"ten-dist: standard output is gone ({error.strerror}): the work goes on "
             "without it\n"
         )
-        # Not through the other's buffer, out of which this may be called.
+        # Not through a buffer, out of which this may be called.
         with contextlib.suppress(OSError):
-            os.write(3 - number, text.encode())
+            os.write(2, text.encode())
 
 
 def _prepared(stream: TextIO | None, descriptor: int, keep_going: bool) -> TextIO:

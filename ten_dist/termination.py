@@ -28,6 +28,13 @@ def interrupt_on_termination() -> None:
             signal.signal(number, _terminate)
 
 
+def interrupt_still() -> None:
+    """Take the signals back from a library that has taken them in C, if they were ours."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _terminate:
+            signal.signal(number, _terminate)
+
+
 def exit_status(interrupt: KeyboardInterrupt) -> int:
     """The status of a process that ends for an interrupt: 128 and the signal's number."""
     if isinstance(interrupt, Terminated):

@@ -21,6 +21,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+# A clock that is wilder than that would leave no room in the ten digits of a name.
+_LATEST = 9_999_000_000
 _numbers = itertools.count()
 
 
@@ -62,6 +64,7 @@ class EventFile:
 
 def _next_name(folder: Path) -> str:
     times = [int(m[1]) for m in map(_NAME.match, os.listdir(folder)) if m]
-    after = max(int(time.time()), max(times, default=-1) + 1)
+    now = min(max(int(time.time()), 0), _LATEST)
+    after = max(now, max(times, default=-1) + 1)
     host, process = socket.gethostname(), os.getpid()
     return f"events.out.tfevents.{after:010d}.{host}.{process}.{next(_numbers)}"
