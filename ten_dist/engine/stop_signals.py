@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # Python 3.10 has none.
     from typing import Self
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
 _SAME_REQUEST_SECONDS = 1.0
 _SIGNALLED = 128
@@ -61,7 +61,7 @@ class StopSignals:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        for number in STOP_SIGNALS:
+        for number in _SIGNALS:
             # nohup has had it ignored: a lost connection is no reason to stop.
             if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
                 continue
@@ -97,7 +97,7 @@ class StopSignals:
                     os._exit(EXIT_STOPPED)
                 if not numbers:
                     return
-                if numbers[0] not in STOP_SIGNALS:
+                if numbers[0] not in _SIGNALS:
                     continue
                 now = time.monotonic()
                 if self._first is None:
