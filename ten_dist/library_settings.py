@@ -23,8 +23,15 @@ def check_library_settings() -> None:
             del os.environ[name]
     read_number(os.environ, "DEEPSPEED_TIMEOUT", 0)
     try:
-        import deepspeed  # noqa: F401
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
     except ValueError as error:
         raise ConfigurationError(
             f"DeepSpeed refuses the environment: {' '.join(str(error).split())}"
         ) from None
+    if not accelerator.is_available():
+        raise ConfigurationError(
+            f"DS_ACCELERATOR is {os.environ['DS_ACCELERATOR']}, which is not there: unset "
+            "it, and what is there is found"
+        )
