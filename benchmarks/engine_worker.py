@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +25,12 @@ from ten_dist.config.training import TrainingConfig
 from ten_dist.data import TokenBatch
 from ten_dist.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.own_rank import rank_of_environment
 from ten_dist.planning.memory import peak_memory
 from ten_dist.planning.sharding import Sharding, Workload
 
@@ -79,7 +81,7 @@ def prepared_engine(
         keep_checkpoints=1,
         dry_run=True,
     )
-    _, world_size = describe_ranks()
+    world_size = rank_of_environment(os.environ).world_size
     ranks = Ranks()
     file_config = load_deepspeed_file(stage)
     run = resolve(training, model_options, file_config, world_size)
@@ -192,7 +194,7 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     folder, name, stage = Path(arguments[0]), arguments[1], arguments[2]
     result = {"overhead": overhead, "memory": memory}[name](folder, stage)
-    if describe_ranks()[0] == 0:
+    if rank_of_environment(os.environ).rank == 0:
         (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -31,12 +31,13 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.deepspeed_config import load_deepspeed_file
 from ten_dist.engine.assembly import build_engine, build_model
-from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.resolution import resolve
 from ten_dist.engine.step import Stepper
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.own_rank import rank_of_environment
 
 STEPS = 2
 _TINY = {
@@ -163,7 +164,7 @@ def main() -> None:
     """Measure all cases on this rank."""
     folder = Path(next(word for word in sys.argv[1:] if not word.startswith("--")))
     wanted = json.loads((folder / "cases.json").read_text())
-    is_first = describe_ranks()[0] == 0
+    is_first = rank_of_environment(os.environ).rank == 0
     import_everything()
     results = []
     for number, (case, port) in enumerate(zip(wanted["cases"], wanted["ports"])):

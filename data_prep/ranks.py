@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
+from ten_dist.own_rank import read_number
+from ten_dist.termination import interrupt_still
 
 T = TypeVar("T")
 Tick = Callable[[int, int], None]
@@ -72,7 +74,7 @@ class Ranks:
             ConfigurationError: an MPI launcher started several processes that cannot
                 see each other: each would do all of the work, into the same files.
         """
-        started = max(int(os.environ.get(name) or 1) for name in _SIZE_VARIABLES)
+        started = max(read_number(os.environ, name, 1) for name in _SIZE_VARIABLES)
         comm, notice = None, None
         try:
             # Imported here because the import starts MPI, and may fail.
@@ -82,13 +84,16 @@ class Ranks:
             notice = f"MPI is not available ({reason}): running as one process"
         else:
             comm = MPI.COMM_WORLD
+            # Open MPI forwards SIGHUP to nobody.
+            interrupt_still()
         ranks = cls(comm)
         if started > ranks.size:
+            left = [name for name in _SIZE_VARIABLES if os.environ.get(name)]
             reason = notice.split(":")[0] if notice else "mpi4py uses another MPI"
             raise ConfigurationError(
                 f"mpiexec started {started} processes but each sees only itself: "
                 f"{reason}; use the mpiexec of the MPI library that mpi4py uses, or "
-                "run without mpiexec"
+                f"run without mpiexec and with {' and '.join(left)} unset"
             )
         return ranks, notice
 

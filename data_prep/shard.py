@@ -25,9 +25,11 @@ from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     ConfigurationError,
 )
+from ten_dist.files import check_current_folder
+from ten_dist.streams import prepare_streams
+from ten_dist.termination import exit_status, interrupt_on_termination
 
 
 def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        check_current_folder()
         ranks, notice = (ranks, None) if ranks is not None else Ranks.start()
     except ConfigurationError as error:
         _complain(0, error)
@@ -52,13 +55,13 @@ def main(arguments: Sequence[str] | None = None, ranks: Ranks | None = None) -> 
     except FileError as error:
         _complain(ranks.rank, error)
         status = EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(
             "data_prep.shard: interrupted (the same command continues)",
             file=sys.stderr,
             flush=True,
         )
-        ranks.abort(EXIT_INTERRUPTED)
+        ranks.abort(exit_status(interrupt))
     except Exception:  # noqa: BLE001 - a defect on one rank must end the others too
         traceback.print_exc()
         ranks.abort(EXIT_FAILED)
@@ -322,4 +325,6 @@ def _summary(manifest: Manifest) -> str:
 
 
 if __name__ == "__main__":
+    prepare_streams(keep_going=True)
+    interrupt_on_termination()
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -15,12 +16,15 @@ import ten_dist
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_STOPPED,
     ConfigurationError,
     RunStoppedError,
     TrainingError,
 )
+from ten_dist.files import check_current_folder
+from ten_dist.own_rank import OwnRank, likely_rank, own_rank
+from ten_dist.streams import flush_streams, prepare_streams
+from ten_dist.termination import exit_status, interrupt_on_termination
 from ten_dist.threads import settle_threads
 
 _SECONDS_FOR_FIRST_RANK = 5
@@ -59,6 +63,11 @@ _COMMANDS = {
 # The others start or watch processes, which settle it for themselves.
 _COMPUTING = ("train", "evaluate", "generate")
 
+# What these do is worth more than what they print about it.
+_LASTING = ("train", "supervise", "launch", "droplets")
+# These obey signals in ways of their own.
+_TOLD_BY_SIGNALS = ("train", "supervise", "launch")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
@@ -67,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others are in :mod:`ten_dist.errors`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = next((a for a in arguments if not a.startswith("-")), None)
+    name = _command(arguments)
     try:
-        return _run(name, arguments)
+        check_current_folder()
+        status = _run(name, arguments)
+        # Here, where it is known what to do if nobody takes it.
+        flush_streams()
+        return status
     except ConfigurationError as error:
         _complain(error)
         return EXIT_CONFIGURATION_ERROR
@@ -77,20 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(stopped)
         return EXIT_STOPPED
     except BrokenPipeError:
-        # Whoever read the output has seen enough, such as `head`. The interpreter
-        # would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough, such as `head`.
         return EXIT_FAILED
     except (TrainingError, OSError) as error:
         _complain(error)
         return EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # A request that was under way is of no interest any more.
         logging.getLogger("asyncio").disabled = True
         continued = name in ("train", "droplets")
         again = "; the same command again continues" if continued else ""
         _complain(f"interrupted{again}")
-        return EXIT_INTERRUPTED
+        return exit_status(interrupt)
+
+
+def _command(arguments: Sequence[str]) -> str | None:
+    return next((a for a in arguments if not a.startswith("-")), None)
 
 
 def _run(name: str | None, arguments: Sequence[str]) -> int:
@@ -115,7 +130,9 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
         )
         if command == name:
             if name in _COMPUTING:
-                settle_threads()
+                # Only a training has ranks, whatever the environment says.
+                ranked = name == "train"
+                settle_threads(likely_rank(os.environ) if ranked else OwnRank())
             module = importlib.import_module(module_name)
             command_parser.description = module.__doc__
             command_parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -136,14 +153,23 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
 
 def run_and_exit() -> NoReturn:
     """The console script: run the command of the command line, end with its status."""
-    status = main()
-    if status and os.environ.get("LOCAL_RANK", "0") != "0":
+    name = _command(sys.argv[1:])
+    words = {"-h", "--help"} & set(sys.argv)
+    prepare_streams(keep_going=name in _LASTING and not words)
+    if name not in _TOLD_BY_SIGNALS:
+        interrupt_on_termination()
+    try:
+        status = main()
+    except SystemExit as end:
+        # Of argparse, which has said why.
+        status = end.code
+    with contextlib.suppress(OSError):
+        flush_streams()
+    if status and own_rank().local_rank != 0:
         # The launcher ends all ranks of a machine as soon as one has: the first must
         # have had the time to say what is wrong.
         time.sleep(_SECONDS_FOR_FIRST_RANK)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if own_rank().world_size > 1:
         # Threads that torch keeps for its peers can abort a process that ends after
         # them, and the launcher would report that instead of the status.
         os._exit(status)

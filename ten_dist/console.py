@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 
 from tqdm import tqdm
 
+from ten_dist.own_rank import own_rank
+
 
 def say(message: str) -> None:
     """Print a line, above a progress bar if there is one; rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
+    if own_rank().rank == 0:
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
 
@@ -20,11 +22,12 @@ def warn(message: str) -> None:
 
     Nothing is locked: a worker that is killed in here must not leave the others waiting.
     """
-    rank = os.environ.get("RANK", "0")
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    origin = "ten-dist" if alone else f"ten-dist, rank {rank}"
-    sys.stderr.write(f"{origin}: {message}\n")
-    sys.stderr.flush()
+    own = own_rank()
+    origin = "ten-dist" if own.world_size == 1 else f"ten-dist, rank {own.rank}"
+    # Nobody may be listening any more.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{origin}: {message}\n")
+        sys.stderr.flush()
 
 
 def complain(message: str) -> None:
@@ -32,6 +35,6 @@ def complain(message: str) -> None:
 
     Ranks fail alike, and one line a machine is enough to find it.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if own_rank().local_rank == 0:
         tqdm.write(f"ten-dist: {message}", file=sys.stderr)
         sys.stderr.flush()

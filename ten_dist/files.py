@@ -64,8 +64,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replace a text file, whole, in UTF-8.
+
+    Bytes of a file's name that are not UTF-8 become escape sequences as JSON has them.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -114,3 +117,17 @@ def unwritable(folder: Path) -> str | None:
     if not os.access(existing, os.W_OK | os.X_OK):
         return f"cannot be written to: no permission in {existing}"
     return None
+
+
+def check_current_folder() -> None:
+    """Refuse to work where the current folder is gone: libraries in C end the process.
+
+    Raises:
+        ConfigurationError: somebody has removed it.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            "the current folder has been removed: change to one that exists"
+        ) from None

@@ -103,7 +103,7 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no config.json"
             )
         try:
-            values = json.loads(self.config_file.read_text())
+            values = json.loads(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"{self.config_file} cannot be read: {error}"
@@ -132,7 +132,7 @@ class RunFolder:
         if not self.completed_file.is_file():
             return None
         try:
-            return json.loads(self.completed_file.read_text())
+            return json.loads(self.completed_file.read_text(encoding="utf-8"))
         except ValueError:
             raise ConfigurationError(
                 f"{self.completed_file} is damaged: remove it, and the run makes it anew"

@@ -12,15 +12,14 @@ import os
 import sys
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
-# Variables of launchers for the ranks on a machine.
-_LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+from ten_dist.own_rank import OwnRank
 
+_CGROUP = Path("/sys/fs/cgroup")
 
 _chosen_here = False
 
 
-def settle_threads() -> None:
+def settle_threads(own: OwnRank) -> None:
     """Put into the environment what OpenMP reads when torch is imported.
 
     Threads sleep while they wait. There are as many as cores that this process may use,
@@ -32,11 +31,11 @@ def settle_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if os.environ.get("OMP_NUM_THREADS"):
         return
-    share = max(1, usable_cores() // _local_ranks())
+    share = max(1, usable_cores() // max(1, own.local_world_size))
     os.environ["OMP_NUM_THREADS"] = str(share)
     _chosen_here = True
     cores = len(os.sched_getaffinity(0))
-    if usable_cores() < cores and os.environ.get("LOCAL_RANK", "0") == "0":
+    if usable_cores() < cores and own.local_rank == 0:
         print(
             f"ten-dist: computing in {share} threads of {cores} cores, by the limit of "
             "this container (OMP_NUM_THREADS says otherwise)",
@@ -56,13 +55,6 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     """Cores that this process may use: by its affinity and the limit of its container."""
     cores = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(cores, _cgroup_limit(cgroup))))
-
-
-def _local_ranks() -> int:
-    for name in _LOCAL_RANKS:
-        if os.environ.get(name, "").isdecimal():
-            return max(1, int(os.environ[name]))
-    return 1
 
 
 def _cgroup_limit(cgroup: Path) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ten_dist import threads
+from ten_dist.own_rank import OwnRank
 from ten_dist.threads import compute_in_one_thread, settle_threads, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
@@ -47,7 +48,7 @@ def test_what_the_user_has_set_holds():
 @pytest.fixture
 def unset(monkeypatch):
     """An environment that says nothing about threads, restored after the test."""
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *threads._LOCAL_RANKS):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(threads, "_chosen_here", False)
@@ -56,20 +57,19 @@ def unset(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_ranks_of_a_machine_share_its_cores(unset, monkeypatch):
-    monkeypatch.setenv("LOCAL_SIZE", str(2 * CORES))
-    settle_threads()
+def test_ranks_of_a_machine_share_its_cores(unset):
+    settle_threads(OwnRank(0, 2 * CORES, 0, 2 * CORES))
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_one_thread_unless_the_user_says_otherwise(unset, monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    settle_threads()
+    settle_threads(OwnRank())
     compute_in_one_thread()
     assert torch.get_num_threads() == 2
     monkeypatch.delenv("OMP_NUM_THREADS")
-    settle_threads()
+    settle_threads(OwnRank())
     compute_in_one_thread()
     assert torch.get_num_threads() == 1
 
@@ -91,6 +91,6 @@ def test_the_limit_of_a_container_counts(tmp_path, quota, cores):
 def test_a_limit_is_said(unset, monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(threads, "_cgroup_limit", lambda _: 1.5)
-    settle_threads()
+    settle_threads(OwnRank())
     assert os.environ["OMP_NUM_THREADS"] == "2"
     assert "2 threads of 64 cores" in capsys.readouterr().err

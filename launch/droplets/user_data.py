@@ -63,7 +63,8 @@ def own_commit() -> str:
         done = subprocess.run(
             ["git", "-C", str(_CHECKOUT), "rev-parse", "HEAD"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):

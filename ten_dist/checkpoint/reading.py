@@ -43,7 +43,7 @@ class CheckpointReader:
         self.path = path
         try:
             self.record: CheckpointRecord = read_record(path)
-            index = json.loads((path / INDEX_NAME).read_text())
+            index = json.loads((path / INDEX_NAME).read_text(encoding="utf-8"))
             self._writers: int = index["writers"]
             self._pieces = {
                 name: sorted(map(tuple, tensor["slices"]))

@@ -162,4 +162,5 @@ def read_record(path: Path) -> CheckpointRecord:
         OSError: there is none.
         ValueError: it is not one that this version reads.
     """
-    return CheckpointRecord.from_dict(json.loads((path / RECORD_NAME).read_text()))
+    text = (path / RECORD_NAME).read_text(encoding="utf-8")
+    return CheckpointRecord.from_dict(json.loads(text))

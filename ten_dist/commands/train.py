@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 
 from ten_dist.config.run_options import add_run_options, given_run
+from ten_dist.library_settings import check_library_settings
+from ten_dist.own_rank import take_part
 
 add_arguments = add_run_options
 
@@ -22,7 +24,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: see :func:`ten_dist.engine.run.train`.
     """
+    take_part()
     training, model_options = given_run(arguments)
+    check_library_settings()
     from ten_dist.engine.run import train
 
     train(training, model_options)

@@ -107,7 +107,7 @@ class TrainingConfig:
     keep_checkpoint_every: int | None = None
     """With --keep_checkpoints, keep those whose step is a multiple of N for good."""
     grace_seconds: float = 25.0
-    """After SIGTERM or SIGINT, which have all ranks save at the end of the step and stop:
+    """After SIGTERM, SIGINT or SIGHUP, which have all ranks save at the end of the step and stop:
     seconds until a process ends even if it could not. The deepspeed launcher kills after
     30. SIGUSR1 does the same and sets no limit."""
     resume: str = "auto"

@@ -97,10 +97,10 @@ def _work(
     parent: int,
 ) -> None:
     receiver.close()
-    # Asked to stop, by the keyboard or a launcher that asks every process, the parent
+    # Asked to stop, by the keyboard, a lost connection or a launcher that asks every process, the parent
     # first finishes what it does, for which it needs this worker; that ends with it.
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
     def end_with_parent(_signal: int, _frame: object) -> None:

@@ -20,52 +20,30 @@ from torch.distributed import distributed_c10d
 
 from ten_dist.console import complain
 from ten_dist.errors import ConfigurationError, TrainingError
-
-# Set by launchers that leave it to the program to find its rank.
-_OTHER_LAUNCHERS = ("SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+from ten_dist.own_rank import OwnRank, read_number, take_part
 
 
-def describe_ranks() -> tuple[int, int]:
-    """Rank and number of ranks, as the launcher set them; (0, 1) without a launcher."""
-    return (
-        int(_launcher_variable("RANK", "0")),
-        int(_launcher_variable("WORLD_SIZE", "1")),
-    )
-
-
-def _launcher_variable(name: str, default: str) -> str:
-    # OpenMPI names its ranks in variables of its own.
-    mpi_name = f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}"
-    return os.environ.get(name) or os.environ.get(mpi_name) or default
-
-
-def _rendezvous() -> dict[str, str]:
+def _rendezvous(own: OwnRank) -> dict[str, str]:
     """Environment that torch needs to connect the ranks, where no launcher set it.
 
     Without any launcher this is a run of one process; DeepSpeed would look for MPI
     then, and fail where there is none.
     """
-    _, world_size = describe_ranks()
-    for name in _OTHER_LAUNCHERS:
-        if world_size == 1 and int(os.environ.get(name) or 1) > 1:
-            raise ConfigurationError(
-                f"{name} is {os.environ[name]}, but neither WORLD_SIZE nor RANK is set: "
-                "each process would train by itself. Start with the deepspeed launcher, "
-                "torchrun or mpiexec of Open MPI, or export both for each process"
-            )
+    port = read_number(os.environ, "MASTER_PORT", 0)
     wanted = {
-        "RANK": _launcher_variable("RANK", "0"),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": _launcher_variable("LOCAL_RANK", "0"),
+        "RANK": str(own.rank),
+        "WORLD_SIZE": str(own.world_size),
+        "LOCAL_RANK": str(own.local_rank),
     }
-    if world_size == 1:
-        wanted |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    if own.world_size == 1 and not os.environ.get("WORLD_SIZE"):
+        # What there is of an address has been left by something else.
+        return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    if not os.environ.get("MASTER_ADDR") or not 0 < port < 1 << 16:
         raise ConfigurationError(
             "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
             "node and a free port on it"
         )
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    return wanted
 
 
 def _leave_out_shared_memory_operator() -> None:
@@ -135,18 +113,13 @@ class Ranks:
 
     def __init__(self, patience: float = 0.0) -> None:
         self._timeout = max(default_pg_timeout, datetime.timedelta(seconds=patience))
-        self.rank, self.world_size = describe_ranks()
-        os.environ.update(_rendezvous())
-        local_rank = int(os.environ["LOCAL_RANK"])
-        self.local_world_size = int(
-            os.environ.get("LOCAL_SIZE")
-            or os.environ.get("LOCAL_WORLD_SIZE")
-            or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-            or "1"
-        )
+        own = take_part()
+        self.rank, self.world_size = own.rank, own.world_size
+        self.local_world_size = own.local_world_size
+        os.environ.update(_rendezvous(own))
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self.device = torch.device(get_accelerator().device_name(local_rank))
-        get_accelerator().set_device(local_rank)
+        self.device = torch.device(get_accelerator().device_name(own.local_rank))
+        get_accelerator().set_device(own.local_rank)
         _leave_out_shared_memory_operator()
         deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         self._words = ObjectChannel(self._timeout)

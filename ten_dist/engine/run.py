@@ -26,7 +26,7 @@ from ten_dist.engine.checkpointing.load import (
     newest_whole,
 )
 from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
-from ten_dist.engine.distributed import Ranks, describe_ranks
+from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.reporter import Reporter
@@ -40,6 +40,7 @@ from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
+from ten_dist.own_rank import take_part
 from ten_dist.run_folder import RunFolder
 from ten_dist.schedule import make_schedule
 
@@ -73,19 +74,20 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
         TrainingError: training cannot go on.
         RunStoppedError: a signal stopped it; the same command continues.
     """
-    rank, world_size = describe_ranks()
+    own = take_part()
     # What every rank reads alike from the command line is checked before the ranks
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     check_nvme_path(deepspeed_file, training)
     TemporalEigenstateConfig.preset(training.config, **model_options)
-    make_schedule(dataclasses.replace(training, epochs=None), world_size, None)
+    make_schedule(dataclasses.replace(training, epochs=None), own.world_size, None)
 
     # A dry run has no folder to report a hang in.
     limits = (0.0, 0.0)
     if not training.dry_run:
         limits = (training.hang_timeout, training.startup_timeout)
-    watchdog = Watchdog(Path(training.output_dir or "."), rank, world_size, *limits)
+    folder = Path(training.output_dir or ".")
+    watchdog = Watchdog(folder, own.rank, own.world_size, *limits)
     try:
         _train(training, model_options, deepspeed_file, watchdog)
     finally:

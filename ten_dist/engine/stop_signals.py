@@ -1,7 +1,7 @@
 """Signals that ask a run to stop, and how they are obeyed.
 
-The first SIGTERM, SIGINT or SIGUSR1 on any rank lets the step that is under way end;
-then all ranks save and end, resumable. SIGTERM and SIGINT say that somebody waits: a
+The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank lets the step that is under way end;
+then all ranks save and end, resumable. All but SIGUSR1 say that somebody waits: a
 process that has not ended after the grace period ends as it is. SIGUSR1, which
 schedulers send well ahead, gives all the time it takes. A second signal ends the process
 at once.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # Python 3.10 has none.
     from typing import Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
 _SAME_REQUEST_SECONDS = 1.0
 _SIGNALLED = 128
@@ -38,7 +38,7 @@ class StopSignals:
     which may be inside of a collective that never ends.
 
     Args:
-        grace_seconds: from SIGTERM or SIGINT until the process ends in any case.
+        grace_seconds: from SIGTERM, SIGINT or SIGHUP until the process ends in any case.
         speaks: whether this process announces what it does.
     """
 
@@ -62,6 +62,9 @@ class StopSignals:
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
         for number in _SIGNALS:
+            # nohup has had it ignored: a lost connection is no reason to stop.
+            if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
+                continue
             # The handler has nothing to do: the number itself goes to the socket.
             self._handlers[number] = signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()

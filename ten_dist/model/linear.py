@@ -47,7 +47,9 @@ def takes_onednn(*factors: Tensor) -> bool:
 def is_made_by_amd() -> bool:
     """Whether this machine's processor is, as far as Linux tells."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(errors="replace")
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(
+            encoding="utf-8", errors="replace"
+        )
     except OSError:
         return False
 

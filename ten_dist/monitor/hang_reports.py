@@ -16,6 +16,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 FIRST = "FIRST"
 PHASES = (
@@ -113,22 +114,38 @@ class ReportFile:
                 self.path.parent.rmdir()
 
 
-def read_reports(folder: Path, after: float = 0.0) -> list[HangReport]:
+FileVersions: TypeAlias = dict[Path, tuple[int, int, int]]
+"""What tells a file from what it is after it was written to: not its time alone, as
+clocks are set back."""
+
+
+def report_versions(folder: Path) -> FileVersions:
+    """The reports that are in OUTPUT_DIR/hang now, for :func:`read_reports` later."""
+    versions = {}
+    for path in folder.glob("rank" + "[0-9]" * 4 + ".txt"):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            versions[path] = found.st_ino, found.st_size, found.st_mtime_ns
+    return versions
+
+
+def read_reports(folder: Path, before: FileVersions | None = None) -> list[HangReport]:
     """The ranks of a hang, the one that is furthest behind first: others wait for it.
 
     Args:
         folder: OUTPUT_DIR/hang.
-        after: leave out files last written before this time, seconds since 1970.
+        before: leave out files that nobody has written to since these.
     """
     reports = []
-    for path in folder.glob("rank" + "[0-9]" * 4 + ".txt"):
+    for path, version in report_versions(folder).items():
         try:
-            written = path.stat().st_mtime
-            line, _, stacks = path.read_text(errors="replace").partition("\n")
+            line, _, stacks = path.read_text(
+                encoding="utf-8", errors="replace"
+            ).partition("\n")
         except OSError:
             continue
         match = _LINE.match(line)
-        if match is None or written < after:
+        if match is None or version == (before or {}).get(path):
             continue
         step = match["step"]
         since, _, thousandths = match["since"].partition(".")

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ten_dist.monitor.event_file import EventFile
 from ten_dist.monitor.metrics_log import MetricsLog
 from ten_dist.monitor.spending import Spending
 from ten_dist.run_folder import RunFolder
@@ -82,9 +82,7 @@ class RunMonitor:
     def _open(self, first_step: int) -> None:
         self._log = MetricsLog(self._folder.metrics_file, first_step)
         # Events of steps that a killed start did after its last checkpoint are purged.
-        self._events = SummaryWriter(
-            str(self._folder.tensorboard), purge_step=first_step + 1, flush_secs=15
-        )
+        self._events = EventFile(self._folder.tensorboard, first_step)
         spent = self._spending.begin(first_step)
         if spent:
             # Lines that told of it may just have been taken away.
@@ -144,12 +142,14 @@ class RunMonitor:
 
     def _record(self, metrics: dict[str, Any]) -> None:
         self._log.write(metrics)
+        scalars: dict[str, float] = {}
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
             kind, _, source = name.partition("/")
             tag = f"{_OF_SOURCES.get(kind)}/{source}" if source else _SCALARS.get(name)
             if tag is not None and value is not None and math.isfinite(value):
-                self._events.add_scalar(tag, value, metrics["step"])
+                scalars[tag] = value
+        self._events.write(metrics["step"], scalars)
 
     def close(self) -> None:
         """Finish the bar and bring everything to the disk."""

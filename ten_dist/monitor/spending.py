@@ -30,8 +30,10 @@ class Spending:
     ) -> None:
         self._price = dollars_per_hour
         self._last_step = last_step
-        self._began = psutil.Process().create_time()
-        self._first_step, self._first_step_began = 0, time.time()
+        # All but this on a clock that nobody sets.
+        age = max(0.0, time.time() - psutil.Process().create_time())
+        self._began = time.monotonic() - age
+        self._first_step, self._first_step_began = 0, time.monotonic()
         self._before = 0.0
         if dollars_per_hour is not None and metrics_file.is_file():
             written = (m.get("dollars") for m in read_metrics(metrics_file))
@@ -44,7 +46,7 @@ class Spending:
             `dollars` that were spent before, also on steps that will be done again; nothing
             where the price is not known.
         """
-        self._first_step, self._first_step_began = step, time.time()
+        self._first_step, self._first_step_began = step, time.monotonic()
         metrics = self.metrics(step)
         metrics.pop("estimated_dollars", None)
         return metrics
@@ -54,7 +56,7 @@ class Spending:
         the pace of this start; nothing where the price is not known."""
         if self._price is None:
             return {}
-        now = time.time()
+        now = time.monotonic()
         spent = self._before + self._price * (now - self._began) / _HOUR
         done = max(1, step - self._first_step)
         remaining = (now - self._first_step_began) / done * (self._last_step - step)

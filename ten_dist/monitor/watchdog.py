@@ -20,7 +20,12 @@ from typing import NoReturn
 import psutil
 
 from ten_dist.errors import EXIT_HANG
-from ten_dist.monitor.hang_reports import FIRST, ReportFile, read_reports
+from ten_dist.monitor.hang_reports import (
+    FIRST,
+    ReportFile,
+    read_reports,
+    report_versions,
+)
 from ten_dist.monitor.last_resort import LastResort
 
 _LONGEST_BEAT_SECONDS = 5.0
@@ -59,7 +64,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._working_together = False
         self._limit = 0.0
-        self._began = time.time()
+        self._reports_before = report_versions(self._folder)
         shortest = min((n for n in self._limits.values() if n), default=0.0)
         self._beat = min(_LONGEST_BEAT_SECONDS, max(0.05, shortest / _BEATS_PER_LIMIT))
         # Long enough for the others to find `FIRST`, and for a rank that holds the
@@ -171,8 +176,8 @@ class Watchdog:
         first = self._is_first(line)
         time.sleep(self._grace)
         if first and self._world_size > 1:
-            # Files of ranks that an earlier, larger start had are older.
-            for report in read_reports(self._folder, after=self._began)[:1]:
+            # Of ranks that only an earlier, larger start had there may be files, too.
+            for report in read_reports(self._folder, self._reports_before)[:1]:
                 _print(f"ten-dist: furthest behind is {report.line}")
         _kill_descendants()
         _flush()

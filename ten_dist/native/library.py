@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from ten_dist.own_rank import own_rank
+
 _CHECKSUM = "sha256"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -312,5 +314,5 @@ def _beside_python(program: str) -> bool:
 def _notice(message: str) -> None:
     """Tell the person at the terminal, once a machine."""
     # Not to the standard output, which belongs to the program.
-    if os.environ.get("LOCAL_RANK", "0") == "0" and sys.stderr is not None:
+    if own_rank().local_rank == 0 and sys.stderr is not None:
         print(f"ten-dist: {message}", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from typing import IO, Protocol
 import psutil
 
 from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.own_rank import without_stray_ranks
 
 MARK = "TEN_DIST_SUPERVISED"
 """Environment variable of every process of a job: the folder of its run. Launchers put
@@ -166,7 +167,7 @@ class Job:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                env={**os.environ, MARK: mark},
+                env={**without_stray_ranks(os.environ), MARK: mark},
             )
         except OSError as error:
             raise ConfigurationError(

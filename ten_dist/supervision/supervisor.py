@@ -16,7 +16,7 @@ from ten_dist.errors import (
     EXIT_STOPPED,
     ConfigurationError,
 )
-from ten_dist.monitor.hang_reports import read_reports
+from ten_dist.monitor.hang_reports import read_reports, report_versions
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.job import Jobs
 from ten_dist.supervision.log import SupervisorLog
@@ -166,6 +166,8 @@ class Supervisor:
     def _attempt(self, log: SupervisorLog, before: Standing) -> _Attempt:
         """Start the job, wait for its end, and end what is left of it."""
         number, began = len(self._attempts) + 1, time.time()
+        started_at = time.monotonic()
+        reports_before = report_versions(self._folder.hang)
         log.write(
             "start",
             number=number,
@@ -183,12 +185,12 @@ class Supervisor:
         after = standing(self._folder)
         # The metrics of the start before are kept until the next one opens them.
         started = after.metrics_version != before.metrics_version
-        reports = read_reports(self._folder.hang, after=began)
+        reports = read_reports(self._folder.hang, reports_before)
         hung = any(report.stacks for report in reports)
         attempt = _Attempt(
             number,
             began,
-            time.time() - began,
+            time.monotonic() - started_at,
             before.beginning,
             status,
             job.reason,

@@ -93,7 +93,12 @@ class Job:
 
 @pytest.mark.parametrize(
     ("number", "rank"),
-    [(signal.SIGTERM, 0), (signal.SIGUSR1, 1), (signal.SIGINT, None)],
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGHUP, 1),
+        (signal.SIGUSR1, 1),
+        (signal.SIGINT, None),
+    ],
 )
 def test_all_ranks_save_and_stop(whole, tmp_path, number, rank):
     """None stands for the whole job, as Ctrl-C at a terminal does it."""

@@ -1,0 +1,105 @@
+"""Standard output and error that take whatever is written to them.
+
+A terminal may have another encoding than the text, be gone (a lost connection), or never
+have been there; the reader of a pipe may have seen enough. None of it may end a training,
+and none of it shows a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import TextIO
+
+
+def prepare_streams(keep_going: bool) -> None:
+    """Make the standard streams of this process safe to write to.
+
+    What an encoding has no place for is written as an escape sequence. A stream that was
+    closed leads nowhere, and so does one that cannot be written to any more.
+
+    Args:
+        keep_going: whether the work matters more than what it prints: the standard
+            output is then given up with a word on the standard error. Else the first
+            write to it that fails raises ``OSError``. The standard error is given up
+            without a word in any case.
+    """
+    _fill_closed_descriptors()
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = _prepared(sys.stdout, 1, keep_going)
+    sys.stderr = sys.__stderr__ = _prepared(sys.stderr, 2, True)
+
+
+def flush_streams() -> None:
+    """Bring out what is printed.
+
+    Raises:
+        OSError: nobody takes it, see :func:`prepare_streams`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def _fill_closed_descriptors() -> None:
+    """Have 0, 1 and 2 lead somewhere.
+
+    The next file that is opened would else become the standard output, and get what C
+    libraries and child processes print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+class _Output(io.FileIO):
+    """A standard stream that leads nowhere once a write to it has failed."""
+
+    def __init__(self, descriptor: int, keep_going: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._keep_going = keep_going
+
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._lead_nowhere()
+            if not self._keep_going:
+                # It does not say by itself which file that is.
+                error.filename = "standard output"
+                raise
+            if self.fileno() == 1:
+                self._tell(error)
+            return len(data)
+
+    def _lead_nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        # Of the whole process: libraries in C, and children from now on, write there, too.
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+    def _tell(self, error: OSError) -> None:
+        text = (
+            f"ten-dist: standard output is gone ({error.strerror}): the work goes on "
+            "without it\n"
+        )
+        # Not through a buffer, out of which this may be called.
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
+
+
+def _prepared(stream: TextIO | None, descriptor: int, keep_going: bool) -> TextIO:
+    if stream is not None:
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(descriptor, keep_going)),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors="backslashreplace",
+        line_buffering=descriptor == 2 or os.isatty(descriptor),
+        # As python -u and PYTHONUNBUFFERED ask for.
+        write_through=getattr(stream, "write_through", False),
+    )
