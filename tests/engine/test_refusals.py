@@ -369,7 +369,7 @@ def test_a_launcher_that_names_no_ranks_is_refused(capsys, monkeypatch, options)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert "SLURM_NTASKS is 8, but neither" in refusal(capsys, options)
+    assert "SLURM_NTASKS is 8, but WORLD_SIZE and RANK" in refusal(capsys, options)
 
 
 @pytest.mark.slow

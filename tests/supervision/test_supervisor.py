@@ -32,7 +32,11 @@ def step(number):
 def save(number):
     path = folder / "checkpoints" / f"step_{number:08d}"
     path.mkdir()
-    record = {"format": "ten_dist.checkpoint", "version": 2, "step": number, "files": {}}
+    record = {"format": "ten_dist.checkpoint", "version": 2, "step": number, "files": {},
+              "consumed_rows": 0, "metrics": {}, "excluded_batches": [], "health": {},
+              "optimizer_steps": number, "probe_loss": 1.0, "state_identity": {},
+              "precision": "fp32", "world_size": 1, "zero_stage": 0, "held_seconds": 0,
+              "write_seconds": 0}
     (path / "checkpoint.json").write_text(json.dumps(record))
 
 def complete():
