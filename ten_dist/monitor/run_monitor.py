@@ -149,7 +149,9 @@ class RunMonitor:
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
             kind, _, source = name.partition("/")
-            tag = f"{_OF_SOURCES.get(kind)}/{source}" if source else TENSORBOARD_TAGS.get(name)
+            tag = TENSORBOARD_TAGS.get(name)
+            if source:
+                tag = f"{_OF_SOURCES.get(kind)}/{source}"
             if tag is not None and value is not None and math.isfinite(value):
                 self._events.add_scalar(tag, value, metrics["step"])
 
