@@ -79,16 +79,13 @@ def ten_dist_accepts(words):
 
 
 def train_accepts(arguments):
-    from ten_dist.commands.train import resolve_model_options
-    from ten_dist.config.command_line import given_options
-    from ten_dist.config.training import TrainingConfig
+    from ten_dist.config.run_options import given_run
 
     parsed = parse("train", arguments)
     if isinstance(parsed, str):
         return parsed
     try:
-        training = TrainingConfig(**given_options(parsed, TrainingConfig))
-        resolve_model_options(parsed, training.config)
+        given_run(parsed)
     except ValueError as error:
         return str(error)
     return None
