@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import random
 from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
-from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_modules
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.deepspeed_config import zero_stage
+from ten_dist.engine.deepspeed_internals import import_muon
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.optimizer import make_optimizer
 from ten_dist.model import TemporalEigenstateNetwork
@@ -54,27 +52,11 @@ def build_engine(
     if training.compile:
         compile_blocks(model, sharded)
     optimizer = make_optimizer(model, training, deepspeed_config, ranks.device)
-    _import_muon()
+    import_muon()
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config
     )
     return engine
-
-
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon without having its functions compiled.
-
-    DeepSpeed does it at every start to see that an optimizer is not Muon, and the
-    decorators of its functions load torch's compiler: more than a second of each rank.
-    """
-    compile_decorator = compiler.compile
-    compiler.compile = lambda *_, **__: lambda function: function
-    try:
-        # DeepSpeed goes on without it, too.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    finally:
-        compiler.compile = compile_decorator
 
 
 def compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 import logging
 import os
 import socket
@@ -16,9 +15,12 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
-from torch.distributed import distributed_c10d
 
 from ten_dist.console import complain
+from ten_dist.engine.deepspeed_internals import (
+    leave_out_shared_memory_operator,
+    set_timeout_of_groups,
+)
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import OwnRank, read_number, take_part
 
@@ -44,18 +46,6 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
             "node and a free port on it"
         )
     return wanted
-
-
-def _leave_out_shared_memory_operator() -> None:
-    """Have DeepSpeed neither compile nor use its operator for inference on CPUs.
-
-    No training calls it. It costs half a minute of compilation, behind a lock for which
-    everybody waits for ever once a build was killed, and in the memory that processes
-    share 64 MiB a rank, which nobody frees.
-    """
-    # Imported by its name: `deepspeed.comm.torch` as an attribute is torch itself.
-    backend = importlib.import_module("deepspeed.comm.torch")
-    backend.build_shm_op = lambda: None
 
 
 def _free_port() -> int:
@@ -120,7 +110,7 @@ class Ranks:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.device = torch.device(get_accelerator().device_name(own.local_rank))
         get_accelerator().set_device(own.local_rank)
-        _leave_out_shared_memory_operator()
+        leave_out_shared_memory_operator()
         deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         self._words = ObjectChannel(self._timeout)
         self.background = ObjectChannel(self._timeout)
@@ -131,8 +121,7 @@ class Ranks:
         They have torch's own, 10 minutes with NCCL: shorter than a slow start takes,
         and an end without a report.
         """
-        for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(self._timeout, group)
+        set_timeout_of_groups(self._timeout)
 
     @property
     def is_first(self) -> bool:

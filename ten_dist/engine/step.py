@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
+from ten_dist.engine.deepspeed_internals import (
+    end_step_without_update,
+    override_loss_scale,
+)
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
@@ -136,8 +140,7 @@ class Stepper:
         if self._loss_scale is None:
             return 1.0
         if self._sharded:
-            # ZeRO then scales the loss, and looks at the norm, clips and updates without.
-            self._engine.optimizer.override_loss_scale(self._loss_scale.value)
+            override_loss_scale(self._engine, self._loss_scale.value)
         return self._loss_scale.value
 
     def _accumulate(
@@ -206,7 +209,7 @@ class Stepper:
         if not self._sharded:
             gradient_norm = self._averaged_gradient_norm(scale)
             if not math.isfinite(gradient_norm):
-                self._drop_gradients()
+                end_step_without_update(self._engine)
                 return gradient_norm
         self._reporter.enter("optimizer", number)
         self._before_update()
@@ -251,11 +254,6 @@ class Stepper:
         if scale != 1:
             torch._foreach_mul_(gradients, 1 / scale)
         return torch.nn.utils.get_total_norm(gradients).item()
-
-    def _drop_gradients(self) -> None:
-        """End a step without an update at stage 0, as DeepSpeed does it at the others."""
-        self._engine.zero_grad()
-        self._engine.micro_steps += 1
 
     def _source_metrics(self, batches: int, by_source: Tensor) -> dict[str, float]:
         """Of a mixture, the loss of each source in a step, and the epochs read so far.

@@ -10,7 +10,6 @@ tensors, which is all that a checkpoint knows of
 from __future__ import annotations
 
 import abc
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import deepspeed
@@ -19,6 +18,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor, nn
 
 from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
+from ten_dist.engine import deepspeed_internals as internals
 from ten_dist.engine.distributed import Ranks
 
 Source = Callable[[str, str, int, int], Tensor]
@@ -44,7 +44,7 @@ class HeldState(abc.ABC):
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
         self.shapes = {
-            name: torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+            name: internals.whole_shape(tensor)
             for name, tensor in (self.parameters | self.buffers).items()
         }
 
@@ -156,16 +156,12 @@ class _Partitioned(HeldState):
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         super().__init__(engine)
         self._zero = engine.optimizer
-        # The first is ZeRO's, the second that of its optimizer for bfloat16 parameters.
-        groups = getattr(self._zero, "single_partition_of_fp32_groups", None)
-        self._groups: list[Tensor] = groups or self._zero.fp32_groups_flat_partition
+        self._groups = internals.partitioned_groups(self._zero)
         self.slices = []
         for name, parameter in self.parameters.items():
-            # What DeepSpeed calls low precision here are the parameters of the module.
-            if parameter._hp_mapping is not None:
-                address = parameter._hp_mapping.lp_fragment_address
-                piece = TensorSlice(name, address.start, address.start + address.numel)
-                self.slices.append(piece)
+            held = internals.range_in_parameter(parameter)
+            if held is not None:
+                self.slices.append(TensorSlice(name, *held))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._zero.optimizer
@@ -174,12 +170,11 @@ class _Partitioned(HeldState):
         return self._groups
 
     def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        mapping = self.parameters[piece.name]._hp_mapping
-        flat = self._groups[mapping.param_group_index]
+        group, start, size = internals.range_in_group(self.parameters[piece.name])
+        flat = self._groups[group]
         if kind != WEIGHT:
             flat = self._optimizer().state[flat][kind]
-        address = mapping.hp_fragment_address
-        return flat.detach().narrow(0, address.start, address.numel)
+        return flat.detach().narrow(0, start, size)
 
     def _copy(self, source: Source) -> None:
         for name, parameter in self.parameters.items():
@@ -199,14 +194,12 @@ class _Sharded(HeldState):
         self._zero = engine.optimizer
         self.slices = []
         for name, parameter in self.parameters.items():
-            rank = torch.distributed.get_rank(parameter.ds_process_group)
-            start = rank * parameter.partition_numel()
-            stop = min(start + parameter.partition_numel(), parameter.ds_numel)
+            start, stop = internals.shard_range(parameter)
             if start < stop:
                 self.slices.append(TensorSlice(name, start, stop))
         # Group, and where it begins in the flat vector of that.
         self._places = {
-            name: self._zero.grad_position[self._zero.get_param_id(parameter)]
+            name: internals.shard_place(self._zero, parameter)
             for name, parameter in self.parameters.items()
         }
 
@@ -214,23 +207,22 @@ class _Sharded(HeldState):
         return self._zero.optimizer
 
     def _stepped(self) -> list[Tensor]:
-        return self._zero.fp32_partitioned_groups_flat
+        return internals.sharded_groups(self._zero)
 
     def _read(self, kind: str, piece: TensorSlice) -> Tensor:
         # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
-        group, offset, _ = self._places[piece.name]
+        group, offset = self._places[piece.name]
         flat = self._stepped()[group]
         if kind != WEIGHT:
             flat = self._optimizer().state[flat][kind]
         return flat.detach().narrow(0, offset, piece.stop - piece.start)
 
     def _copy(self, source: Source) -> None:
-        self._partition_persistent()
+        internals.partition_persistent(self._zero)
         for piece in self.slices:
             self._copy_slice(source, piece)
-            # What the model computes with, in its precision.
             weights = self._read(WEIGHT, piece)
-            held = self.parameters[piece.name].ds_tensor.data
+            held = internals.shard_values(self.parameters[piece.name])
             held[: weights.numel()].copy_(weights)
 
     def _copy_slice(self, source: Source, piece: TensorSlice) -> None:
@@ -238,14 +230,8 @@ class _Sharded(HeldState):
             values = source(kind, piece.name, piece.start, piece.stop)
             self._read(kind, piece).copy_(values)
 
-    def _partition_persistent(self) -> None:
-        """Let go of the old values of small parameters, kept whole between steps."""
-        persistent = self._zero.persistent_parameters
-        if persistent:
-            persistent[0].partition(persistent)
-
     def settle(self) -> None:
-        self._zero.checkpoint_event_epilogue()
+        internals.gather_persistent(self._zero)
 
 
 class _Swapped(_Sharded):
@@ -264,40 +250,25 @@ class _Swapped(_Sharded):
             self._slices_of[self._places[piece.name][0]].append(piece)
         self.slices = [piece for pieces in self._slices_of for piece in pieces]
 
-    @contextlib.contextmanager
-    def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
-        """Have a sub-group in memory, and write it back if it is changed."""
-        swapped = self._zero._swappable_optimizer_subgroup(group)
-        if swapped:
-            self._zero._optimizer_states_and_gradient_swap_in(group)
-        try:
-            yield
-        finally:
-            if swapped and changed:
-                self._zero._optimizer_states_and_gradient_swap_out(group)
-            elif swapped:
-                self._zero._release_swap_buffers(group)
-
     def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
         for group, pieces in enumerate(self._slices_of):
-            with self._in_memory(group, changed=False):
+            with internals.subgroup_in_memory(self._zero, group, changed=False):
                 for piece in pieces:
                     for kind in kinds:
                         yield piece, kind, self._read(kind, piece)
 
     def _make_moments(self, steps: int) -> None:
         for group, key in enumerate(self._stepped()):
-            with self._in_memory(group, changed=True):
+            with internals.subgroup_in_memory(self._zero, group, changed=True):
                 self._make_moments_of(key, steps)
 
     def _copy(self, source: Source) -> None:
-        self._partition_persistent()
+        internals.partition_persistent(self._zero)
         for group, pieces in enumerate(self._slices_of):
-            with self._in_memory(group, changed=True):
+            with internals.subgroup_in_memory(self._zero, group, changed=True):
                 for piece in pieces:
                     self._copy_slice(source, piece)
-                # What the model computes with, in its precision.
-                self._zero._reassign_or_swap_out_partitioned_parameters(group)
+                internals.refresh_computed_weights(self._zero, group)
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
@@ -307,5 +278,5 @@ def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
         return _Replicated(engine, ranks)
     if stage < 3:
         return _Partitioned(engine)
-    swapped = engine.optimizer.swap_optimizer
+    swapped = internals.swaps_state(engine.optimizer)
     return _Swapped(engine) if swapped else _Sharded(engine)
