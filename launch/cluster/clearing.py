@@ -23,8 +23,6 @@ class Answer:
     host: Host
     ended: list[str]
     """What was left of earlier starts and had to be ended."""
-    interface: str
-    """Its network interface on the way to the master."""
     port: int
     """A free port."""
 
@@ -84,4 +82,4 @@ def _answer(outcome: Outcome) -> Answer:
         if said["refused"]:
             raise ConfigurationError(f"cannot take part: {said['error']}")
         raise TrainingError(f"host {outcome.host}: {said['error']}")
-    return Answer(outcome.host, said["ended"], said["interface"], said["port"])
+    return Answer(outcome.host, said["ended"], said["port"])

@@ -29,12 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cluster.config import Launch, LaunchConfig
-from launch.cluster.exports import check_for_pdsh, rank_environment
 from launch.cluster.jobs import HostsJobs
 from launch.cluster.own_node import own_node_rank, run_own_node
 from launch.cluster.slurm import srun_command
 from launch.droplets.reaping import ReapingConfig, reaping
 from launch.hosts import Host, check_names, parse_hosts, read_hostfile, slurm_hosts
+from launch.rank_environment import rank_environment
 from launch.remote import Remote, SshConfig
 from ten_dist.config.command_line import add_options, given_options
 from ten_dist.config.run_options import add_run_options, given_run
@@ -168,13 +168,10 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
 
 
 def _run_by_ssh(launch: Launch, preflight: bool, dry_run: bool) -> int:
-    """Start the ranks of all hosts, with ssh or pdsh."""
-    remote = Remote(launch.ssh)
-    if launch.config.launcher == "pdsh":
-        check_for_pdsh(launch.environment, launch.train)
-        if not dry_run:
-            _require_program("pdsh", "pdsh")
-    jobs = HostsJobs(launch, remote, [_NAME, *sys.argv[2:]], preflight, _tell)
+    """Start the ranks of all hosts, over ssh."""
+    jobs = HostsJobs(
+        launch, Remote(launch.ssh), [_NAME, *sys.argv[2:]], preflight, _tell
+    )
     if dry_run:
         print("\n".join(jobs.describe()))
         return 0
@@ -187,7 +184,11 @@ def _run_by_slurm(launch: Launch, dry_run: bool) -> int:
     if dry_run:
         print(shlex.join(command))
         return 0
-    _require_program("srun", "slurm-client")
+    if shutil.which("srun") is None:
+        raise ConfigurationError(
+            "--launcher slurm: there is no srun on this machine: install it (Debian: "
+            "slurm-client), or use --launcher ssh"
+        )
     keep_lines = launch.supervision.keep_lines
     return _supervise(launch, CommandJobs(command, launch.mark, keep_lines))
 
@@ -215,14 +216,6 @@ def _supervise(launch: Launch, jobs: Jobs) -> int:
     folder, supervision = launch.folder.path, launch.supervision
     with reaping(launch.reaping):
         return Supervisor(jobs, folder, supervision, _NAME).run()
-
-
-def _require_program(name: str, package: str) -> None:
-    if shutil.which(name) is None:
-        raise ConfigurationError(
-            f"--launcher {name if name != 'srun' else 'slurm'}: there is no {name} on "
-            f"this machine: install it (Debian: {package}), or use --launcher ssh"
-        )
 
 
 def _tell(message: str) -> None:

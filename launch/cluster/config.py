@@ -14,7 +14,7 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.policy import SupervisionConfig
 
-LAUNCHERS = ("ssh", "pdsh", "slurm")
+LAUNCHERS = ("ssh", "slurm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class LaunchConfig:
     hosts: str | None = None
     """The hosts themselves, ADDRESS:GPUS,ADDRESS:GPUS."""
     launcher: str = "ssh"
-    """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; pdsh:
-    `deepspeed` with pdsh; slurm: srun, inside of an allocation."""
+    """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; slurm:
+    srun, inside of an allocation."""
     node_rank: int | None = None
     """With --no_ssh, which of the hosts this machine is, from 0; by default
     SLURM_NODEID."""
@@ -48,8 +48,7 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
             raise ConfigurationError(
-                f"--launcher must be {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}, "
-                f"not {self.launcher}"
+                f"--launcher must be {' or '.join(LAUNCHERS)}, not {self.launcher}"
             )
         if self.hostfile is not None and self.hosts is not None:
             raise ConfigurationError(

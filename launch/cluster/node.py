@@ -31,7 +31,7 @@ class Node:
     """This host's part of a job.
 
     Args:
-        command: what starts its ranks, or None where something else does.
+        command: what starts its ranks.
         environment: variables for them.
         output: file for what `command` prints; ranks have logs of their own.
         mark: of the job, see :data:`ten_dist.supervision.job.MARK`.
@@ -41,7 +41,7 @@ class Node:
 
     def __init__(
         self,
-        command: Sequence[str] | None,
+        command: Sequence[str],
         environment: Mapping[str, str],
         output: Path,
         mark: str,
@@ -53,21 +53,19 @@ class Node:
         self._ranks: dict[int, psutil.Process] = {}
         self._ended: list[int] = []
         self._looked = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        if command is not None:
-            with output.open("ab") as file:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={**os.environ, **environment, MARK: mark, START: start},
-                )
+        with output.open("ab") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment, MARK: mark, START: start},
+            )
 
     def poll(self) -> int | None:
-        """Exit status of the command; None while it runs, and where there is none."""
-        return None if self._process is None else self._process.poll()
+        """Exit status of the command; None while it runs."""
+        return self._process.poll()
 
     def ended_ranks(self) -> list[int]:
         """Ranks that have ended, in the order in which they did as far as it was seen."""
@@ -92,7 +90,7 @@ class Node:
 
     def send(self, number: int) -> None:
         """Pass a signal to the ranks, or where there is none yet, to the command."""
-        if not signal_ranks(self._start, number, START) and self._process is not None:
+        if not signal_ranks(self._start, number, START):
             self._process.send_signal(number)
 
     def kill(self) -> None:
@@ -103,7 +101,7 @@ class Node:
         """End what is left of the job on this host; see
         :func:`ten_dist.supervision.job.end_processes`."""
         ended = end_processes(self._start, grace, START)
-        self._reap()
+        self._process.wait()
         return ended
 
     def abandon(self, seconds: float) -> None:
@@ -117,8 +115,4 @@ class Node:
             while marked(self._start, START) and time.monotonic() < deadline:
                 time.sleep(0.2)
         end_processes(self._start, 0.0, START)
-        self._reap()
-
-    def _reap(self) -> None:
-        if self._process is not None:
-            self._process.wait()
+        self._process.wait()

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.cluster.config import Launch
-from launch.cluster.exports import interface_towards, with_interface
 from launch.cluster.node import Node
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
 from launch.hosts import Host, write_hostfile
+from launch.rank_environment import interface_towards, with_interface
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -85,7 +85,6 @@ def run_own_node(
     ):
         start = HostsStart(
             hosts=launch.hosts,
-            launcher="ssh",
             master_address=master,
             master_port=master_port,
             environment=environment,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 
-from launch.cluster.exports import RANK_LOGS
+from launch.cluster.rank_logs import RANK_LOGS
 from launch.hosts import Host
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
@@ -19,8 +18,6 @@ class HostsStart:
     """What is to be started."""
 
     hosts: list[Host]
-    launcher: str
-    """`ssh` or `pdsh`."""
     master_address: str
     master_port: int
     environment: dict[str, str]
@@ -38,8 +35,7 @@ class HostsStart:
 
     def mark_of(self, node: int) -> str:
         """Value of :data:`launch.cluster.node.START` on a host."""
-        # pdsh gives all hosts the same variables.
-        return self.start if self.launcher == "pdsh" else f"{self.start}/{node}"
+        return f"{self.start}/{node}"
 
     def ranks_of(self, node: int) -> range:
         """Ranks that run on a host."""
@@ -48,8 +44,7 @@ class HostsStart:
 
     def node_log(self, node: int) -> Path:
         """What DeepSpeed's launcher prints; the ranks have logs of their own."""
-        pdsh = self.launcher == "pdsh"
-        return self.logs / ("pdsh.log" if pdsh else f"node{node:04d}.log")
+        return self.logs / f"node{node:04d}.log"
 
     def node_of(self, rank: int) -> int:
         """Number of the host that a rank runs on."""
@@ -65,28 +60,7 @@ class HostsStart:
         return [
             *(*_DEEPSPEED, "--hostfile", str(self.hostfile)),
             *("--no_ssh", "--node_rank", str(node)),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *self.train),
-        ]
-
-    def pdsh_command(self, ssh_user: str | None) -> list[str]:
-        """The command that starts the ranks of all hosts, on this machine."""
-        options = ["--launcher", "pdsh", "--force_multi", "--no_ssh_check"]
-        if ssh_user is not None:
-            options += ["--launcher_args", f"-l {ssh_user}"]
-        return [
-            *(*_DEEPSPEED, "--hostfile", str(self.hostfile), *options),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *map(_for_pdsh, self.train)),
-        ]
-
-    def _rendezvous(self) -> list[str]:
-        return [
             *("--master_addr", self.master_address),
             *("--master_port", str(self.master_port)),
+            *(str(TRAIN_SCRIPT), *self.train),
         ]
-
-
-def _for_pdsh(word: str) -> str:
-    # Words with a space are quoted by DeepSpeed.
-    return word if " " in word else shlex.quote(word)

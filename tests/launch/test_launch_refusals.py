@@ -31,7 +31,7 @@ def refusal(capsys, launch, train):
         (["--hostfile", "nowhere"], "--hostfile nowhere cannot be read"),
         (["--hostfile", "f", *TWO_HOSTS], "--hostfile and --hosts both name the hosts"),
         (["--hosts", "nowhere.invalid"], "nowhere.invalid does not resolve"),
-        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh, pdsh or slurm"),
+        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh or slurm"),
         ([*TWO_HOSTS, "--min_hosts", 3], "--min_hosts 3 is more than the 2 hosts"),
         ([*TWO_HOSTS, "--host_timeout", 1], "--host_timeout must be 10 or more"),
         ([*TWO_HOSTS, "--env", "A"], "--env `A` is not NAME=VALUE"),
