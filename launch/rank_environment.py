@@ -6,6 +6,7 @@ They are those of `.deepspeed_env` in the home and the current folder, those giv
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import socket
@@ -20,9 +21,21 @@ from ten_dist.files import read_user_text
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 """Which network interface ranks talk over; without them it is guessed from the host
 name, which may resolve to a loopback address."""
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_")
 _NAMES = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "DEEPSPEED_TIMEOUT", "PYTHONPATH")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+
+
+def add_environment_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--env`, whose values are the `given` of :func:`rank_environment`."""
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable of all ranks; may be given several times. "
+        ".deepspeed_env in the home or current folder has them too, a line each",
+    )
 
 
 def rank_environment(
@@ -34,7 +47,7 @@ def rank_environment(
 
     Args:
         given: `NAME=VALUE` of each `--env`; these count most.
-        environment: the launching process's; of it NCCL, gloo and OpenMP settings and a
+        environment: the launching process's; of it NCCL, gloo, UCX and OpenMP settings and a
             few more are taken, which count least.
         folders: where `.deepspeed_env` is looked for; by default home, then here.
 

@@ -14,12 +14,11 @@ from launch.cluster.job import HostsJob
 from launch.cluster.selection import micro_batch_option, select_hosts
 from launch.cluster.start import HostsStart
 from launch.hosts import Host
-from launch.preflight.command import check_hosts
+from launch.preflight.check import check_hosts
 from launch.preflight.settings import PreflightSettings
 from launch.remote import Remote
 from ten_dist.errors import ConfigurationError
 
-_ACCELERATOR = "DS_ACCELERATOR"
 _SECONDS_BETWEEN_QUESTIONS = 5.0
 
 
@@ -83,9 +82,10 @@ class HostsJobs:
             data=training.data,
             output_dir=training.output_dir,
             **({"master_port": given or ports[0]} if given or ports else {}),
-            backend="gloo" if launch.environment.get(_ACCELERATOR) == "cpu" else "auto",
         )
-        report = check_hosts(launch.hosts, self._remote, settings, self._tell)
+        report = check_hosts(
+            launch.hosts, self._remote, settings, launch.environment, self._tell
+        )
         if report.problems:
             self._tell(f"preflight\n{report.table()}")
         else:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch.droplets.api import Api, ApiError
+from launch.droplets.api import Api
 from launch.droplets.catalogue import Catalogue
 from launch.droplets.fleet import (
     Droplet,
@@ -230,22 +230,20 @@ class Creation:
             )
 
     def _create(self) -> None:
-        names, attempt = self._missing, 1
-        while names:
-            batch = names[:_NAMES_PER_REQUEST]
-            body = {"names": batch, **self._body}
-            try:
-                self._api.change_once(self._api.client.droplets.create, body=body)
-            except ApiError as error:
-                if not error.unknown_outcome or self._api.is_last(attempt, error):
-                    raise
+        for start in range(0, len(self._missing), _NAMES_PER_REQUEST):
+            self._create_batch(self._missing[start : start + _NAMES_PER_REQUEST])
+
+    def _create_batch(self, names: Sequence[str]) -> None:
+        left = list(names)
+        for number, attempt in enumerate(self._api.attempts_at_making()):
+            if number:
                 # Perhaps they are being created: look before asking for them again.
-                self._api.pause(attempt, error)
-                attempt += 1
                 there = {droplet.name for droplet in list_droplets(self._api)}
-                names = [name for name in names if name not in there]
-            else:
-                names, attempt = names[len(batch) :], 1
+                left = [name for name in left if name not in there]
+            with attempt:
+                if left:
+                    body = {"names": left, **self._body}
+                    self._api.change_once(self._api.client.droplets.create, body=body)
 
     def _wait(self) -> None:
         """Wait until all wanted droplets run, with their tags."""

@@ -6,7 +6,8 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.droplets.api import Api, ApiError
+from launch.droplets.api import Api
+from launch.droplets.errors import ApiError
 from launch.droplets.tags import PREFIX, run_tag
 from ten_dist.console import say
 from ten_dist.errors import ConfigurationError

@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from launch.droplets.api import Api, ApiConfig, ApiError
+from launch.droplets.api import Api, ApiConfig
+from launch.droplets.errors import ApiError
 from launch.droplets.fleet import (
     Droplet,
     list_droplets,

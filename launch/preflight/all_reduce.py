@@ -20,7 +20,6 @@ from launch.preflight.settings import PreflightSettings
 from launch.remote import SSH_FAILED, Outcome, Remote
 
 _WORKER = Path(__file__).with_name("all_reduce_worker.py")
-_PASSED_ON = ("NCCL_", "GLOO_", "UCX_")
 _GRACE = 3.0
 """Seconds for the other ranks to fail by themselves, and say why, once one has failed."""
 
@@ -49,7 +48,7 @@ def measure(
     remote: Remote,
     settings: PreflightSettings,
     backend: str,
-    interfaces: Mapping[Host, str],
+    variables: Mapping[Host, Mapping[str, str]],
     master_address: str,
 ) -> tuple[NetworkMeasurement | None, list[Problem]]:
     """Run it, in `settings.network_timeout` seconds.
@@ -61,7 +60,7 @@ def measure(
         remote: how to reach them.
         settings: which Python and port, and how long it may take.
         backend: gloo or nccl.
-        interfaces: the one that each host uses.
+        variables: environment variables of the ranks on each host.
         master_address: where the ranks meet.
 
     Returns:
@@ -87,8 +86,7 @@ def measure(
                 "port": settings.master_port,
                 "seconds": settings.network_timeout,
             }
-            variables = _variables(interfaces[host])
-            words = ["env", *(f"{k}={v}" for k, v in variables.items())]
+            words = ["env", *(f"{k}={v}" for k, v in variables[host].items())]
             words += [settings.python, str(_WORKER), json.dumps(wanted)]
             output = files.enter_context(tempfile.TemporaryFile())
             errors = files.enter_context(tempfile.TemporaryFile())
@@ -125,13 +123,6 @@ def _end(ranks: Sequence[_Rank]) -> None:
         except subprocess.TimeoutExpired:
             rank.process.kill()
             rank.process.wait()
-
-
-def _variables(interface: str) -> dict[str, str]:
-    """Variables of a rank: what is set here, and by which interface it talks."""
-    inherited = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    return {**dict.fromkeys(names, interface), **inherited}
 
 
 def _wait(ranks: Sequence[_Rank], deadline: float) -> bool:

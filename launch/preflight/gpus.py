@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from launch.preflight.findings import WARNING, HostReport, Problem, differing
 
@@ -78,11 +77,19 @@ def devices(report: HostReport) -> list[Gpu]:
         return []
 
 
-def chosen_backend(reports: Sequence[HostReport], backend: str) -> str:
-    """gloo or nccl: what was asked for, or for `auto` what DeepSpeed will use."""
+def chosen_backend(
+    reports: Sequence[HostReport], backend: str, environment: Mapping[str, str]
+) -> str:
+    """gloo or nccl: what was asked for, or for `auto` what DeepSpeed will use.
+
+    Args:
+        reports: of all hosts.
+        backend: gloo, nccl or auto.
+        environment: variables of the ranks.
+    """
     if backend != "auto":
         return backend
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
+    if environment.get("DS_ACCELERATOR") == "cpu":
         return "gloo"
     # One whose nvidia-smi fails was meant to have some.
     return "nccl" if any(report.section("gpus") for report in reports) else "gloo"

@@ -27,6 +27,8 @@ _PLACEHOLDERS = {
     "output_dir": "DIR",
     "python": "PATH",
     "ssh_config": "FILE",
+    "hostfile": "FILE",
+    "hosts": "ADDRESS:N,...",
     "deepspeed_config": "FILE",
     "nvme_path": "DIR",
     "resume": "auto|never|PATH",

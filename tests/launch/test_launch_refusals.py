@@ -136,6 +136,18 @@ def test_a_host_that_does_not_answer(fleet_of, tmp_path):
 
 
 @pytest.mark.slow
+def test_preflight_measures_with_the_variables_of_the_ranks(
+    fleet_of, token_data, tmp_path
+):
+    (tmp_path / "data").symlink_to(token_data)
+    variable = ["--env", "GLOO_SOCKET_IFNAME=nowhere0"]
+    result = launch_on(fleet_of(2), tmp_path, *variable)
+    assert result.returncode == 2, result.stderr
+    assert "the all-reduce failed while connecting" in result.stderr
+    assert "nowhere0" in result.stderr
+
+
+@pytest.mark.slow
 def test_a_run_folder_that_the_hosts_do_not_share(fleet_of, tmp_path):
     fleet = fleet_of(2)
     folder = tmp_path / "own"
