@@ -37,12 +37,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Report, gpu_seconds_of, paired, seconds_of
+from benchmarks.scan_comparison import TOLERANCE, assert_near, make_inputs, run
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.planning.machines import peak_tflops
 from ten_dist.planning.step_time import training_flops_per_token
 from ten_dist.recurrence import available_backends, eigenstate_scan, triton_scan
-from tests.tools.comparison import TOLERANCE, assert_near, make_inputs, run
 
 BYTES_FORWARD, BYTES_BACKWARD = 6, 10
 """Numbers that the scan must move for each complex element, each way."""

@@ -16,12 +16,12 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.contents import look_inside, not_text
 from data_prep.formats import parquet_row_groups
 from data_prep.left_out import LeftOut
+from data_prep.segment import Segment
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
 
@@ -44,41 +44,6 @@ TEXT_NAME = re.compile(
 """Names of the other files that are taken from a folder when no pattern says otherwise."""
 STDLIB_INCLUDE = ("*.py",)
 STDLIB_EXCLUDE = ("site-packages", "dist-packages", "__pycache__")
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Bytes ``start`` to ``stop`` of a file.
-
-    ``identity`` names it within the corpus, whatever machine that lies on. ``format`` is
-    "jsonl", of which it holds the lines that begin in the range; "parquet", of which it
-    holds ``row_group``, and the bytes are those of the text column; "jsonl.gz" or so,
-    or "text", which may be compressed, too: of these it holds all.
-    """
-
-    identity: str
-    path: str
-    start: int
-    stop: int
-    format: str
-    row_group: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.stop - self.start
-
-    @property
-    def file(self) -> str:
-        """What the file is called within the corpus."""
-        if self.format in ("jsonl", "parquet"):
-            return self.identity.rpartition("@")[0]
-        return self.identity
-
-    @property
-    def positions(self) -> str:
-        """What the positions of its texts count, as in :class:`Place`."""
-        return {"text": "", "jsonl": "byte", "parquet": "row"}.get(self.format, "line")
 
 
 def list_corpus(

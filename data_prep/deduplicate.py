@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.corpus import Segment
 from data_prep.documents import Selection, unit_documents
 from data_prep.journal import Journal
 from data_prep.left_out import LeftOut
 from data_prep.progress import work_with_bar
 from data_prep.ranks import Ranks, Tick, assign_units
+from data_prep.segment import Segment
 
 HASH_BYTES = 16
 PEAK_BYTES = 24

@@ -19,11 +19,11 @@ from data_prep.contents import (
     not_text,
     opened,
 )
-from data_prep.corpus import Segment
 from data_prep.formats import changed, parquet_texts
 from data_prep.left_out import NOT_UTF8, NULL, LeftOut, Place, Unusable
 from data_prep.pieces import ANYWHERE, Cuts, cut_pieces
 from data_prep.ranks import Tick
+from data_prep.segment import Segment
 from ten_dist.errors import DataError
 from ten_dist.files import printable
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.left_out import NOT_UTF8, NULL, Unusable
+from data_prep.segment import Segment
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import printable
-
-if TYPE_CHECKING:
-    from data_prep.corpus import Segment
 
 _BATCH_BYTES = 1 << 23
 _LIBRARIES = {"zst": "zstandard", "parquet": "pyarrow.parquet"}

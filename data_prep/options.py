@@ -36,7 +36,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         ConfigurationError: an argument is missing, unknown, or out of range.
         SystemExit: ``--help`` was asked for, and printed.
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     given = [options.input, options.corpus, options.dataset]
     if sum(value is not None for value in given) != 1:
         raise ConfigurationError("give one of --input, --corpus and --dataset")
@@ -69,7 +69,8 @@ def _check_number(value: float, option: str, in_range: bool) -> None:
         raise ConfigurationError(f"{option} {value:g} is out of range (see --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command, with all of its options."""
     parser = _Parser(
         prog="data_prep.shard",
         description=DESCRIPTION,

@@ -14,7 +14,6 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data_prep.corpus import (
-    Segment,
     files_digest,
     list_corpus,
     list_files,
@@ -26,6 +25,7 @@ from data_prep.documents import Selection, line_number, unit_documents
 from data_prep.huggingface import DatasetFiles, find_dataset
 from data_prep.journal import Journal
 from data_prep.left_out import LeftOut, Place
+from data_prep.segment import Segment
 from data_prep.tokenizer import check_vocab_size, train_tokenizer
 from ten_dist.data.tokenizer import (
     TextTokenizer,
@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class CorpusPlan:
     """What is to be prepared; the same on every rank.
 
     ``source`` goes into the manifest. ``files_sha256`` says in which state the files of
@@ -116,7 +116,7 @@ class Vocabulary:
     separator: tuple[str, int]
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
+def plan_corpus(options: argparse.Namespace) -> CorpusPlan:
     """List the corpus and check the tokenizer that was asked for.
 
     Raises:
@@ -143,7 +143,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
             left_out,
         )
     given_tokenizer = _given_tokenizer(options)
-    return Plan(
+    return CorpusPlan(
         units=units(segments, options.shard_megabytes * 1e6),
         source=_source(options, segments, dataset, given_tokenizer),
         files_sha256=files_digest(segments),
@@ -210,7 +210,7 @@ def _given_tokenizer(options: argparse.Namespace) -> str | None:
 
 
 def make_vocabulary(
-    options: argparse.Namespace, plan: Plan, journal: Journal, say: Say
+    options: argparse.Namespace, plan: CorpusPlan, journal: Journal, say: Say
 ) -> Vocabulary:
     """The tokenizer that was given, or trained by an earlier start, or is trained now.
 
@@ -247,7 +247,7 @@ def make_vocabulary(
 
 
 def _train(
-    options: argparse.Namespace, plan: Plan, journal: Journal, say: Say
+    options: argparse.Namespace, plan: CorpusPlan, journal: Journal, say: Say
 ) -> Tokenizer:
     """Train on the documents that are not held out, and say how it went."""
     started = time.monotonic()

@@ -16,7 +16,7 @@ from data_prep.journal import Split, UnitResult
 from data_prep.left_out import LeftOut
 from data_prep.options import parse_options
 from data_prep.output import Found, Output
-from data_prep.plan import Plan, Say, Vocabulary, make_plan, make_vocabulary
+from data_prep.plan import CorpusPlan, Say, Vocabulary, make_vocabulary, plan_corpus
 from data_prep.progress import work_with_bar
 from data_prep.ranks import FileError, Ranks, Tick, assign_units
 from data_prep.writer import write_unit
@@ -126,7 +126,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
 
 def _begun(
     ranks: Ranks, options: argparse.Namespace, output: Output, say: Say
-) -> tuple[Plan, bool] | None:
+) -> tuple[CorpusPlan, bool] | None:
     """Claim the output: the plan, and whether it continues; None if all is done.
 
     Raises:
@@ -141,8 +141,8 @@ def _begun(
 
 def _begin(
     options: argparse.Namespace, output: Output, say: Say
-) -> tuple[Plan, bool] | None:
-    plan = make_plan(options)
+) -> tuple[CorpusPlan, bool] | None:
+    plan = plan_corpus(options)
     val = options.val_fraction > 0
     prepared = output.prepared(plan.source["sha256"], val)
     if prepared is None:
@@ -165,7 +165,7 @@ def _begin(
 
 
 def _vocabulary(
-    options: argparse.Namespace, plan: Plan, output: Output, say: Say
+    options: argparse.Namespace, plan: CorpusPlan, output: Output, say: Say
 ) -> Vocabulary:
     vocabulary = make_vocabulary(options, plan, output.journal, say)
     output.write_tokenizer(vocabulary.tokenizer_json, options.val_fraction > 0)
@@ -174,7 +174,7 @@ def _vocabulary(
 
 def _finished(
     ranks: Ranks,
-    plan: Plan,
+    plan: CorpusPlan,
     vocabulary: Vocabulary,
     output: Output,
     continued: bool,
@@ -210,7 +210,7 @@ def _finished(
 def _tokenize(
     ranks: Ranks,
     options: argparse.Namespace,
-    plan: Plan,
+    plan: CorpusPlan,
     vocabulary: Vocabulary,
     output: Output,
     finished: Sequence[UnitResult],
@@ -255,7 +255,7 @@ def _tokenize(
 
 def _complete(
     options: argparse.Namespace,
-    plan: Plan,
+    plan: CorpusPlan,
     vocabulary: Vocabulary,
     output: Output,
     ordered: Sequence[UnitResult],

@@ -14,12 +14,12 @@ from typing import BinaryIO
 import numpy as np
 from webdataset import TarWriter
 
-from data_prep.corpus import Segment
 from data_prep.documents import Selection, unit_documents
 from data_prep.journal import UnitResult
 from data_prep.pieces import cuts_of
 from data_prep.pipeline import encode_in_order
 from data_prep.ranks import Tick
+from data_prep.segment import Segment
 from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
 from ten_dist.data.shards import BLOCK_MEMBER
 from ten_dist.data.tokenizer import TextTokenizer

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import ten_dist
@@ -133,11 +133,7 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
                 # Only a training has ranks, whatever the environment says.
                 ranked = name == "train"
                 settle_threads(likely_rank(os.environ) if ranked else OwnRank())
-            module = importlib.import_module(module_name)
-            command_parser.description = module.__doc__
-            command_parser.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_arguments(command_parser)
-            run = module.run
+            run = _add_command(command_parser, module_name)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         # The options of the training have to be told from those of its launch.
@@ -149,6 +145,29 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
     assert run is not None, "argparse accepts no other command"
     # A command that has more to say than success returns its status.
     return run(parsed) or 0
+
+
+def _add_command(parser: argparse.ArgumentParser, module_name: str) -> Callable:
+    """Give a parser the description and the options of a command; returns its `run`."""
+    module = importlib.import_module(module_name)
+    parser.description = module.__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.add_arguments(parser)
+    return module.run
+
+
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """A parser with all options of each command, by the name of the command.
+
+    `ten-dist` itself makes only that of the command it runs; these are for documents.
+    """
+    parsers = {}
+    for command, (module_name, _) in _COMMANDS.items():
+        parsers[command] = argparse.ArgumentParser(
+            prog=f"ten-dist {command}", allow_abbrev=False
+        )
+        _add_command(parsers[command], module_name)
+    return parsers
 
 
 def run_and_exit() -> NoReturn:

@@ -1,4 +1,4 @@
-"""The folder of a run (DESIGN 3.3): where everything lies, and reading it back.
+"""The folder of a run (docs/run_folder.md): where everything lies, and reading it back.
 
 ```
 OUTPUT_DIR/

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its table and its map are those of the code."""
+"""The commands of the README and of docs/ run, and the table of presets is measured."""
 
 import os
 import re
@@ -14,10 +14,21 @@ import pytest
 import torch
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.monitor.metrics_log import read_metrics
 from tests.conftest import write_corpus
+from tests.tools.documents import code_blocks
 from tests.tools.launching import ROOT, free_port, launch_environment
 
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+# In the order in which a reader makes what the next page needs.
+RUN_PAGES = [
+    README,
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("data", "training", "checkpoints", "failures", "planning")
+    ),
+    ROOT / "docs" / "multi_node.md",
+]
 # Run by tests/test_quickstart.py, by .ci/run, and by both of them.
 ELSEWHERE = {"bash launch/quickstart.sh", "bash tests/run.sh"}
 # What makes a documented training small enough for a test; the rest stays as it is.
@@ -42,13 +53,10 @@ SMALL_TRAINING = [
 ]
 
 
-def code_blocks(language):
-    """Contents of the fenced blocks of a language, in their order."""
-    # Parts with odd numbers lie between two fences and begin with the language.
-    parts = README.split("```")[1::2]
-    return [
-        part[len(language) + 1 :] for part in parts if part.split("\n")[0] == language
-    ]
+def documented_commands():
+    """The commands of the blocks that are to be run, each once."""
+    blocks = [b.strip() for page in RUN_PAGES for b in code_blocks(page, "bash")]
+    return list(dict.fromkeys(blocks))
 
 
 def made_small(command, folder):
@@ -60,7 +68,7 @@ def made_small(command, folder):
     for word in words:
         if result and result[-1] in SMALLER:
             result[-1:] = SMALLER[result[-1]]
-        elif re.fullmatch(r"(CORPUS|DATA|RUN)\w*(/\w+)?|hostfile", word):
+        elif re.fullmatch(r"(CORPUS|DATA|RUN)\w*(/[\w.]+)?|hostfile", word):
             result.append(str(folder / word))
         else:
             result.append(word)
@@ -93,8 +101,8 @@ def test_commands_run_in_their_order(tmp_path):
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
-    commands = [block.strip() for block in code_blocks("bash")]
-    assert len(commands) >= 12
+    commands = documented_commands()
+    assert len(commands) >= 16
     for command in commands:
         if command in ELSEWHERE:
             continue
@@ -121,11 +129,23 @@ def test_commands_run_in_their_order(tmp_path):
         assert peak < 24 * 2**30, command
     runs = sorted(path.parent.name for path in tmp_path.glob("*/COMPLETED"))
     assert runs == ["RUN", "RUN_HTEN", "RUN_LARGE", "RUN_SUPERVISED", "RUN_XLARGE"]
+    assert metrics_of(tmp_path) <= described_metrics()
+
+
+def metrics_of(folder):
+    """Names of all metrics that the runs in a folder have written."""
+    lines = [m for path in folder.glob("*/metrics.jsonl") for m in read_metrics(path)]
+    return {name for metrics in lines for name in metrics}
+
+
+def described_metrics():
+    page = (ROOT / "docs" / "run_folder.md").read_text()
+    return set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run by tests/run.sh")
 def test_environment_is_entered_as_documented():
-    (command,) = [b.strip() for b in code_blocks("bash") if b.startswith("source ")]
+    (command,) = [c for c in documented_commands() if c.startswith("source ")]
     result = subprocess.run(
         ["bash", "-c", f"{command} && command -v ten-dist && ten-dist --help"],
         cwd=ROOT,
@@ -164,19 +184,22 @@ def assert_tensorboard_serves(words, environment):
 
 
 def test_python_example_runs():
-    (example,) = code_blocks("python")
+    (example,) = code_blocks(ROOT / "docs" / "model.md", "python")
+    shown = "print((logits[:, 20:] - rest).abs().max() < 1e-4, continuation.shape[1])"
     result = subprocess.run(
-        [sys.executable, "-c", f"{example}\nprint(list(continuation.shape))"],
+        [sys.executable, "-c", f"{example}\n{shown}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.stdout == "[1, 73]\n", result.stderr
+    assert result.stdout == "tensor(True) 40\n", result.stderr
 
 
 def test_table_of_presets_is_measured():
-    rows = re.findall(r"^\| (\w+) \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\w+) \| (.* \| [\d,]+) \|$", README.read_text(), re.MULTILINE
+    )
     table = {name: cells.split(" | ") for name, cells in rows}
     assert list(table) == list(PRESETS)
     for name, (scales, energy, dim, layers, eigenstates, parameters) in table.items():
@@ -189,22 +212,3 @@ def test_table_of_presets_is_measured():
         assert [int(dim), int(layers)] == [config.dim, config.n_layers]
         assert int(eigenstates) == config.num_eigenstates
         assert parameters == f"{count:,}"
-
-
-def test_map_names_every_module():
-    tree = code_blocks("")[-1]
-    folder, named = "", set()
-    for line in tree.splitlines():
-        name = line.split()[0]
-        indent = len(line) - len(line.lstrip())
-        if indent == 0:
-            folder = top = name
-        elif name.endswith("/"):
-            folder = top + name
-        else:
-            named.add((top if indent == 2 else folder) + name)
-    for package in ("ten_dist", "data_prep", "launch"):
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name != "__init__.py":
-                assert str(path.relative_to(ROOT)) in named
-    assert all((ROOT / name).exists() for name in named)

@@ -78,7 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=int, default=1, metavar="N", help="droplets [default: 1]"
     )
     plan.add_argument(
-        "--max_hours", type=float, default=24.0, metavar="X", help="[default: 24.0]"
+        "--max_hours",
+        type=float,
+        default=24.0,
+        metavar="X",
+        help="of what a run with it costs [default: 24.0]",
     )
     plan.add_argument(
         "--all_sizes", action="store_true", help="also those without GPUs"

@@ -1,4 +1,4 @@
-"""Model configuration: fields, validation and the seven presets (DESIGN 2.1-2.4).
+"""Model configuration: fields, validation and the seven presets (docs/model.md).
 
 What a run does with a model (data, batch, schedule, files) is
 :class:`ten_dist.config.training.TrainingConfig`.

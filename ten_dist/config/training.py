@@ -1,4 +1,4 @@
-"""Training configuration: what a run does with a model (DESIGN 3.2).
+"""Training configuration: what a run does with a model (docs/configuration.md).
 
 Each field is the option of the same name of `ten-dist train`; the text below a field is
 its help. Model fields are in :class:`ten_dist.config.model.TemporalEigenstateConfig`.

@@ -20,7 +20,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW over two groups: matrices with weight decay, everything else without.
 
-    Recurrence parameters, norms and biases take no decay (DESIGN 2.1). The learning rate
+    Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
     is set at every step by the trainer.
     """
     groups = model.parameter_groups(training.weight_decay)

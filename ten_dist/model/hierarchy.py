@@ -1,4 +1,4 @@
-"""The causal hierarchy (HTEN): one TEN at each of several scales (DESIGN 2.2).
+"""The causal hierarchy (HTEN): one TEN at each of several scales (docs/model.md#hierarchy).
 
     y_t = sum_s W_s Up_s(TEN_s(Down_s(u)))_t
 

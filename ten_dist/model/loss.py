@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy and a weighted energy term (DESIGN 2.3)."""
+"""The training loss: cross-entropy and a weighted energy term (docs/model.md#loss)."""
 
 from __future__ import annotations
 

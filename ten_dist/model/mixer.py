@@ -1,4 +1,4 @@
-"""The eigenstate mixer: one TEN at one scale (DESIGN 2.1)."""
+"""The eigenstate mixer: one TEN at one scale (docs/model.md#mixer)."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class TemporalEigenstateNetwork(nn.Module):
     def compute_loss(
         self, inputs: Tensor, targets: Tensor, return_dict: bool = True
     ) -> dict[str, Tensor] | Tensor:
-        """Training loss of a batch (DESIGN 2.3).
+        """Training loss of a batch (docs/model.md#loss).
 
         Args:
             inputs, targets: [B, T] int64; targets of -100 are ignored.

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Ledger:
-    """Appends to ledger/rankNNNN.jsonl (DESIGN 3.3).
+    """Appends to ledger/rankNNNN.jsonl (docs/run_folder.md#ledger).
 
     A line is {"attempt": a, "step": s, "epoch": e, "rows": [...]}; a step that crosses
     the end of an epoch has a line for each. Of a mixture there is a line for each source

@@ -15,7 +15,7 @@ from ten_dist.monitor.metrics_log import MetricsLog
 from ten_dist.monitor.spending import Spending
 from ten_dist.run_folder import RunFolder
 
-_SCALARS = {
+TENSORBOARD_TAGS = {
     "loss": "train/loss",
     "ce_loss": "train/ce_loss",
     "energy_loss": "train/energy_raw",
@@ -43,6 +43,8 @@ _SCALARS = {
     "dollars": "cost/dollars",
     "estimated_dollars": "cost/estimated_dollars",
 }
+"""Where TensorBoard shows a metric of metrics.jsonl; docs/run_folder.md#metrics says what
+each one means."""
 _OF_SOURCES = {
     "ce_loss": "train/ce_loss",
     "epochs": "data/epochs",
@@ -146,7 +148,9 @@ class RunMonitor:
         for name, value in metrics.items():
             # Of a mixture, `ce_loss/code` is the loss of its source `code`.
             kind, _, source = name.partition("/")
-            tag = f"{_OF_SOURCES.get(kind)}/{source}" if source else _SCALARS.get(name)
+            tag = TENSORBOARD_TAGS.get(name)
+            if source:
+                tag = f"{_OF_SOURCES.get(kind)}/{source}"
             if tag is not None and value is not None and math.isfinite(value):
                 scalars[tag] = value
         self._events.write(metrics["step"], scalars)

@@ -1,4 +1,4 @@
-// The eigenstate scan on CPUs: DESIGN 2.1 forward, and its reverse recurrence backward.
+// The eigenstate scan on CPUs, forward, and its reverse recurrence backward (docs/model.md#scan).
 //
 // Work is shared out as vectors of LANES eigenstates of each row of the batch. A thread goes
 // through time in tiles of a few steps, and through a tile once for each of its vectors: the

@@ -1,4 +1,4 @@
-"""The eigenstate scan: one function, several backends, one oracle (DESIGN 2.1)."""
+"""The eigenstate scan: one function, several backends, one oracle (docs/model.md#scan)."""
 
 from ten_dist.recurrence.eigenvalue_initialization import initial_eigenvalues
 from ten_dist.recurrence.scan import (

@@ -1,6 +1,6 @@
 """The bound on the energy of a scan: a check on running code, not a quantity of training.
 
-Theorem 4 (DESIGN 2.3): with |lambda| <= 1 and ||g beta|| <= B at every step,
+Theorem 4 of the paper (docs/model.md#energy-bound): with |lambda| <= 1 and ||g beta|| <= B at every step,
 sqrt(E(t)) <= sqrt(E(0)) + t B, where E(t) = sum_k |c_k(t)|^2. A scan that breaks it has
 not computed the recurrence.
 """

@@ -1,4 +1,4 @@
-"""Initial eigenvalues (DESIGN 2.1).
+"""Initial eigenvalues (docs/model.md#scan).
 
 1 / (1 - sigmoid(alpha)) = 1 + e^alpha, so alpha is a log time scale: eigenstate k
 remembers about 1 + e^alpha_k steps.

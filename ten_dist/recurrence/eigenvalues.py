@@ -1,4 +1,4 @@
-"""Decay, rotation and input gain of the eigenstates (DESIGN 2.1)."""
+"""Decay, rotation and input gain of the eigenstates (docs/model.md#scan)."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def eigenstate_scan(
     backend: str = "auto",
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run K complex eigenstates over a sequence (DESIGN 2.1; paper, Algorithm 1).
+    """Run K complex eigenstates over a sequence (docs/model.md#scan).
 
         c_k(t) = lambda_k(t) c_k(t-1) + g_k(t) beta_k(t)
         lambda_k(t) = sigmoid(alpha_k + s_a tanh p_k(t)) exp(i (omega_k + s_w tanh q_k(t)))

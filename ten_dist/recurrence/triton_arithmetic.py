@@ -1,4 +1,4 @@
-"""Eigenvalues and input gain in Triton, in float32 (DESIGN 2.1).
+"""Eigenvalues and input gain in Triton, in float32 (docs/model.md#scan).
 
 An error of an eigenvalue is multiplied by the memory of its eigenstate, 10^4 steps where
 the decay is 0.9999, so decay and rotation are exact to the last bits of float32; the

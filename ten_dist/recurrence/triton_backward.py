@@ -1,4 +1,4 @@
-"""The eigenstate scan in Triton, backward: reduce and scan against time (DESIGN 2.1).
+"""The eigenstate scan in Triton, backward: reduce and scan against time (docs/model.md#scan).
 
 With w_t the gradient of the states, E that of the energy, and r_T that of the final state,
 

@@ -1,4 +1,4 @@
-"""The eigenstate scan in Triton, forward: reduce and scan (DESIGN 2.1).
+"""The eigenstate scan in Triton, forward: reduce and scan (docs/model.md#scan).
 
     c_t = lambda_t c_{t-1} + g_t beta_t
 

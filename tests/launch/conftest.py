@@ -1,3 +1,5 @@
+"""A server of droplets, for the tests of `ten-dist droplets`."""
+
 from tests.tools.droplet_commands import droplets
 from tests.tools.fleet import fleet_of
 

@@ -153,7 +153,7 @@ def assert_all_close(actual, expected, tolerance):
 
 
 def plain_loss(model, ids, targets):
-    """The loss of a one-scale model, written down again from DESIGN 2.1 and 2.3."""
+    """The loss of a one-scale model, written down again from docs/model.md."""
     config = model.config
     p = dict(model.named_parameters()) | dict(model.named_buffers())
     hidden = p["embedding.weight"][ids]
@@ -238,7 +238,7 @@ def test_gradients_equal_those_of_a_plain_implementation(
 
 
 def plain_hierarchy(mixer, u, scales, heads):
-    """HTEN of DESIGN 2.2, position by position; returns outputs and summed energy."""
+    """HTEN of docs/model.md#hierarchy, position by position; returns outputs and summed energy."""
     steps, outputs, energy = u.shape[1], 0.0, 0.0
     for s, part in zip(scales, mixer.scales):
         ten, zero = part.ten, torch.zeros_like(u[:, 0])

@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
-from tests.tools.comparison import (
+from benchmarks.scan_comparison import (
     TOLERANCE,
     assert_near,
     make_inputs,
     make_resets,
     run,
 )
+from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
 
 BACKENDS = [name for name in available_backends() if name in ("cpu",)]
 

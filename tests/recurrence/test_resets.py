@@ -5,17 +5,17 @@ import itertools
 import pytest
 import torch
 
-from ten_dist.recurrence import (
-    available_backends,
-    eigenstate_scan,
-    eigenstate_scan_with_energy,
-)
-from tests.tools.comparison import (
+from benchmarks.scan_comparison import (
     TOLERANCE,
     assert_near,
     make_inputs,
     make_resets,
     run,
+)
+from ten_dist.recurrence import (
+    available_backends,
+    eigenstate_scan,
+    eigenstate_scan_with_energy,
 )
 
 # Those that compute in float64, and the one compiled for the CPU; that of GPUs is in

@@ -14,19 +14,19 @@ import warnings
 import pytest
 import torch
 
+from benchmarks.scan_comparison import (
+    TOLERANCE,
+    assert_near,
+    make_inputs,
+    make_resets,
+    run,
+)
 from ten_dist.recurrence import (
     available_backends,
     eigenstate_scan,
     eigenstate_scan_with_energy,
     scan,
     triton_scan,
-)
-from tests.tools.comparison import (
-    TOLERANCE,
-    assert_near,
-    make_inputs,
-    make_resets,
-    run,
 )
 from tests.tools.launching import ROOT
 

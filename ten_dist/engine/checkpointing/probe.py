@@ -31,7 +31,7 @@ class Probe:
     loss: float
     """Cross-entropy, nats a token."""
     energy_bound_ratio: float
-    """Largest sqrt(E(t)) of all layers beside the bound of theorem 4 (DESIGN 2.3)."""
+    """Largest sqrt(E(t)) of all layers beside its bound (docs/model.md#energy-bound)."""
     eigenvalue_distance: float
     """Least 1 - |lambda| of all layers."""
 
