@@ -14,6 +14,7 @@ ranks of its host: a launcher that was killed, or a host that was cut off, leave
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.cluster.node import Node
+from launch.cluster.node import Node, NodeStart
 from launch.rank_environment import interface_towards, with_interface
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.supervision.job import end_processes
@@ -67,15 +68,10 @@ def _clear(request: dict[str, Any]) -> dict[str, Any]:
 
 def _serve(request: dict[str, Any]) -> None:
     _check_folder(Path(request["logs"]))
+    part = NodeStart(**request["part"])
     interface = interface_towards(request["master"])
-    node = Node(
-        request["command"],
-        with_interface(request["environment"], interface),
-        Path(request["output"]),
-        request["mark"],
-        request["start"],
-        range(*request["ranks"]),
-    )
+    environment = with_interface(part.environment, interface)
+    node = Node(dataclasses.replace(part, environment=environment))
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     try:

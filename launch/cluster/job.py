@@ -11,7 +11,6 @@ from launch.cluster.clearing import clear_hosts
 from launch.cluster.connection import Connection
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
-from launch.hosts import write_hostfile
 from launch.remote import Remote
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
@@ -57,8 +56,7 @@ class HostsJob:
         self._lost: list[Connection] = []
         self._ended_ranks: list[int] = []
         self._last_lines: list[str] = []
-        start.logs.mkdir(parents=True, exist_ok=True)
-        write_hostfile(start.hostfile, start.hosts)
+        start.write()
         self._follower = Follower(rank_log(start.logs, 0))
         self._connections = [
             Connection(remote, host, self._request(node))
@@ -67,17 +65,11 @@ class HostsJob:
 
     def _request(self, node: int) -> dict[str, object]:
         start = self._start
-        ranks = start.ranks_of(node)
         return {
             "do": "start",
-            "command": start.node_command(node),
-            "environment": start.exports(),
+            "part": start.on_node(node).to_dict(),
             "master": start.master_address,
-            "mark": start.mark,
-            "start": start.mark_of(node),
-            "ranks": [ranks.start, ranks.stop],
             "logs": str(start.logs),
-            "output": str(start.node_log(node)),
             "silence": self._host_timeout,
         }
 
@@ -209,7 +201,7 @@ class HostsJob:
         ]
         start = self._start
         answers, _ = clear_hosts(
-            self._remote, unattended, start.mark, 0.0, start.master_address
+            self._remote, unattended, start.launch.mark, 0.0, start.master_address
         )
         ended += [(len(a.ended), a.host) for a in answers if a.ended]
         return [f"{count} processes on {host}" for count, host in ended]

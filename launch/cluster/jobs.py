@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -133,15 +132,13 @@ class HostsJobs:
             )
         logs = self._launch.logs / f"start_{next_number(self._launch.logs):03d}"
         return HostsStart(
+            launch=self._launch,
             hosts=chosen,
-            master_address=self._launch.master_address(chosen),
             master_port=port,
-            environment=self._launch.environment,
-            train=[*self._launch.train, *own],
-            mark=self._launch.mark,
-            start=uuid.uuid4().hex,
             logs=logs,
             hostfile=logs / "hostfile",
+            environment=self._launch.environment,
+            more=own,
         )
 
     def describe(self) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -27,40 +28,59 @@ others: one that has lost its launcher may still be there when the next start be
 _LOOK_SECONDS = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class NodeStart:
+    """One host's part of a start."""
+
+    command: list[str]
+    """What starts its ranks."""
+    environment: dict[str, str]
+    """Variables of its ranks."""
+    output: str
+    """File for what `command` prints; ranks have logs of their own."""
+    mark: str
+    """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
+    start: str
+    """Of this start on this host, see :data:`START`."""
+    first_rank: int
+    last_rank: int
+
+    @property
+    def ranks(self) -> range:
+        """Its ranks."""
+        return range(self.first_rank, self.last_rank + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keyword arguments that make an equal one, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+
 class Node:
     """This host's part of a job.
 
     Args:
-        command: what starts its ranks.
-        environment: variables for them.
-        output: file for what `command` prints; ranks have logs of their own.
-        mark: of the job, see :data:`ten_dist.supervision.job.MARK`.
-        start: of this start, see :data:`START`.
-        ranks: the numbers of its ranks.
+        part: what is started.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        output: Path,
-        mark: str,
-        start: str,
-        ranks: range,
-    ) -> None:
-        self._start = start
-        self._expected = ranks
+    def __init__(self, part: NodeStart) -> None:
+        self._start = part.start
+        self._expected = part.ranks
         self._ranks: dict[int, psutil.Process] = {}
         self._ended: list[int] = []
         self._looked = 0.0
-        with output.open("ab") as file:
+        with Path(part.output).open("ab") as file:
             self._process = subprocess.Popen(
-                command,
+                part.command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **environment, MARK: mark, START: start},
+                env={
+                    **os.environ,
+                    **part.environment,
+                    MARK: part.mark,
+                    START: part.start,
+                },
             )
 
     def poll(self) -> int | None:

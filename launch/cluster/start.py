@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
+from launch.cluster.config import Launch
+from launch.cluster.node import NodeStart
 from launch.cluster.rank_logs import RANK_LOGS
-from launch.hosts import Host
+from launch.hosts import Host, write_hostfile
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
@@ -15,27 +19,36 @@ _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 @dataclasses.dataclass(frozen=True)
 class HostsStart:
-    """What is to be started."""
+    """What is to be started.
 
+    Args:
+        launch: the checked command line.
+        hosts: those that take part.
+        master_port: port of the first one where the ranks meet.
+        logs: folder of this start's logs, on all hosts.
+        hostfile: where DeepSpeed finds the hosts.
+        environment: variables of the ranks.
+        more: options of the training after those that were given.
+    """
+
+    launch: Launch
     hosts: list[Host]
-    master_address: str
     master_port: int
-    environment: dict[str, str]
-    """Variables of the ranks."""
-    train: list[str]
-    """Options of the training."""
-    mark: str
-    """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
-    start: str
-    """Of this start, see :data:`launch.cluster.node.START`."""
     logs: Path
-    """Folder of this start's logs, on all hosts."""
     hostfile: Path
-    """Where DeepSpeed finds the hosts."""
+    environment: dict[str, str]
+    more: Sequence[str] = ()
+    identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
-    def mark_of(self, node: int) -> str:
-        """Value of :data:`launch.cluster.node.START` on a host."""
-        return f"{self.start}/{node}"
+    @property
+    def master_address(self) -> str:
+        """Address of the first host where the ranks meet."""
+        return self.launch.master_address(self.hosts)
+
+    def write(self) -> None:
+        """Make the folder of logs, and write the hostfile."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        write_hostfile(self.hostfile, self.hosts)
 
     def ranks_of(self, node: int) -> range:
         """Ranks that run on a host."""
@@ -62,5 +75,18 @@ class HostsStart:
             *("--no_ssh", "--node_rank", str(node)),
             *("--master_addr", self.master_address),
             *("--master_port", str(self.master_port)),
-            *(str(TRAIN_SCRIPT), *self.train),
+            *(str(TRAIN_SCRIPT), *self.launch.train, *self.more),
         ]
+
+    def on_node(self, node: int) -> NodeStart:
+        """The part of one host."""
+        ranks = self.ranks_of(node)
+        return NodeStart(
+            command=self.node_command(node),
+            environment=self.exports(),
+            output=str(self.node_log(node)),
+            mark=self.launch.mark,
+            start=f"{self.identifier}/{node}",
+            first_rank=ranks[0],
+            last_rank=ranks[-1],
+        )
