@@ -255,7 +255,7 @@ def resolve(name: str) -> list[str]:
     """
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     # The zone of a link-local address, fe80::1%eth0, is of no use to another machine.
-    return sorted({entry[4][0].partition("%")[0] for entry in found})
+    return sorted({str(entry[4][0]).partition("%")[0] for entry in found})
 
 
 def is_own(host: Host, own: Iterable[str] | None = None) -> bool:

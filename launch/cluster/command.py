@@ -32,6 +32,7 @@ from launch.cluster.own_node import own_node_rank, run_own_node
 from launch.cluster.slurm import srun_command
 from launch.droplets.reaping import ReapingConfig, reaping
 from launch.hosts import Host, HostsConfig
+from launch.preflight.settings import DEFAULT_PORT
 from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
 from ten_dist.config.command_line import add_options, given_options
@@ -44,7 +45,6 @@ from ten_dist.supervision.policy import SupervisionConfig
 from ten_dist.supervision.supervisor import Supervisor, tell
 
 _NAME = "ten-dist launch"
-_DEFAULT_PORT = 29500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +193,7 @@ def _run_here(launch: Launch, dry_run: bool) -> int:
 
 def _known_port(launch: Launch) -> int:
     """A port of the first host that all hosts know without asking."""
-    return launch.config.master_port or _DEFAULT_PORT
+    return launch.config.master_port or DEFAULT_PORT
 
 
 def _supervise(launch: Launch, jobs: Jobs) -> int:

@@ -14,7 +14,7 @@ from launch.cluster.selection import micro_batch_option, select_hosts
 from launch.cluster.start import HostsStart
 from launch.hosts import Host
 from launch.preflight.check import check_hosts
-from launch.preflight.settings import PreflightSettings
+from launch.preflight.settings import DEFAULT_PORT, PreflightSettings
 from launch.remote import Remote
 from ten_dist.errors import ConfigurationError
 
@@ -76,11 +76,11 @@ class HostsJobs:
         """
         launch, training = self._launch, self._launch.training
         ports = [a.port for a in answers if a.host == launch.hosts[0]]
-        given = launch.config.master_port
+        port = launch.config.master_port or next(iter(ports), DEFAULT_PORT)
         settings = PreflightSettings(
             data=training.data,
             output_dir=training.output_dir,
-            **({"master_port": given or ports[0]} if given or ports else {}),
+            master_port=port,
         )
         report = check_hosts(
             launch.hosts, self._remote, settings, launch.environment, self._tell

@@ -102,7 +102,9 @@ class Node:
         for process in marked(self._start, START).values():
             rank = rank_of(process)
             # Data workers of a rank have its variables, and are younger.
-            if rank in self._expected and (
+            if rank is None or rank not in self._expected:
+                continue
+            if (
                 rank not in self._ranks
                 or process.create_time() < self._ranks[rank].create_time()
             ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 import os
 import re
 import time
@@ -103,7 +104,7 @@ class Api:
             permit_redirects=False,
             connection_timeout=config.request_timeout,
             read_timeout=config.request_timeout,
-            timeout=config.request_timeout,
+            timeout=math.ceil(config.request_timeout),
         )
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class Api:
         return self._attempts(lambda error: error.passing)(call, **arguments)
 
     def pages(
-        self, call: Callable[..., dict[str, Any]], key: str, **filters: Any
+        self, call: Callable[..., Mapping[str, Any]], key: str, **filters: Any
     ) -> list[dict[str, Any]]:
         """All objects of a listing, from all of its pages.
 
@@ -192,7 +193,7 @@ class Api:
     def ensure(
         self,
         find: Callable[[], dict[str, Any] | None],
-        call: Callable[..., dict[str, Any]],
+        call: Callable[..., Any],
         key: str,
         body: dict[str, Any],
         placeholder: dict[str, Any],

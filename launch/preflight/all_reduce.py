@@ -17,7 +17,7 @@ from launch.hosts import Host
 from launch.preflight.findings import NetworkMeasurement, Problem
 from launch.preflight.gathering import lines_of, unreachable
 from launch.preflight.settings import PreflightSettings
-from launch.remote import SSH_FAILED, Outcome, Remote
+from launch.remote import SSH_FAILED, Outcome, Remote, opened
 
 _WORKER = Path(__file__).with_name("all_reduce_worker.py")
 _GRACE = 3.0
@@ -67,55 +67,56 @@ def measure(
         What was measured, or what went wrong.
     """
     counts = rank_counts(hosts, backend)
-    placed = [
-        (host, local_rank)
-        for host, count in zip(hosts, counts)
-        for local_rank in range(count)
-    ]
+    wanted = {
+        "backend": backend,
+        "size": sum(counts),
+        "address": master_address,
+        "port": settings.master_port,
+        "seconds": settings.network_timeout,
+    }
     deadline = time.monotonic() + settings.network_timeout
     ranks: list[_Rank] = []
     with contextlib.ExitStack() as files:
         files.callback(_end, ranks)
-        for number, (host, local_rank) in enumerate(placed):
-            wanted = {
-                "backend": backend,
-                "rank": number,
-                "local_rank": local_rank,
-                "size": len(placed),
-                "address": master_address,
-                "port": settings.master_port,
-                "seconds": settings.network_timeout,
-            }
+        for host, count in zip(hosts, counts):
             words = ["env", *(f"{k}={v}" for k, v in variables[host].items())]
-            words += [settings.python, str(_WORKER), json.dumps(wanted)]
-            output = files.enter_context(tempfile.TemporaryFile())
-            errors = files.enter_context(tempfile.TemporaryFile())
-            process = remote.start(
-                host,
-                words,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-            )
-            ranks.append(_Rank(host, process, output, errors))
+            words += [settings.python, str(_WORKER)]
+            for local_rank in range(count):
+                own = wanted | {"rank": len(ranks), "local_rank": local_rank}
+                command = [*words, json.dumps(own)]
+                output = files.enter_context(tempfile.TemporaryFile())
+                errors = files.enter_context(tempfile.TemporaryFile())
+                process = remote.start(
+                    host,
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+                ranks.append(_Rank(host, process, output, errors))
         late = _wait(ranks, deadline)
         problems = _problems(ranks, late, settings)
         if problems:
             return None, problems
-        found = ranks[0].said()
-        figures = {
-            field.name: found[field.name]
-            for field in dataclasses.fields(NetworkMeasurement)
-            if field.name in found
-        }
-        return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures), []
+        return _measured(ranks, backend), []
+
+
+def _measured(ranks: Sequence[_Rank], backend: str) -> NetworkMeasurement:
+    """What the first rank has measured."""
+    found = ranks[0].said()
+    figures = {
+        field.name: found[field.name]
+        for field in dataclasses.fields(NetworkMeasurement)
+        if field.name in found
+    }
+    return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures)
 
 
 def _end(ranks: Sequence[_Rank]) -> None:
     """End all ranks, on their hosts too, where they end with their input."""
     for rank in ranks:
-        rank.process.stdin.close()
+        opened(rank.process.stdin).close()
     patience = time.monotonic() + 5
     for rank in ranks:
         try:

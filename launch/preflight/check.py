@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from launch.hosts import Host
 from launch.preflight.all_reduce import measure, rank_counts
 from launch.preflight.connections import connect
-from launch.preflight.findings import ERROR, NetworkMeasurement, Problem
+from launch.preflight.findings import ERROR, HostReport, NetworkMeasurement, Problem
 from launch.preflight.gathering import ROOT, gather_reports
 from launch.preflight.gpus import check_gpus, chosen_backend
 from launch.preflight.machine import (
@@ -52,16 +52,9 @@ def check_hosts(
     reports, problems = gather_reports(hosts, remote, settings)
     interfaces, addresses, unusable = private_interfaces(reports, settings)
     backend = chosen_backend(reports, settings.backend, environment)
+    problems += unusable
+    problems += _compare(reports, settings, backend)
     problems += [
-        *check_sections(reports),
-        *unusable,
-        *check_clock(reports, settings),
-        *check_python(reports),
-        *check_code(reports, str(ROOT)),
-        *check_packages(reports),
-        *check_gpus(reports, backend),
-        *check_disks(reports, settings),
-        *check_data(reports, settings),
         *check_interfaces(reports, interfaces, addresses),
         *check_names(reports, interfaces),
         *check_master_port(reports, settings),
@@ -76,9 +69,7 @@ def check_hosts(
     reason = _reason_not_to_measure(hosts, problems, backend, settings)
     if reason == "":
         tell(f"reducing over {backend}")
-        variables = {
-            host: with_interface(environment, interfaces[host]) for host in hosts
-        }
+        variables = {h: with_interface(environment, interfaces[h]) for h in hosts}
         measurement, found = measure(
             hosts, remote, settings, backend, variables, addresses[hosts[0]]
         )
@@ -95,6 +86,22 @@ def check_hosts(
         no_measurement=reason,
         shared_output=shared,
     )
+
+
+def _compare(
+    reports: Sequence[HostReport], settings: PreflightSettings, backend: str
+) -> list[Problem]:
+    """What is wrong with the hosts by themselves, or differs between them."""
+    return [
+        *check_sections(reports),
+        *check_clock(reports, settings),
+        *check_python(reports),
+        *check_code(reports, str(ROOT)),
+        *check_packages(reports),
+        *check_gpus(reports, backend),
+        *check_disks(reports, settings),
+        *check_data(reports, settings),
+    ]
 
 
 def _reason_not_to_measure(

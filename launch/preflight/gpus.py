@@ -47,8 +47,18 @@ def parse_devices(text: str) -> list[Gpu]:
     found = []
     for row in _rows(text):
         index, name, uuid, memory, used, celsius, ecc, driver = row
-        numbers = (_number(cell) for cell in (memory, used, celsius, ecc))
-        found.append(Gpu(int(index), name, uuid, *numbers, driver))
+        found.append(
+            Gpu(
+                int(index),
+                name,
+                uuid,
+                _number(memory),
+                _number(used),
+                _number(celsius),
+                _number(ecc),
+                driver,
+            )
+        )
     return found
 
 
@@ -116,8 +126,7 @@ def check_gpus(reports: Sequence[HostReport], backend: str) -> Iterator[Problem]
         names = sorted({f"{gpu.name} of {gpu.memory_mib} MiB" for gpu in found})
         return ", ".join(names) or None
 
-    typical, others = differing(reports, kind)
-    for report in others:
+    for report, typical in differing(reports, kind):
         yield Problem(
             report.host,
             f"its GPUs are {kind(report)}, those of {typical.host} {kind(typical)}",
@@ -128,8 +137,7 @@ def check_gpus(reports: Sequence[HostReport], backend: str) -> Iterator[Problem]
     def driver(report: HostReport) -> str | None:
         return ", ".join(sorted({gpu.driver for gpu in devices(report)})) or None
 
-    typical, others = differing(reports, driver)
-    for report in others:
+    for report, typical in differing(reports, driver):
         yield Problem(
             report.host,
             f"its GPU driver is {driver(report)}, that of {typical.host} "

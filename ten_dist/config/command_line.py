@@ -64,7 +64,7 @@ def add_options(
             continue
         description = descriptions[field.name]
         default = default_help
-        if default is None and field.default is not None:
+        if default is None and field.default not in (None, dataclasses.MISSING):
             default = str(field.default)
         if default is not None:
             description = f"{description} [default: {default}]"
