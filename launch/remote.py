@@ -35,7 +35,7 @@ class SshConfig:
     ssh_port: int | None = None
     """Port of the hosts' ssh servers."""
     ssh_user: str | None = None
-    """Who to be on the hosts."""
+    """User to log in as on the hosts."""
     connect_timeout: int = 10
     """Seconds to wait for a host's ssh server."""
 

@@ -1,4 +1,4 @@
-"""Asking hosts, before and between starts: they end what is left, and say what they have."""
+"""Ending the processes that earlier starts have left on the hosts, and asking for a free port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS_FOR_SIGKILL = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a host has said."""
+    """What a host has reported."""
 
     host: Host
     ended: list[str]

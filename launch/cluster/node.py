@@ -47,7 +47,7 @@ class NodeStart:
 
     @property
     def ranks(self) -> range:
-        """Its ranks."""
+        """Ranks of the host."""
         return range(self.first_rank, self.last_rank + 1)
 
     def to_dict(self) -> dict[str, Any]:

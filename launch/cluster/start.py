@@ -1,4 +1,4 @@
-"""What one start of a training on several hosts consists of: ranks, variables, commands."""
+"""One start of a training on several hosts: its ranks, variables and commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 @dataclasses.dataclass(frozen=True)
 class HostsStart:
-    """What is to be started.
+    """A start of the ranks on all hosts that take part.
 
     Args:
         launch: the checked command line.
@@ -29,6 +29,7 @@ class HostsStart:
         hostfile: where DeepSpeed finds the hosts.
         environment: variables of the ranks.
         more: options of the training after those that were given.
+        identifier: unique to this start.
     """
 
     launch: Launch
