@@ -34,6 +34,46 @@ class Host:
         return self.address
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """Which machines a run has; each field is an option of the commands that reach them."""
+
+    hostfile: str | None = None
+    """File with a line `ADDRESS slots=GPUS` for each host; without it and --hosts, the
+    hosts of the Slurm allocation."""
+    hosts: str | None = None
+    """The hosts themselves, ADDRESS:GPUS,ADDRESS:GPUS."""
+
+    def __post_init__(self) -> None:
+        if self.hostfile is not None and self.hosts is not None:
+            raise ConfigurationError(
+                "--hostfile and --hosts both name the hosts: keep one"
+            )
+
+    def read(self, *, slurm: bool = False) -> list[Host]:
+        """The hosts that the options name, or those of the Slurm allocation.
+
+        Args:
+            slurm: whether hosts that are not named have to be those of an allocation.
+
+        Raises:
+            ConfigurationError: they name none, or some that cannot be used.
+        """
+        if self.hostfile is not None:
+            hosts = read_hostfile(Path(self.hostfile))
+        elif self.hosts is not None:
+            hosts = parse_hosts(self.hosts)
+        elif slurm or "SLURM_JOB_NODELIST" in os.environ:
+            hosts = slurm_hosts()
+        else:
+            raise ConfigurationError(
+                "there are no hosts: give --hostfile FILE or --hosts ADDRESS:GPUS,..., "
+                "or start inside a Slurm allocation"
+            )
+        check_names(hosts)
+        return hosts
+
+
 def read_hostfile(path: Path) -> list[Host]:
     """The hosts of a hostfile, in its order.
 
@@ -215,7 +255,7 @@ def resolve(name: str) -> list[str]:
     """
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     # The zone of a link-local address, fe80::1%eth0, is of no use to another machine.
-    return sorted({entry[4][0].partition("%")[0] for entry in found})
+    return sorted({str(entry[4][0]).partition("%")[0] for entry in found})
 
 
 def is_own(host: Host, own: Iterable[str] | None = None) -> bool:

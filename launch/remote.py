@@ -12,7 +12,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from launch.hosts import Host, is_own, own_addresses
 from ten_dist.errors import ConfigurationError
@@ -35,7 +35,7 @@ class SshConfig:
     ssh_port: int | None = None
     """Port of the hosts' ssh servers."""
     ssh_user: str | None = None
-    """Who to be on the hosts."""
+    """User to log in as on the hosts."""
     connect_timeout: int = 10
     """Seconds to wait for a host's ssh server."""
 
@@ -118,7 +118,7 @@ class Remote:
         return ["ssh", *self.ssh.options(), host.address, shlex.join(words)]
 
     def start(
-        self, host: Host, words: Sequence[str], **options: object
+        self, host: Host, words: Sequence[str], **options: Any
     ) -> subprocess.Popen[bytes]:
         """Start a command on a host; `options` are those of ``subprocess.Popen``.
 
@@ -202,6 +202,12 @@ class Remote:
                 for process in tuple(self._waited_for):
                     _kill(process)
                 raise
+
+
+def opened(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A stream of a process that was started with a pipe for it."""
+    assert pipe is not None
+    return pipe
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

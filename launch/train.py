@@ -7,8 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from launch.cluster.exports import RANK_LOGS
-from launch.cluster.rank_logs import redirect_output
+from launch.cluster.rank_logs import RANK_LOGS, redirect_output
 from ten_dist.cli import run_and_exit
 
 if __name__ == "__main__":

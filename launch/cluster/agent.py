@@ -3,10 +3,9 @@
 It reads requests from its input and writes events to its output, a JSON object a line. The
 first request is one of
 
-- clear: end what is left of earlier starts, say which interface leads to the master and
-  which port is free; then it ends;
-- start: start this host's ranks (or only watch them, if something else starts them) and
-  say how they end. Then come alive, signal, kill and end.
+- clear: end what is left of earlier starts, check that there is a route to the master,
+  and say which port is free; then it ends;
+- start: start this host's ranks and say how they end. Then come alive, signal, kill and end.
 
 Both sides say `alive` every few seconds. An agent that hears nothing any more ends the
 ranks of its host: a launcher that was killed, or a host that was cut off, leaves none.
@@ -15,6 +14,7 @@ ranks of its host: a launcher that was killed, or a host that was cut off, leave
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.cluster.exports import interface_towards, with_interface
-from launch.cluster.node import Node
+from launch.cluster.node import Node, NodeStart
+from launch.rank_environment import interface_towards, with_interface
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.supervision.job import end_processes
 
@@ -61,27 +61,17 @@ def _clear(request: dict[str, Any]) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    return {
-        "ended": ended,
-        "interface": interface_towards(request["master"]),
-        "port": port,
-    }
+    # Without a route to the master this host cannot take part.
+    interface_towards(request["master"])
+    return {"ended": ended, "port": port}
 
 
 def _serve(request: dict[str, Any]) -> None:
     _check_folder(Path(request["logs"]))
-    environment = dict(request["environment"])
-    if request["command"] is not None:
-        interface = interface_towards(request["master"])
-        environment = with_interface(environment, interface)
-    node = Node(
-        request["command"],
-        environment,
-        Path(request["output"]),
-        request["mark"],
-        request["start"],
-        range(*request["ranks"]),
-    )
+    part = NodeStart(**request["part"])
+    interface = interface_towards(request["master"])
+    environment = with_interface(part.environment, interface)
+    node = Node(dataclasses.replace(part, environment=environment))
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     try:

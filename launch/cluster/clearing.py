@@ -1,4 +1,4 @@
-"""Asking hosts, before and between starts: they end what is left, and say what they have."""
+"""Ending the processes that earlier starts have left on the hosts, and asking for a free port."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ _SECONDS_FOR_SIGKILL = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a host has said."""
+    """What a host has reported."""
 
     host: Host
     ended: list[str]
     """What was left of earlier starts and had to be ended."""
-    interface: str
-    """Its network interface on the way to the master."""
     port: int
     """A free port."""
 
@@ -84,4 +82,4 @@ def _answer(outcome: Outcome) -> Answer:
         if said["refused"]:
             raise ConfigurationError(f"cannot take part: {said['error']}")
         raise TrainingError(f"host {outcome.host}: {said['error']}")
-    return Answer(outcome.host, said["ended"], said["interface"], said["port"])
+    return Answer(outcome.host, said["ended"], said["port"])

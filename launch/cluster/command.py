@@ -21,20 +21,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch.cluster.config import Launch, LaunchConfig
-from launch.cluster.exports import check_for_pdsh, rank_environment
 from launch.cluster.jobs import HostsJobs
 from launch.cluster.own_node import own_node_rank, run_own_node
 from launch.cluster.slurm import srun_command
 from launch.droplets.reaping import ReapingConfig, reaping
-from launch.hosts import Host, check_names, parse_hosts, read_hostfile, slurm_hosts
+from launch.hosts import Host, HostsConfig
+from launch.preflight.settings import DEFAULT_PORT
+from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
 from ten_dist.config.command_line import add_options, given_options
 from ten_dist.config.run_options import add_run_options, given_run
@@ -46,20 +45,14 @@ from ten_dist.supervision.policy import SupervisionConfig
 from ten_dist.supervision.supervisor import Supervisor, tell
 
 _NAME = "ten-dist launch"
-_DEFAULT_PORT = 29500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ten-dist launch`."""
-    add_options(parser.add_argument_group("hosts"), LaunchConfig)
-    parser.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="environment variable of all ranks; may be given several times. "
-        ".deepspeed_env in the home or current folder has them too, a line each",
-    )
+    hosts = parser.add_argument_group("hosts")
+    add_options(hosts, HostsConfig)
+    add_options(hosts, LaunchConfig)
+    add_environment_option(parser)
     parser.add_argument(
         "--no_ssh",
         action="store_true",
@@ -111,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--data DATA --output_dir RUN`"
         )
     folder = RunFolder(find_output_dir(train))
-    hosts = _hosts(config)
+    hosts = _hosts(arguments, config)
     training = _check_training(train, sum(host.slots for host in hosts))
     folder.check_writable()
     environment = rank_environment(arguments.env)
@@ -125,27 +118,18 @@ def run(arguments: argparse.Namespace) -> int:
     return _run_by_ssh(launch, not arguments.no_preflight, arguments.dry_run)
 
 
-def _hosts(config: LaunchConfig) -> list[Host]:
+def _hosts(arguments: argparse.Namespace, config: LaunchConfig) -> list[Host]:
     """The hosts that the options name.
 
     Raises:
-        ConfigurationError: they name none, or some that cannot be used.
+        ConfigurationError: they name none, too few, or some that cannot be used.
     """
-    if config.hostfile is not None:
-        hosts = read_hostfile(Path(config.hostfile))
-    elif config.hosts is not None:
-        hosts = parse_hosts(config.hosts)
-    elif config.launcher == "slurm" or "SLURM_JOB_NODELIST" in os.environ:
-        hosts = slurm_hosts()
-    else:
-        raise ConfigurationError(
-            "there are no hosts: give --hostfile FILE or --hosts ADDRESS:GPUS,..."
-        )
+    named = HostsConfig(**given_options(arguments, HostsConfig))
+    hosts = named.read(slurm=config.launcher == "slurm")
     if config.min_hosts > len(hosts):
         raise ConfigurationError(
             f"--min_hosts {config.min_hosts} is more than the {len(hosts)} hosts"
         )
-    check_names(hosts)
     return hosts
 
 
@@ -168,13 +152,10 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
 
 
 def _run_by_ssh(launch: Launch, preflight: bool, dry_run: bool) -> int:
-    """Start the ranks of all hosts, with ssh or pdsh."""
-    remote = Remote(launch.ssh)
-    if launch.config.launcher == "pdsh":
-        check_for_pdsh(launch.environment, launch.train)
-        if not dry_run:
-            _require_program("pdsh", "pdsh")
-    jobs = HostsJobs(launch, remote, [_NAME, *sys.argv[2:]], preflight, _tell)
+    """Start the ranks of all hosts, over ssh."""
+    jobs = HostsJobs(
+        launch, Remote(launch.ssh), [_NAME, *sys.argv[2:]], preflight, _tell
+    )
     if dry_run:
         print("\n".join(jobs.describe()))
         return 0
@@ -187,7 +168,11 @@ def _run_by_slurm(launch: Launch, dry_run: bool) -> int:
     if dry_run:
         print(shlex.join(command))
         return 0
-    _require_program("srun", "slurm-client")
+    if shutil.which("srun") is None:
+        raise ConfigurationError(
+            "--launcher slurm: there is no srun on this machine: install it (Debian: "
+            "slurm-client), or use --launcher ssh"
+        )
     keep_lines = launch.supervision.keep_lines
     return _supervise(launch, CommandJobs(command, launch.mark, keep_lines))
 
@@ -208,21 +193,13 @@ def _run_here(launch: Launch, dry_run: bool) -> int:
 
 def _known_port(launch: Launch) -> int:
     """A port of the first host that all hosts know without asking."""
-    return launch.config.master_port or _DEFAULT_PORT
+    return launch.config.master_port or DEFAULT_PORT
 
 
 def _supervise(launch: Launch, jobs: Jobs) -> int:
     folder, supervision = launch.folder.path, launch.supervision
     with reaping(launch.reaping):
         return Supervisor(jobs, folder, supervision, _NAME).run()
-
-
-def _require_program(name: str, package: str) -> None:
-    if shutil.which(name) is None:
-        raise ConfigurationError(
-            f"--launcher {name if name != 'srun' else 'slurm'}: there is no {name} on "
-            f"this machine: install it (Debian: {package}), or use --launcher ssh"
-        )
 
 
 def _tell(message: str) -> None:

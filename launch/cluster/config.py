@@ -14,22 +14,17 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.policy import SupervisionConfig
 
-LAUNCHERS = ("ssh", "pdsh", "slurm")
+LAUNCHERS = ("ssh", "slurm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """Where a training runs and how its ranks are started; each field is an option of
+    """How the ranks of a training are started; each field is an option of
     `ten-dist launch`."""
 
-    hostfile: str | None = None
-    """File with a line `ADDRESS slots=GPUS` for each host; without it and --hosts, the
-    hosts of the Slurm allocation."""
-    hosts: str | None = None
-    """The hosts themselves, ADDRESS:GPUS,ADDRESS:GPUS."""
     launcher: str = "ssh"
-    """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; pdsh:
-    `deepspeed` with pdsh; slurm: srun, inside of an allocation."""
+    """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; slurm:
+    srun, inside of an allocation."""
     node_rank: int | None = None
     """With --no_ssh, which of the hosts this machine is, from 0; by default
     SLURM_NODEID."""
@@ -48,12 +43,7 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
             raise ConfigurationError(
-                f"--launcher must be {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}, "
-                f"not {self.launcher}"
-            )
-        if self.hostfile is not None and self.hosts is not None:
-            raise ConfigurationError(
-                "--hostfile and --hosts both name the hosts: keep one"
+                f"--launcher must be {' or '.join(LAUNCHERS)}, not {self.launcher}"
             )
         if self.master_port is not None and not 0 < self.master_port < 65536:
             raise ConfigurationError(

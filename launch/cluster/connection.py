@@ -13,7 +13,7 @@ from typing import Any
 from launch.cluster.agent import ALIVE_SECONDS
 from launch.cluster.clearing import AGENT
 from launch.hosts import Host
-from launch.remote import Remote, with_environment
+from launch.remote import Remote, opened, with_environment
 
 _KEEP_LINES = 20
 _LONG_SILENCE_SECONDS = 3 * ALIVE_SECONDS
@@ -55,6 +55,9 @@ class Connection:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        self._input = opened(self._process.stdin)
+        self._output = opened(self._process.stdout)
+        self._complaints = opened(self._process.stderr)
         self.tell(**request)
         self._readers = [
             threading.Thread(target=read, daemon=True)
@@ -67,8 +70,8 @@ class Connection:
         """Send a request; one that no longer arrives is of no use any more."""
         self._told = time.monotonic()
         with contextlib.suppress(OSError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(request).encode() + b"\n")
+            self._input.flush()
 
     def keep_alive(self) -> None:
         """Say now and then that the launcher is there."""
@@ -99,16 +102,12 @@ class Connection:
         self._process.wait()
         for reader in self._readers:
             reader.join(5.0)
-        for stream in (
-            self._process.stdin,
-            self._process.stdout,
-            self._process.stderr,
-        ):
+        for stream in (self._input, self._output, self._complaints):
             with contextlib.suppress(OSError):
                 stream.close()
 
     def _read_events(self) -> None:
-        for line in self._process.stdout:
+        for line in self._output:
             self._heard = time.monotonic()
             try:
                 event = json.loads(line)
@@ -126,7 +125,7 @@ class Connection:
         self.closed = True
 
     def _read_errors(self) -> None:
-        for line in self._process.stderr:
+        for line in self._complaints:
             text = line.decode(errors="replace").strip()
             if text:
                 self._errors.append(text)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import shlex
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 
 from launch.cluster.clearing import clear_hosts
 from launch.cluster.connection import Connection
-from launch.cluster.exports import write_deepspeed_env
-from launch.cluster.node import START
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
-from launch.hosts import write_hostfile
 from launch.remote import Remote
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
@@ -27,14 +19,11 @@ from ten_dist.errors import (
     EXIT_STOPPED,
     TrainingError,
 )
-from ten_dist.supervision.job import MARK
 
 # Ranks end together, but for those that write what the others wait for, or report.
 _SECONDS_FOR_OTHERS = {0: 120.0, EXIT_STOPPED: 30.0, EXIT_HANG: 30.0}
 _SECONDS_AFTER_A_FAILURE = 10.0
 _SECONDS_FOR_SIGKILL = 25.0
-_SECONDS_FOR_PDSH = 30.0
-_SECONDS_FOR_RUNNER = 5.0
 _MOST_LOGS = 2
 
 
@@ -67,53 +56,22 @@ class HostsJob:
         self._lost: list[Connection] = []
         self._ended_ranks: list[int] = []
         self._last_lines: list[str] = []
-        self._runner: subprocess.Popen[bytes] | None = None
-        start.logs.mkdir(parents=True, exist_ok=True)
-        write_hostfile(start.hostfile, start.hosts)
+        start.write()
         self._follower = Follower(rank_log(start.logs, 0))
         self._connections = [
             Connection(remote, host, self._request(node))
             for node, host in enumerate(start.hosts)
         ]
-        if start.launcher == "pdsh":
-            self._runner = self._start_pdsh()
 
     def _request(self, node: int) -> dict[str, object]:
         start = self._start
-        ranks = start.ranks_of(node)
         return {
             "do": "start",
-            "command": None if start.launcher == "pdsh" else start.node_command(node),
-            "environment": start.exports(),
+            "part": start.on_node(node).to_dict(),
             "master": start.master_address,
-            "mark": start.mark,
-            "start": start.mark_of(node),
-            "ranks": [ranks.start, ranks.stop],
             "logs": str(start.logs),
-            "output": str(start.node_log(node)),
             "silence": self._host_timeout,
         }
-
-    def _start_pdsh(self) -> subprocess.Popen[bytes]:
-        start, ssh = self._start, self._remote.ssh
-        variables = start.logs / "deepspeed_env"
-        marks = {MARK: start.mark, START: start.start}
-        write_deepspeed_env(variables, {**start.exports(), **marks})
-        # As ssh reads it: pdsh has its own option for the user.
-        options = dataclasses.replace(ssh, ssh_user=None).options()
-        with start.node_log(0).open("ab") as file:
-            return subprocess.Popen(
-                start.pdsh_command(ssh.ssh_user),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "DS_ENV_FILE": str(variables),
-                    "PDSH_SSH_ARGS_APPEND": shlex.join(options),
-                },
-            )
 
     def poll(self) -> int | None:
         """See :meth:`ten_dist.supervision.job.StartedJob.poll`."""
@@ -138,8 +96,6 @@ class HostsJob:
             for rank in connection.ended_ranks:
                 if rank not in self._ended_ranks:
                     self._ended_ranks.append(rank)
-        if self._runner is not None:
-            return self._judge_pdsh()
         now = time.monotonic()
         for connection in self._connections:
             status = connection.status
@@ -162,16 +118,6 @@ class HostsJob:
                 self._lost.append(connection)
                 self.reason = f"host {connection.host} is lost, {why}"
         return bool(self._lost)
-
-    def _judge_pdsh(self) -> int | None:
-        """The same where pdsh, which waits for all hosts, has the statuses."""
-        status = self._runner.poll()
-        if status is None and self._ended_ranks:
-            if self._first is None:
-                self._first = EXIT_FAILED, time.monotonic()
-            if time.monotonic() - self._first[1] >= _SECONDS_FOR_PDSH:
-                return EXIT_FAILED
-        return status
 
     def _evidence(self) -> list[str]:
         """The last lines of the ranks that ended first, told where not seen already."""
@@ -237,7 +183,6 @@ class HostsJob:
             and time.monotonic() < deadline
         ):
             time.sleep(0.05)
-        self._end_runner()
         for connection in self._connections:
             connection.close()
         self._follower.close()
@@ -256,23 +201,10 @@ class HostsJob:
         ]
         start = self._start
         answers, _ = clear_hosts(
-            self._remote, unattended, start.mark, 0.0, start.master_address
+            self._remote, unattended, start.launch.mark, 0.0, start.master_address
         )
         ended += [(len(a.ended), a.host) for a in answers if a.ended]
         return [f"{count} processes on {host}" for count, host in ended]
-
-    def _end_runner(self) -> None:
-        """End deepspeed and pdsh here, once the hosts have nothing left for them.
-
-        Not with SIGTERM, upon which DeepSpeed kills by name what other jobs run as well.
-        """
-        if self._runner is None:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._runner.wait(_SECONDS_FOR_RUNNER)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._runner.pid, signal.SIGKILL)
-        self._runner.wait()
 
     def last_lines(self) -> list[str]:
         """See :meth:`ten_dist.supervision.job.StartedJob.last_lines`."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.cluster.clearing import Answer, clear_hosts
 from launch.cluster.config import Launch
-from launch.cluster.exports import with_interface
 from launch.cluster.job import HostsJob
 from launch.cluster.selection import micro_batch_option, select_hosts
 from launch.cluster.start import HostsStart
 from launch.hosts import Host
-from launch.preflight.command import check_hosts
-from launch.preflight.settings import PreflightSettings
+from launch.preflight.check import check_hosts
+from launch.preflight.settings import DEFAULT_PORT, PreflightSettings
 from launch.remote import Remote
 from ten_dist.errors import ConfigurationError
 
-_ACCELERATOR = "DS_ACCELERATOR"
 _SECONDS_BETWEEN_QUESTIONS = 5.0
 
 
@@ -80,14 +76,15 @@ class HostsJobs:
         """
         launch, training = self._launch, self._launch.training
         ports = [a.port for a in answers if a.host == launch.hosts[0]]
-        given = launch.config.master_port
+        port = launch.config.master_port or next(iter(ports), DEFAULT_PORT)
         settings = PreflightSettings(
             data=training.data,
             output_dir=training.output_dir,
-            **({"master_port": given or ports[0]} if given or ports else {}),
-            backend="gloo" if launch.environment.get(_ACCELERATOR) == "cpu" else "auto",
+            master_port=port,
         )
-        report = check_hosts(launch.hosts, self._remote, settings, self._tell)
+        report = check_hosts(
+            launch.hosts, self._remote, settings, launch.environment, self._tell
+        )
         if report.problems:
             self._tell(f"preflight\n{report.table()}")
         else:
@@ -114,15 +111,10 @@ class HostsJobs:
         )
         ranks = sum(host.slots for host in chosen)
         self._tell_changes(chosen, answers, ranks)
-        by_host = {answer.host: answer for answer in answers}
-        port = self._launch.config.master_port or by_host[chosen[0]].port
-        start = self._plan(chosen, port)
-        if self._launch.config.launcher == "pdsh":
-            interface = self._common_interface([by_host[host] for host in chosen])
-            environment = with_interface(start.environment, interface)
-            start = dataclasses.replace(start, environment=environment)
+        free = {answer.host: answer.port for answer in answers}
+        port = self._launch.config.master_port or free[chosen[0]]
         return HostsJob(
-            start,
+            self._plan(chosen, port),
             self._remote,
             self._launch.config.host_timeout,
             self._launch.supervision.keep_lines,
@@ -140,16 +132,13 @@ class HostsJobs:
             )
         logs = self._launch.logs / f"start_{next_number(self._launch.logs):03d}"
         return HostsStart(
+            launch=self._launch,
             hosts=chosen,
-            launcher=self._launch.config.launcher,
-            master_address=self._launch.master_address(chosen),
             master_port=port,
-            environment=self._launch.environment,
-            train=[*self._launch.train, *own],
-            mark=self._launch.mark,
-            start=uuid.uuid4().hex,
             logs=logs,
             hostfile=logs / "hostfile",
+            environment=self._launch.environment,
+            more=own,
         )
 
     def describe(self) -> list[str]:
@@ -165,16 +154,10 @@ class HostsJobs:
         )
         lines.append("interface: that of each host on the way to the master")
         lines += [f"{name}={value}" for name, value in start.exports().items()]
-        if start.launcher == "pdsh":
-            commands = [(None, start.pdsh_command(self._remote.ssh.ssh_user))]
-        else:
-            commands = [
-                (host, start.node_command(node))
-                for node, host in enumerate(self._launch.hosts)
-            ]
-        for host, command in commands:
-            where = "here" if host is None else f"on {host}"
-            lines.append(f"{where}: {shlex.join(command)}")
+        lines += [
+            f"on {host}: {shlex.join(start.node_command(node))}"
+            for node, host in enumerate(self._launch.hosts)
+        ]
         return lines
 
     def _answers_of_some(self) -> list[Answer]:
@@ -223,22 +206,6 @@ class HostsJobs:
                 f"{len(chosen)} of {len(self._launch.hosts)} hosts, {ranks} ranks: "
                 f"{', '.join(map(str, chosen))}"
             )
-
-    def _common_interface(self, answers: list[Answer]) -> str:
-        """The interface that has the same name on all hosts.
-
-        Raises:
-            ConfigurationError: it has not.
-        """
-        first = answers[0]
-        for answer in answers:
-            if answer.interface != first.interface:
-                raise ConfigurationError(
-                    f"the network interface is {first.interface} on {first.host} and "
-                    f"{answer.interface} on {answer.host}, and pdsh gives all hosts the "
-                    "same variables: use --launcher ssh"
-                )
-        return first.interface
 
 
 def next_number(logs: Path) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -27,47 +28,64 @@ others: one that has lost its launcher may still be there when the next start be
 _LOOK_SECONDS = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class NodeStart:
+    """One host's part of a start."""
+
+    command: list[str]
+    """What starts its ranks."""
+    environment: dict[str, str]
+    """Variables of its ranks."""
+    output: str
+    """File for what `command` prints; ranks have logs of their own."""
+    mark: str
+    """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
+    start: str
+    """Of this start on this host, see :data:`START`."""
+    first_rank: int
+    last_rank: int
+
+    @property
+    def ranks(self) -> range:
+        """Ranks of the host."""
+        return range(self.first_rank, self.last_rank + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keyword arguments that make an equal one, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+
 class Node:
     """This host's part of a job.
 
     Args:
-        command: what starts its ranks, or None where something else does.
-        environment: variables for them.
-        output: file for what `command` prints; ranks have logs of their own.
-        mark: of the job, see :data:`ten_dist.supervision.job.MARK`.
-        start: of this start, see :data:`START`.
-        ranks: the numbers of its ranks.
+        part: what is started.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str] | None,
-        environment: Mapping[str, str],
-        output: Path,
-        mark: str,
-        start: str,
-        ranks: range,
-    ) -> None:
-        self._start = start
-        self._expected = ranks
+    def __init__(self, part: NodeStart) -> None:
+        self._start = part.start
+        self._expected = part.ranks
         self._ranks: dict[int, psutil.Process] = {}
         self._ended: list[int] = []
         self._looked = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        if command is not None:
-            with output.open("ab") as file:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={**os.environ, **environment, MARK: mark, START: start},
-                )
+        with Path(part.output).open("ab") as file:
+            self._process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    **part.environment,
+                    MARK: part.mark,
+                    START: part.start,
+                },
+            )
 
     def poll(self) -> int | None:
-        """Exit status of the command; None while it runs, and where there is none."""
-        return None if self._process is None else self._process.poll()
+        """Exit status of the command; None while it runs."""
+        return self._process.poll()
 
     def ended_ranks(self) -> list[int]:
         """Ranks that have ended, in the order in which they did as far as it was seen."""
@@ -84,7 +102,9 @@ class Node:
         for process in marked(self._start, START).values():
             rank = rank_of(process)
             # Data workers of a rank have its variables, and are younger.
-            if rank in self._expected and (
+            if rank is None or rank not in self._expected:
+                continue
+            if (
                 rank not in self._ranks
                 or process.create_time() < self._ranks[rank].create_time()
             ):
@@ -92,7 +112,7 @@ class Node:
 
     def send(self, number: int) -> None:
         """Pass a signal to the ranks, or where there is none yet, to the command."""
-        if not signal_ranks(self._start, number, START) and self._process is not None:
+        if not signal_ranks(self._start, number, START):
             self._process.send_signal(number)
 
     def kill(self) -> None:
@@ -103,7 +123,7 @@ class Node:
         """End what is left of the job on this host; see
         :func:`ten_dist.supervision.job.end_processes`."""
         ended = end_processes(self._start, grace, START)
-        self._reap()
+        self._process.wait()
         return ended
 
     def abandon(self, seconds: float) -> None:
@@ -117,8 +137,4 @@ class Node:
             while marked(self._start, START) and time.monotonic() < deadline:
                 time.sleep(0.2)
         end_processes(self._start, 0.0, START)
-        self._reap()
-
-    def _reap(self) -> None:
-        if self._process is not None:
-            self._process.wait()
+        self._process.wait()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.cluster.config import Launch
-from launch.cluster.exports import interface_towards, with_interface
 from launch.cluster.node import Node
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
-from launch.hosts import Host, write_hostfile
+from launch.hosts import Host
+from launch.rank_environment import interface_towards, with_interface
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -76,55 +75,50 @@ def run_own_node(
     # Every host finds the same number: it changes when all ranks have met.
     folder = launch.folder
     begun = folder.read().attempts if folder.exists() else 0
-    logs = launch.logs / f"start_{begun + 1:03d}"
     master = launch.master_address(launch.hosts)
-    environment = with_interface(launch.environment, interface_towards(master))
-    with (
-        tempfile.TemporaryDirectory(prefix="ten_dist_") as temporary,
-        PassedSignals(tell) as signals,
-    ):
+    with tempfile.TemporaryDirectory(prefix="ten_dist_") as temporary:
         start = HostsStart(
+            launch=launch,
             hosts=launch.hosts,
-            launcher="ssh",
-            master_address=master,
             master_port=master_port,
-            environment=environment,
-            train=launch.train,
-            mark=launch.mark,
-            start=uuid.uuid4().hex,
-            logs=logs,
+            logs=launch.logs / f"start_{begun + 1:03d}",
             hostfile=Path(temporary) / "hostfile",
+            environment=with_interface(launch.environment, interface_towards(master)),
         )
-        logs.mkdir(parents=True, exist_ok=True)
-        write_hostfile(start.hostfile, start.hosts)
-        ranks = start.ranks_of(node)
-        tell(f"ranks {ranks.start} to {ranks.stop - 1}, what they print is in {logs}")
-        # Rank 0 speaks for all.
-        follower = Follower(rank_log(logs, 0)) if node == 0 else None
-        job = Node(
-            start.node_command(node),
-            start.exports(),
-            start.node_log(node),
-            launch.mark,
-            start.mark_of(node),
-            ranks,
-        )
-        try:
-            status = signals.wait(job, launch.supervision.grace)
-            ended = job.ended_ranks()
-        finally:
-            job.end(_SECONDS_FOR_LEFTOVERS)
-            if follower is not None:
-                follower.close()
+        start.write()
+        status, ended = _run_to_the_end(start, node, tell)
     if status == EXIT_CONFIGURATION_ERROR:
         _remove_logs(start, node)
     if status in (0, EXIT_CONFIGURATION_ERROR, EXIT_STOPPED):
         return status
     for rank in [rank for rank in ended if rank][:1]:
-        path = rank_log(logs, rank)
+        path = rank_log(start.logs, rank)
         lines = "\n".join(last_lines(path, launch.supervision.keep_lines))
         tell(f"rank {rank} ended early, end of {path}:\n{lines}")
     return status if 0 < status <= EXIT_HANG else EXIT_FAILED
+
+
+def _run_to_the_end(
+    start: HostsStart, node: int, tell: Callable[[str], None]
+) -> tuple[int, list[int]]:
+    """Start the ranks of a host and wait for them, passing signals on.
+
+    Returns:
+        Exit status, and the ranks that had ended by then, in their order.
+    """
+    ranks = start.ranks_of(node)
+    with PassedSignals(tell) as signals:
+        tell(f"ranks {ranks[0]} to {ranks[-1]}, what they print is in {start.logs}")
+        # Rank 0 speaks for all.
+        follower = Follower(rank_log(start.logs, 0)) if node == 0 else None
+        job = Node(start.on_node(node))
+        try:
+            status = signals.wait(job, start.launch.supervision.grace)
+            return status, job.ended_ranks()
+        finally:
+            job.end(_SECONDS_FOR_LEFTOVERS)
+            if follower is not None:
+                follower.close()
 
 
 def _remove_logs(start: HostsStart, node: int) -> None:

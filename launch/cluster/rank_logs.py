@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+RANK_LOGS = "TEN_DIST_RANK_LOGS"
+"""Environment variable of a rank: the folder that its log goes into."""
 _POLL_SECONDS = 0.5
 _TAIL_BYTES = 1 << 16
 

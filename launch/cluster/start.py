@@ -1,14 +1,17 @@
-"""What one start of a training on several hosts consists of: ranks, variables, commands."""
+"""One start of a training on several hosts: its ranks, variables and commands."""
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cluster.exports import RANK_LOGS
-from launch.hosts import Host
+from launch.cluster.config import Launch
+from launch.cluster.node import NodeStart
+from launch.cluster.rank_logs import RANK_LOGS
+from launch.hosts import Host, write_hostfile
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
@@ -16,30 +19,37 @@ _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 @dataclasses.dataclass(frozen=True)
 class HostsStart:
-    """What is to be started."""
+    """A start of the ranks on all hosts that take part.
 
+    Args:
+        launch: the checked command line.
+        hosts: those that take part.
+        master_port: port of the first one where the ranks meet.
+        logs: folder of this start's logs, on all hosts.
+        hostfile: where DeepSpeed finds the hosts.
+        environment: variables of the ranks.
+        more: options of the training after those that were given.
+        identifier: unique to this start.
+    """
+
+    launch: Launch
     hosts: list[Host]
-    launcher: str
-    """`ssh` or `pdsh`."""
-    master_address: str
     master_port: int
-    environment: dict[str, str]
-    """Variables of the ranks."""
-    train: list[str]
-    """Options of the training."""
-    mark: str
-    """Of the job, see :data:`ten_dist.supervision.job.MARK`."""
-    start: str
-    """Of this start, see :data:`launch.cluster.node.START`."""
     logs: Path
-    """Folder of this start's logs, on all hosts."""
     hostfile: Path
-    """Where DeepSpeed finds the hosts."""
+    environment: dict[str, str]
+    more: Sequence[str] = ()
+    identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
-    def mark_of(self, node: int) -> str:
-        """Value of :data:`launch.cluster.node.START` on a host."""
-        # pdsh gives all hosts the same variables.
-        return self.start if self.launcher == "pdsh" else f"{self.start}/{node}"
+    @property
+    def master_address(self) -> str:
+        """Address of the first host where the ranks meet."""
+        return self.launch.master_address(self.hosts)
+
+    def write(self) -> None:
+        """Make the folder of logs, and write the hostfile."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        write_hostfile(self.hostfile, self.hosts)
 
     def ranks_of(self, node: int) -> range:
         """Ranks that run on a host."""
@@ -48,8 +58,7 @@ class HostsStart:
 
     def node_log(self, node: int) -> Path:
         """What DeepSpeed's launcher prints; the ranks have logs of their own."""
-        pdsh = self.launcher == "pdsh"
-        return self.logs / ("pdsh.log" if pdsh else f"node{node:04d}.log")
+        return self.logs / f"node{node:04d}.log"
 
     def node_of(self, rank: int) -> int:
         """Number of the host that a rank runs on."""
@@ -65,28 +74,20 @@ class HostsStart:
         return [
             *(*_DEEPSPEED, "--hostfile", str(self.hostfile)),
             *("--no_ssh", "--node_rank", str(node)),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *self.train),
-        ]
-
-    def pdsh_command(self, ssh_user: str | None) -> list[str]:
-        """The command that starts the ranks of all hosts, on this machine."""
-        options = ["--launcher", "pdsh", "--force_multi", "--no_ssh_check"]
-        if ssh_user is not None:
-            options += ["--launcher_args", f"-l {ssh_user}"]
-        return [
-            *(*_DEEPSPEED, "--hostfile", str(self.hostfile), *options),
-            *self._rendezvous(),
-            *(str(TRAIN_SCRIPT), *map(_for_pdsh, self.train)),
-        ]
-
-    def _rendezvous(self) -> list[str]:
-        return [
             *("--master_addr", self.master_address),
             *("--master_port", str(self.master_port)),
+            *(str(TRAIN_SCRIPT), *self.launch.train, *self.more),
         ]
 
-
-def _for_pdsh(word: str) -> str:
-    # Words with a space are quoted by DeepSpeed.
-    return word if " " in word else shlex.quote(word)
+    def on_node(self, node: int) -> NodeStart:
+        """The part of one host."""
+        ranks = self.ranks_of(node)
+        return NodeStart(
+            command=self.node_command(node),
+            environment=self.exports(),
+            output=str(self.node_log(node)),
+            mark=self.launch.mark,
+            start=f"{self.identifier}/{node}",
+            first_rank=ranks[0],
+            last_rank=ranks[-1],
+        )

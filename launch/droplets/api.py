@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from launch.droplets.errors import TOKEN_VARIABLES, ApiError, NotSent
 from ten_dist.console import say, warn
-from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 _Result = TypeVar("_Result")
-TOKEN_VARIABLES = ("DIGITALOCEAN_TOKEN", "DIGITALOCEAN_ACCESS_TOKEN")
 ENDPOINT_VARIABLE = "DIGITALOCEAN_API_URL"
 _ENDPOINT = "https://api.digitalocean.com"
 INSTALL_COMMAND = "pip install 'ten_dist[droplets]'"
@@ -23,9 +27,6 @@ _PER_PAGE = 200
 _LONGEST_WAIT_SECONDS = 60.0
 # That the API may ask for.
 _LONGEST_ASKED_SECONDS = 900.0
-# Statuses below 500 that the same request may not get again: timeout, too early, too many.
-_PASSING_STATUSES = (408, 425, 429)
-RATE_LIMITED = 429
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,37 +56,6 @@ class ApiConfig:
                 raise ConfigurationError(
                     f"--{name} must be more than 0, not {getattr(self, name)}"
                 )
-
-
-class ApiError(TrainingError):
-    """A request that was refused, or that got no usable answer."""
-
-    def __init__(
-        self, message: str, status: int | None = None, wait: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        """HTTP status; None where there was no answer."""
-        self.wait = wait
-        """Seconds after which the API wants the next attempt, where it says so."""
-
-    @property
-    def passing(self) -> bool:
-        """Whether the same request may succeed later."""
-        return (
-            self.status is None
-            or self.status >= 500
-            or self.status in _PASSING_STATUSES
-        )
-
-    @property
-    def unknown_outcome(self) -> bool:
-        """Whether the API may have done what was asked."""
-        return self.passing and self.status != RATE_LIMITED
-
-
-class NotSent(Exception):
-    """A request that a dry run shows instead of sending it; the message is the request."""
 
 
 class Api:
@@ -134,7 +104,7 @@ class Api:
             permit_redirects=False,
             connection_timeout=config.request_timeout,
             read_timeout=config.request_timeout,
-            timeout=config.request_timeout,
+            timeout=math.ceil(config.request_timeout),
         )
 
     def close(self) -> None:
@@ -159,10 +129,10 @@ class Api:
             ApiError: it was refused, or failed in all attempts.
             ConfigurationError: the token was refused.
         """
-        return self._insist(lambda error: error.passing, call, arguments)
+        return self._attempts(lambda error: error.passing)(call, **arguments)
 
     def pages(
-        self, call: Callable[..., dict[str, Any]], key: str, **filters: Any
+        self, call: Callable[..., Mapping[str, Any]], key: str, **filters: Any
     ) -> list[dict[str, Any]]:
         """All objects of a listing, from all of its pages.
 
@@ -223,7 +193,7 @@ class Api:
     def ensure(
         self,
         find: Callable[[], dict[str, Any] | None],
-        call: Callable[..., dict[str, Any]],
+        call: Callable[..., Any],
         key: str,
         body: dict[str, Any],
         placeholder: dict[str, Any],
@@ -240,33 +210,22 @@ class Api:
         Raises:
             ApiError, ConfigurationError: as :meth:`change_once`.
         """
-        attempt = 0
-        while True:
+        for attempt in self.attempts_at_making():
             found = find()
             if found is not None:
                 return found
-            attempt += 1
-            try:
+            with attempt:
                 answer = self.change_once(call, body=body)
-            except ApiError as error:
-                if not error.unknown_outcome or self.is_last(attempt, error):
-                    raise
-                self.pause(attempt, error)
-            else:
                 return placeholder if answer is None else answer[key]
+        raise AssertionError("tenacity raises what the last attempt did")
 
-    def is_last(self, attempt: int, error: ApiError) -> bool:
-        """Whether there is no attempt after this one, which has failed."""
-        return (
-            attempt >= self.config.attempts
-            or (error.wait or 0) > _LONGEST_ASKED_SECONDS
-        )
+    def attempts_at_making(self) -> Retrying:
+        """Attempts at a request that must not be carried out twice, to be iterated over.
 
-    def pause(self, attempt: int, error: ApiError) -> None:
-        """Say that an attempt has failed, and wait before the next."""
-        seconds = self._wait_seconds(attempt, error)
-        warn(_announcement(error, seconds, attempt, self.config.attempts))
-        time.sleep(seconds)
+        Look in each of them at what there is before the `with` block that makes the
+        request: it is left for the next attempt where the outcome is not known.
+        """
+        return self._attempts(lambda error: error.unknown_outcome)
 
     def _changed(
         self,
@@ -275,53 +234,50 @@ class Api:
         arguments: dict[str, Any],
     ) -> _Result | None:
         try:
-            return self._insist(again, call, arguments)
+            return self._attempts(again)(call, **arguments)
         except NotSent as shown:
             say(f"would {shown}")
             return None
 
-    def _insist(
-        self,
-        again: Callable[[ApiError], bool],
-        call: Callable[..., _Result],
-        arguments: dict[str, Any],
-    ) -> _Result:
-        from tenacity import (
-            RetryCallState,
-            Retrying,
-            retry_if_exception,
-        )
+    def _attempts(self, again: Callable[[ApiError], bool]) -> Retrying:
+        """Attempts, announced and with a wait between them.
+
+        Args:
+            again: whether an attempt that failed so may be repeated.
+        """
+        from tenacity import Retrying, retry_if_exception
+
+        config = self.config
+
+        def failure(state: RetryCallState) -> ApiError:
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            assert isinstance(error, ApiError)
+            return error
 
         def give_up(state: RetryCallState) -> bool:
-            return self.is_last(state.attempt_number, state.outcome.exception())
-
-        def repeatable(error: BaseException) -> bool:
-            return isinstance(error, ApiError) and again(error)
+            return (
+                state.attempt_number >= config.attempts
+                or (failure(state).wait or 0) > _LONGEST_ASKED_SECONDS
+            )
 
         def wait(state: RetryCallState) -> float:
-            return self._wait_seconds(state.attempt_number, state.outcome.exception())
+            doubled = config.retry_wait * 2 ** min(state.attempt_number - 1, 30)
+            return max(min(doubled, _LONGEST_WAIT_SECONDS), failure(state).wait or 0)
 
         def announce(state: RetryCallState) -> None:
             warn(
-                _announcement(
-                    state.outcome.exception(),
-                    state.next_action.sleep,
-                    state.attempt_number,
-                    self.config.attempts,
-                )
+                f"{failure(state)}; trying again in {state.upcoming_sleep:.1f} s "
+                f"(attempt {state.attempt_number} of {config.attempts})"
             )
 
         return Retrying(
             stop=give_up,
             wait=wait,
-            retry=retry_if_exception(repeatable),
+            retry=retry_if_exception(lambda e: isinstance(e, ApiError) and again(e)),
             before_sleep=announce,
             reraise=True,
-        )(call, **arguments)
-
-    def _wait_seconds(self, attempt: int, error: ApiError) -> float:
-        doubled = self.config.retry_wait * 2 ** min(attempt - 1, 30)
-        return max(min(doubled, _LONGEST_WAIT_SECONDS), error.wait or 0)
+        )
 
 
 def _token(environment: Mapping[str, str]) -> str:
@@ -374,9 +330,3 @@ def _checked_endpoint(endpoint: str) -> str:
             "the environment"
         )
     return endpoint.rstrip("/")
-
-
-def _announcement(
-    error: BaseException, seconds: float, attempt: int, attempts: int
-) -> str:
-    return f"{error}; trying again in {seconds:.1f} s (attempt {attempt} of {attempts})"

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from launch.droplets.api import Api, ApiError
+from launch.droplets.api import Api
+from launch.droplets.errors import ApiError
 from ten_dist.errors import ConfigurationError
 
 _NOT_FOUND = 404

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -62,6 +63,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         name: actions.add_parser(name, help=text, allow_abbrev=False)
         for name, text in _ACTIONS.items()
     }
+    _add_own_options(parsers)
+    add_options(parsers["setup"], SshConfig)
+    for name in ("setup", "down", "reap"):
+        parsers[name].add_argument(
+            "--wait_minutes",
+            type=float,
+            default=WAIT_MINUTES if name != "setup" else 30.0,
+            metavar="X",
+            help="give up after so long [default: %(default)s]",
+        )
+    for name in ("down", "reap"):
+        parsers[name].add_argument(
+            "--poll_interval",
+            type=float,
+            default=POLL_SECONDS,
+            metavar="X",
+            help="seconds between looks at the droplets [default: %(default)s]",
+        )
+    for name, action in parsers.items():
+        names = (*_CONNECTION, "dry_run") if name in _CHANGING else _CONNECTION
+        add_options(action, ApiConfig, only=names)
+
+
+def _add_own_options(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    """Add the options that say what an action is about."""
     add_options(parsers["up"], UpConfig)
     for name in ("setup", "hostfile", "down"):
         parsers[name].add_argument(
@@ -107,26 +133,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="go on for ever, so often [default: once]",
     )
-    add_options(parsers["setup"], SshConfig)
-    for name in ("setup", "down", "reap"):
-        parsers[name].add_argument(
-            "--wait_minutes",
-            type=float,
-            default=WAIT_MINUTES if name != "setup" else 30.0,
-            metavar="X",
-            help="give up after so long [default: %(default)s]",
-        )
-    for name in ("down", "reap"):
-        parsers[name].add_argument(
-            "--poll_interval",
-            type=float,
-            default=POLL_SECONDS,
-            metavar="X",
-            help="seconds between looks at the droplets [default: %(default)s]",
-        )
-    for name, action in parsers.items():
-        names = (*_CONNECTION, "dry_run") if name in _CHANGING else _CONNECTION
-        add_options(action, ApiConfig, only=names)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -146,7 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_run_name(arguments.run)
     wanted = None
     if arguments.action == "up":
-        wanted = UpConfig(**given_options(arguments, UpConfig))
+        wanted = _wanted(arguments)
     ssh = SshConfig(**given_options(arguments, SshConfig))
     config = ApiConfig(**given_options(arguments, ApiConfig))
     with contextlib.closing(Api(config)) as api:
@@ -222,12 +228,25 @@ def _size_row(size: Size, count: int, hours: float) -> list[str]:
     ]
 
 
+def _wanted(arguments: argparse.Namespace) -> UpConfig:
+    """What `up` creates.
+
+    Raises:
+        ConfigurationError: an option is missing or wrong.
+    """
+    given = given_options(arguments, UpConfig)
+    for field in dataclasses.fields(UpConfig):
+        if field.default is dataclasses.MISSING and given.get(field.name) in (None, ""):
+            raise ConfigurationError(f"--{field.name} is needed")
+    return UpConfig(**given)
+
+
 def _status(api: Api, run: str | None, as_json: bool) -> None:
     there = list_droplets(api)
     now = api.now()
     if run is None:
-        ours = [droplet for droplet in there if droplet.tags is not None]
-        ours.sort(key=lambda droplet: (droplet.tags.run, droplet.id))
+        tagged = [(d.tags.run, d.id, d) for d in there if d.tags is not None]
+        ours = [droplet for _, _, droplet in sorted(tagged, key=lambda t: t[:2])]
     else:
         ours = of_run(there, run) + untagged_of_run(there, run)
     if as_json:
@@ -317,7 +336,7 @@ def _ready(api: Api, run: str) -> list[Droplet]:
 
 def _hostfile(droplets: Sequence[Droplet], path: Path) -> None:
     # A droplet without a GPU runs one process, for rehearsals.
-    hosts = [Host(droplet.private, droplet.gpus or 1) for droplet in droplets]
+    hosts = [Host(droplet.addresses[1], droplet.gpus or 1) for droplet in droplets]
     try:
         write_hostfile(path, hosts)
     except OSError as error:

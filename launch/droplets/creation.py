@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch.droplets.api import Api, ApiError
+from launch.droplets.api import Api
 from launch.droplets.catalogue import Catalogue
 from launch.droplets.fleet import (
     Droplet,
@@ -34,27 +34,27 @@ _ABSENT_LISTINGS = 5
 class UpConfig:
     """What to create; each field is an option of `ten-dist droplets up`."""
 
-    run: str | None = None
+    run: str
     """Name of the run that the droplets are for."""
     count: int = 1
     """How many droplets."""
-    size: str | None = None
+    size: str
     """Size of each; `ten-dist droplets plan` has them with their prices."""
-    region: str | None = None
+    region: str
     """Region of all."""
-    image: str | None = None
+    image: str
     """Image, by slug or number."""
-    ssh_key: str | None = None
+    ssh_key: str
     """Keys of the account that may log in, by name, number or fingerprint, with commas."""
-    ssh_from: str | None = None
+    ssh_from: str
     """IP addresses and networks from where ssh is let in, with commas; 0.0.0.0/0 is
     from everywhere."""
-    max_hours: float | None = None
+    max_hours: float
     """Hours after which `reap` destroys the droplets, from the first call for the run."""
     max_dollars: float | None = None
     """Dollars that the run may cost: more is not created, and `reap` destroys the
     droplets when they have cost it."""
-    repository: str | None = None
+    repository: str
     """URL that the droplets clone the code from, without a password."""
     commit: str | None = None
     """Commit or tag that they check out, by default that of this checkout."""
@@ -67,18 +67,6 @@ class UpConfig:
     """Seconds between looks at the droplets."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "run",
-            "size",
-            "region",
-            "image",
-            "ssh_key",
-            "ssh_from",
-            "max_hours",
-            "repository",
-        ):
-            if getattr(self, name) in (None, ""):
-                raise ConfigurationError(f"--{name} is needed")
         check_run_name(self.run)
         if self.count < 1:
             raise ConfigurationError(f"--count must be 1 or more, not {self.count}")
@@ -198,6 +186,7 @@ class Creation:
 
     def _check_cost(self, now: float) -> None:
         until = self._tags.expires
+        assert until is not None
         hours = (until - now) / 3600
         new = len(self._missing) * self._price
         cost = total_cost(self._kept, until) + new * hours
@@ -230,22 +219,20 @@ class Creation:
             )
 
     def _create(self) -> None:
-        names, attempt = self._missing, 1
-        while names:
-            batch = names[:_NAMES_PER_REQUEST]
-            body = {"names": batch, **self._body}
-            try:
-                self._api.change_once(self._api.client.droplets.create, body=body)
-            except ApiError as error:
-                if not error.unknown_outcome or self._api.is_last(attempt, error):
-                    raise
+        for start in range(0, len(self._missing), _NAMES_PER_REQUEST):
+            self._create_batch(self._missing[start : start + _NAMES_PER_REQUEST])
+
+    def _create_batch(self, names: Sequence[str]) -> None:
+        left = list(names)
+        for number, attempt in enumerate(self._api.attempts_at_making()):
+            if number:
                 # Perhaps they are being created: look before asking for them again.
-                self._api.pause(attempt, error)
-                attempt += 1
                 there = {droplet.name for droplet in list_droplets(self._api)}
-                names = [name for name in names if name not in there]
-            else:
-                names, attempt = names[len(batch) :], 1
+                left = [name for name in left if name not in there]
+            with attempt:
+                if left:
+                    body = {"names": left, **self._body}
+                    self._api.change_once(self._api.client.droplets.create, body=body)
 
     def _wait(self) -> None:
         """Wait until all wanted droplets run, with their tags."""
@@ -261,7 +248,8 @@ class Creation:
             }
             self._tag(ours)
             failed = self._failed_ids(ours)
-            waiting, lost = [], []
+            waiting: list[str] = []
+            lost: list[str] = []
             for name, droplets in named.items():
                 absences[name] = 0 if droplets else absences[name] + 1
                 if any(d.ready and d.tags is not None for d in droplets):

@@ -17,7 +17,7 @@ from azure.core.exceptions import AzureError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import HTTPPolicy
 
-from launch.droplets.api import RATE_LIMITED, TOKEN_VARIABLES, ApiError, NotSent
+from launch.droplets.errors import RATE_LIMITED, TOKEN_VARIABLES, ApiError, NotSent
 from ten_dist.errors import ConfigurationError
 
 

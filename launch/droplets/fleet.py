@@ -64,6 +64,12 @@ class Droplet:
         )
 
     @property
+    def addresses(self) -> tuple[str, str]:
+        """Public and private address of one that is :attr:`ready`."""
+        assert self.public is not None and self.private is not None
+        return self.public, self.private
+
+    @property
     def ready(self) -> bool:
         """Whether it runs and has both of its addresses."""
         return self.status == "active" and None not in (self.public, self.private)

@@ -6,7 +6,8 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.droplets.api import Api, ApiError
+from launch.droplets.api import Api
+from launch.droplets.errors import ApiError
 from launch.droplets.tags import PREFIX, run_tag
 from ten_dist.console import say
 from ten_dist.errors import ConfigurationError
@@ -63,31 +64,7 @@ def ensure_firewall(
         except ApiError as error:
             if error.status not in _THERE_ALREADY:
                 raise
-    inbound = [
-        {
-            "protocol": "tcp",
-            "ports": _SSH_PORT,
-            "sources": {"addresses": list(ssh_from)},
-        }
-    ]
-    inbound += [
-        {"protocol": protocol, "ports": _ALL_PORTS, "sources": {"tags": [tag]}}
-        for protocol in _PROTOCOLS
-    ]
-    outbound = [
-        {
-            "protocol": protocol,
-            "ports": _ALL_PORTS,
-            "destinations": {"addresses": _EVERYWHERE},
-        }
-        for protocol in _PROTOCOLS
-    ]
-    body = {
-        "name": name,
-        "inbound_rules": inbound,
-        "outbound_rules": outbound,
-        "tags": [tag],
-    }
+    body = {"name": name, "tags": [tag], **_rules(tag, ssh_from)}
     firewalls = api.client.firewalls
     firewall = api.ensure(
         lambda: next(iter(_firewalls(api, run)), None),
@@ -103,6 +80,22 @@ def ensure_firewall(
     }
     if sources != set(ssh_from):
         api.change(firewalls.update, firewall_id=firewall["id"], body=body)
+
+
+def _rules(tag: str, ssh_from: Sequence[str]) -> dict[str, Any]:
+    """The rules of a firewall, as the API takes them."""
+    ssh = {
+        "protocol": "tcp",
+        "ports": _SSH_PORT,
+        "sources": {"addresses": list(ssh_from)},
+    }
+    inside = {"sources": {"tags": [tag]}}
+    out = {"destinations": {"addresses": _EVERYWHERE}}
+    everything = [{"protocol": name, "ports": _ALL_PORTS} for name in _PROTOCOLS]
+    return {
+        "inbound_rules": [ssh, *(rule | inside for rule in everything)],
+        "outbound_rules": [rule | out for rule in everything],
+    }
 
 
 def ensure_vpc(api: Api, run: str, region: str) -> str:

@@ -98,7 +98,7 @@ def set_up(droplets: Sequence[Droplet], ssh: SshConfig, wait_minutes: float) -> 
         known_hosts = str(Path(folder) / "known_hosts")
         remote = Remote(_FreshSsh(**settings, known_hosts=known_hosts))
         _wait(remote, droplets, wait_minutes * 60)
-        hosts = [Host(droplet.public, 1) for droplet in droplets]
+        hosts = [Host(droplet.addresses[0], 1) for droplet in droplets]
         names = {host: droplet.name for host, droplet in zip(hosts, droplets)}
 
         def script(where: Sequence[Host], text: str, *words: str) -> list[Outcome]:
@@ -118,7 +118,7 @@ def set_up(droplets: Sequence[Droplet], ssh: SshConfig, wait_minutes: float) -> 
 
         key = script(hosts[:1], _OWN_KEY)[0].output.strip()
         script(hosts, _ADMIT, key)
-        script(hosts[:1], _KNOW, *[droplet.private for droplet in droplets])
+        script(hosts[:1], _KNOW, *[droplet.addresses[1] for droplet in droplets])
     say(f"{droplets[0].name} reaches all {len(droplets)} over the private network")
 
 
@@ -130,7 +130,7 @@ def _wait(remote: Remote, droplets: Sequence[Droplet], seconds: float) -> None:
             have different commits.
     """
     deadline = time.monotonic() + seconds
-    by_host = {Host(droplet.public, 1): droplet for droplet in droplets}
+    by_host = {Host(droplet.addresses[0], 1): droplet for droplet in droplets}
 
     def wait(host: Host) -> Outcome:
         name, told = by_host[host].name, None

@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from launch.droplets.api import Api, ApiConfig, ApiError
+from launch.droplets.api import Api, ApiConfig
+from launch.droplets.errors import ApiError
 from launch.droplets.fleet import (
     Droplet,
     list_droplets,
@@ -15,6 +16,7 @@ from launch.droplets.fleet import (
     untagged_of_run,
 )
 from launch.droplets.network import remove_network
+from launch.droplets.tags import RunTags
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
 
@@ -130,16 +132,17 @@ def overdue(droplets: Iterable[Droplet], now: float) -> dict[int, str]:
         droplets: of any runs; those without the tag of one are never among the result.
         now: seconds since 1970.
     """
-    runs: dict[str, list[Droplet]] = {}
+    runs: dict[str, list[tuple[Droplet, RunTags]]] = {}
     for droplet in droplets:
         if droplet.tags is not None:
-            runs.setdefault(droplet.tags.run, []).append(droplet)
+            runs.setdefault(droplet.tags.run, []).append((droplet, droplet.tags))
     reasons = {}
     for run, members in runs.items():
-        budgets = [d.tags.budget for d in members if d.tags.budget is not None]
-        budget, cost = min(budgets, default=None), total_cost(members, now)
-        for droplet in members:
-            expires = droplet.tags.expires
+        budgets = [tags.budget for _, tags in members if tags.budget is not None]
+        budget = min(budgets, default=None)
+        cost = total_cost([droplet for droplet, _ in members], now)
+        for droplet, tags in members:
+            expires = tags.expires
             if expires is not None and now >= expires:
                 reasons[droplet.id] = f"expired {(now - expires) / 3600:,.1f} hours ago"
             elif budget is not None and cost >= budget:
@@ -192,7 +195,8 @@ def reap(
         raise TrainingError(f"still there and billed: {names}; reap again")
     if seen:
         left = {d.tags.run for d in list_droplets(api) if d.tags is not None}
-        for ended in sorted({droplet.tags.run for droplet in seen.values()} - left):
+        gone = {d.tags.run for d in seen.values() if d.tags is not None}
+        for ended in sorted(gone - left):
             remove_network(api, ended)
     return len(seen)
 

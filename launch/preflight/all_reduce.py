@@ -17,10 +17,9 @@ from launch.hosts import Host
 from launch.preflight.findings import NetworkMeasurement, Problem
 from launch.preflight.gathering import lines_of, unreachable
 from launch.preflight.settings import PreflightSettings
-from launch.remote import SSH_FAILED, Outcome, Remote
+from launch.remote import SSH_FAILED, Outcome, Remote, opened
 
 _WORKER = Path(__file__).with_name("all_reduce_worker.py")
-_PASSED_ON = ("NCCL_", "GLOO_", "UCX_")
 _GRACE = 3.0
 """Seconds for the other ranks to fail by themselves, and say why, once one has failed."""
 
@@ -49,7 +48,7 @@ def measure(
     remote: Remote,
     settings: PreflightSettings,
     backend: str,
-    interfaces: Mapping[Host, str],
+    variables: Mapping[Host, Mapping[str, str]],
     master_address: str,
 ) -> tuple[NetworkMeasurement | None, list[Problem]]:
     """Run it, in `settings.network_timeout` seconds.
@@ -61,63 +60,63 @@ def measure(
         remote: how to reach them.
         settings: which Python and port, and how long it may take.
         backend: gloo or nccl.
-        interfaces: the one that each host uses.
+        variables: environment variables of the ranks on each host.
         master_address: where the ranks meet.
 
     Returns:
         What was measured, or what went wrong.
     """
     counts = rank_counts(hosts, backend)
-    placed = [
-        (host, local_rank)
-        for host, count in zip(hosts, counts)
-        for local_rank in range(count)
-    ]
+    wanted = {
+        "backend": backend,
+        "size": sum(counts),
+        "address": master_address,
+        "port": settings.master_port,
+        "seconds": settings.network_timeout,
+    }
     deadline = time.monotonic() + settings.network_timeout
     ranks: list[_Rank] = []
     with contextlib.ExitStack() as files:
         files.callback(_end, ranks)
-        for number, (host, local_rank) in enumerate(placed):
-            wanted = {
-                "backend": backend,
-                "rank": number,
-                "local_rank": local_rank,
-                "size": len(placed),
-                "address": master_address,
-                "port": settings.master_port,
-                "seconds": settings.network_timeout,
-            }
-            variables = _variables(interfaces[host])
-            words = ["env", *(f"{k}={v}" for k, v in variables.items())]
-            words += [settings.python, str(_WORKER), json.dumps(wanted)]
-            output = files.enter_context(tempfile.TemporaryFile())
-            errors = files.enter_context(tempfile.TemporaryFile())
-            process = remote.start(
-                host,
-                words,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-            )
-            ranks.append(_Rank(host, process, output, errors))
+        for host, count in zip(hosts, counts):
+            words = ["env", *(f"{k}={v}" for k, v in variables[host].items())]
+            words += [settings.python, str(_WORKER)]
+            for local_rank in range(count):
+                own = wanted | {"rank": len(ranks), "local_rank": local_rank}
+                command = [*words, json.dumps(own)]
+                output = files.enter_context(tempfile.TemporaryFile())
+                errors = files.enter_context(tempfile.TemporaryFile())
+                process = remote.start(
+                    host,
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+                ranks.append(_Rank(host, process, output, errors))
         late = _wait(ranks, deadline)
         problems = _problems(ranks, late, settings)
         if problems:
             return None, problems
-        found = ranks[0].said()
-        figures = {
-            field.name: found[field.name]
-            for field in dataclasses.fields(NetworkMeasurement)
-            if field.name in found
-        }
-        return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures), []
+        return _measured(ranks, backend), []
+
+
+def _measured(ranks: Sequence[_Rank], backend: str) -> NetworkMeasurement:
+    """What the first rank has measured."""
+    found = ranks[0].said()
+    figures = {
+        field.name: found[field.name]
+        for field in dataclasses.fields(NetworkMeasurement)
+        if field.name in found
+    }
+    return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures)
 
 
 def _end(ranks: Sequence[_Rank]) -> None:
     """End all ranks, on their hosts too, where they end with their input."""
     for rank in ranks:
-        rank.process.stdin.close()
+        opened(rank.process.stdin).close()
     patience = time.monotonic() + 5
     for rank in ranks:
         try:
@@ -125,13 +124,6 @@ def _end(ranks: Sequence[_Rank]) -> None:
         except subprocess.TimeoutExpired:
             rank.process.kill()
             rank.process.wait()
-
-
-def _variables(interface: str) -> dict[str, str]:
-    """Variables of a rank: what is set here, and by which interface it talks."""
-    inherited = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    return {**dict.fromkeys(names, interface), **inherited}
 
 
 def _wait(ranks: Sequence[_Rank], deadline: float) -> bool:

@@ -38,19 +38,11 @@ def main(wanted: dict[str, Any]) -> None:
         device = torch.device("cuda", wanted["local_rank"])
         torch.cuda.set_device(device)
     _tell(stage="connecting")
+    timeout = datetime.timedelta(seconds=wanted["seconds"])
+    address, port = wanted["address"], wanted["port"]
+    store = dist.TCPStore(address, port, size, is_master=rank == 0, timeout=timeout)
     dist.init_process_group(
-        backend,
-        init_method=None,
-        store=dist.TCPStore(
-            wanted["address"],
-            wanted["port"],
-            size,
-            is_master=rank == 0,
-            timeout=datetime.timedelta(seconds=wanted["seconds"]),
-        ),
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=wanted["seconds"]),
+        backend, store=store, rank=rank, world_size=size, timeout=timeout
     )
 
     def synchronize() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from launch.hosts import Host
 from launch.preflight.findings import HostReport, Problem
@@ -30,13 +31,7 @@ def connect(
     output = reports[0].section("output")
     writable = output is not None and output["problem"] is None
     numbers = {report.host: number for number, report in enumerate(reports)}
-    peers = [
-        {
-            "address": addresses[report.host],
-            "port": report.facts["network"]["meeting_port"],
-        }
-        for report in reports
-    ]
+    peers = [_peer(report, addresses) for report in reports]
 
     def meet(host: Host) -> tuple[bool | None, list[Problem]]:
         wanted = {
@@ -53,19 +48,10 @@ def connect(
         if "unreached" not in found:
             what = f"it could not meet the others: {outcome.complaint()}"
             return None, [Problem(host, what, f"look at `ssh {host}` by hand")]
-        problems = []
-        for other, reason in found["unreached"].items():
-            peer = peers[int(other)]
-            name = reports[int(other)].host
-            problems.append(
-                Problem(
-                    host,
-                    f"it cannot reach {name} at {peer['address']} port {peer['port']}: "
-                    f"{reason}",
-                    "open all TCP ports between the hosts on that network, in the "
-                    "firewalls of both",
-                )
-            )
+        problems = [
+            _unreached(host, reports[int(other)].host, peers[int(other)], reason)
+            for other, reason in found["unreached"].items()
+        ]
         return found["shared"], problems
 
     results = remote.on_all(list(numbers), meet)
@@ -85,3 +71,20 @@ def connect(
     if False in seen:
         return False, problems
     return (None if None in seen else True), problems
+
+
+def _peer(report: HostReport, addresses: Mapping[Host, str]) -> dict[str, Any]:
+    """Where the others meet a host."""
+    port = report.facts["network"]["meeting_port"]
+    return {"address": addresses[report.host], "port": port}
+
+
+def _unreached(
+    host: Host, other: Host, peer: Mapping[str, Any], reason: str
+) -> Problem:
+    """The problem of a host that cannot reach another."""
+    return Problem(
+        host,
+        f"it cannot reach {other} at {peer['address']} port {peer['port']}: {reason}",
+        "open all TCP ports between the hosts on that network, in the firewalls of both",
+    )

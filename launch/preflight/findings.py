@@ -61,23 +61,23 @@ class NetworkMeasurement:
 
 def differing(
     reports: Sequence[HostReport], value_of: Callable[[HostReport], Hashable | None]
-) -> tuple[HostReport | None, list[HostReport]]:
-    """The hosts that have another value than most.
+) -> list[tuple[HostReport, HostReport]]:
+    """The hosts that have another value than most, each with a host that has theirs.
 
     Args:
         reports: of the hosts.
         value_of: a host's value; None where it has none, which is passed over.
 
     Returns:
-        A host that stands for most, the first one where there are as many with another
-        value, and those that differ.
+        Pairs of a host that differs and the one that stands for most, which is the first
+        host where there are as many with another value.
     """
     values = [(value_of(report), report) for report in reports]
     known = [(value, report) for value, report in values if value is not None]
     if not known:
-        return None, []
+        return []
     # In the order of the hosts, so that the first of equals wins.
     counts = collections.Counter(value for value, _ in known)
     common = max(counts, key=counts.__getitem__)
     typical = next(report for value, report in known if value == common)
-    return typical, [report for value, report in known if value != common]
+    return [(report, typical) for value, report in known if value != common]

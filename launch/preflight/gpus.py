@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from launch.preflight.findings import WARNING, HostReport, Problem, differing
 
@@ -48,8 +47,18 @@ def parse_devices(text: str) -> list[Gpu]:
     found = []
     for row in _rows(text):
         index, name, uuid, memory, used, celsius, ecc, driver = row
-        numbers = (_number(cell) for cell in (memory, used, celsius, ecc))
-        found.append(Gpu(int(index), name, uuid, *numbers, driver))
+        found.append(
+            Gpu(
+                int(index),
+                name,
+                uuid,
+                _number(memory),
+                _number(used),
+                _number(celsius),
+                _number(ecc),
+                driver,
+            )
+        )
     return found
 
 
@@ -78,11 +87,19 @@ def devices(report: HostReport) -> list[Gpu]:
         return []
 
 
-def chosen_backend(reports: Sequence[HostReport], backend: str) -> str:
-    """gloo or nccl: what was asked for, or for `auto` what DeepSpeed will use."""
+def chosen_backend(
+    reports: Sequence[HostReport], backend: str, environment: Mapping[str, str]
+) -> str:
+    """gloo or nccl: what was asked for, or for `auto` what DeepSpeed will use.
+
+    Args:
+        reports: of all hosts.
+        backend: gloo, nccl or auto.
+        environment: variables of the ranks.
+    """
     if backend != "auto":
         return backend
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
+    if environment.get("DS_ACCELERATOR") == "cpu":
         return "gloo"
     # One whose nvidia-smi fails was meant to have some.
     return "nccl" if any(report.section("gpus") for report in reports) else "gloo"
@@ -109,8 +126,7 @@ def check_gpus(reports: Sequence[HostReport], backend: str) -> Iterator[Problem]
         names = sorted({f"{gpu.name} of {gpu.memory_mib} MiB" for gpu in found})
         return ", ".join(names) or None
 
-    typical, others = differing(reports, kind)
-    for report in others:
+    for report, typical in differing(reports, kind):
         yield Problem(
             report.host,
             f"its GPUs are {kind(report)}, those of {typical.host} {kind(typical)}",
@@ -121,8 +137,7 @@ def check_gpus(reports: Sequence[HostReport], backend: str) -> Iterator[Problem]
     def driver(report: HostReport) -> str | None:
         return ", ".join(sorted({gpu.driver for gpu in devices(report)})) or None
 
-    typical, others = differing(reports, driver)
-    for report in others:
+    for report, typical in differing(reports, driver):
         yield Problem(
             report.host,
             f"its GPU driver is {driver(report)}, that of {typical.host} "

@@ -118,10 +118,9 @@ def check_data(
                     else "copy the whole folder there, or mount it; `ten-dist data "
                     "verify` checks every byte",
                 )
-        typical, others = differing(
+        for report, typical in differing(
             reports, lambda report: token_set(report)["fingerprint"]
-        )
-        for report in others:
+        ):
             yield Problem(
                 report.host,
                 f"--data {address} has other data (fingerprint "

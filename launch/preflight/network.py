@@ -87,8 +87,7 @@ def check_interfaces(
     if len(reports) < 2:
         return
     known = [report for report in reports if report.host in names]
-    typical, others = differing(known, lambda report: names[report.host])
-    for report in others:
+    for report, typical in differing(known, lambda report: names[report.host]):
         yield Problem(
             report.host,
             f"the network's interface is {names[report.host]} on it, on "
@@ -102,8 +101,7 @@ def check_interfaces(
         interfaces = report.facts["network"]["interfaces"]
         return interfaces[names[report.host]]["mtu"]
 
-    typical, others = differing(known, mtu)
-    for report in others:
+    for report, typical in differing(known, mtu):
         yield Problem(
             report.host,
             f"the MTU of its {names[report.host]} is {mtu(report)}, on {typical.host} "

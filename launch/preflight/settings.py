@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ten_dist.errors import ConfigurationError
 
+DEFAULT_PORT = 29500
 BACKENDS = ("auto", "gloo", "nccl")
 
 
@@ -25,7 +26,7 @@ class PreflightSettings:
     interface: str | None = None
     """Network interface that carries the traffic between the hosts, where it is not the
     one with the address that the host is listed with."""
-    master_port: int = 29500
+    master_port: int = DEFAULT_PORT
     """Port of the first host at which the ranks will meet."""
     backend: str = "auto"
     """What the ranks will talk over: gloo, nccl, or auto for nccl where hosts have GPUs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 from launch.preflight.findings import WARNING, HostReport, Problem, differing
@@ -36,8 +37,7 @@ def check_python(reports: Sequence[HostReport]) -> Iterator[Problem]:
                 f"its Python is {report.facts['python']['version']}, too old",
                 f"install 3.10 or newer, then {_SET_UP}",
             )
-    typical, others = differing(reports, minor)
-    for report in others:
+    for report, typical in differing(reports, minor):
         yield Problem(
             report.host,
             f"its Python is {report.facts['python']['version']}, that of {typical.host} "
@@ -55,8 +55,7 @@ def check_python(reports: Sequence[HostReport]) -> Iterator[Problem]:
                 "it has no C++ compiler, with which operators are compiled",
                 "apt-get install g++ there, or set CXX",
             )
-    typical, others = differing(reports, compiler)
-    for report in others:
+    for report, typical in differing(reports, compiler):
         yield Problem(
             report.host,
             f"its C++ compiler is `{compiler(report)}`, that of {typical.host} "
@@ -85,10 +84,11 @@ def check_code(reports: Sequence[HostReport], root: str) -> Iterator[Problem]:
         elif code(report)["imported_from"] is None:
             yield Problem(report.host, "its Python cannot import ten_dist", _SET_UP)
     with_code = [report for report in reports if code(report).get("imported_from")]
-    typical, others = differing(
+    changed_hosts = []
+    for report, typical in differing(
         with_code, lambda report: tuple(sorted(code(report)["files"].items()))
-    )
-    for report in others:
+    ):
+        changed_hosts.append(report)
         mine, theirs = code(report)["files"], code(typical)["files"]
         changed = sorted(
             name for name in mine | theirs if mine.get(name) != theirs.get(name)
@@ -108,9 +108,8 @@ def check_code(reports: Sequence[HostReport], root: str) -> Iterator[Problem]:
             f"its code is another: {version}{place}: {changed[0]}{more}",
             _same_code(root, typical),
         )
-    same = [report for report in with_code if report not in others]
-    typical, others = differing(same, lambda report: code(report)["commit"])
-    for report in others:
+    same = [report for report in with_code if report not in changed_hosts]
+    for report, typical in differing(same, lambda report: code(report)["commit"]):
         yield Problem(
             report.host,
             f"its commit is {code(report)['commit']}, that of {typical.host} "
@@ -134,6 +133,9 @@ def check_packages(reports: Sequence[HostReport]) -> Iterator[Problem]:
     def packages(report: HostReport) -> dict[str, str]:
         return report.section("packages") or {}
 
+    def version(name: str, report: HostReport) -> str:
+        return packages(report).get(name, "missing")
+
     incomplete = []
     for report in reports:
         missing = sorted(_REQUIRED - set(packages(report)))
@@ -145,12 +147,8 @@ def check_packages(reports: Sequence[HostReport]) -> Iterator[Problem]:
     rest = [report for report in reports if report not in incomplete]
     minor: dict[HostReport, list[str]] = {}
     for name in sorted({name for report in rest for name in packages(report)}):
-        typical, others = differing(
-            rest, lambda report, name=name: packages(report).get(name, "missing")
-        )
-        for report in others:
-            here = packages(report).get(name, "missing")
-            there = packages(typical).get(name, "missing")
+        for report, typical in differing(rest, functools.partial(version, name)):
+            here, there = version(name, report), version(name, typical)
             if name in _DECISIVE or name.startswith("nvidia-"):
                 yield Problem(
                     report.host,

@@ -27,6 +27,8 @@ _PLACEHOLDERS = {
     "output_dir": "DIR",
     "python": "PATH",
     "ssh_config": "FILE",
+    "hostfile": "FILE",
+    "hosts": "ADDRESS:N,...",
     "deepspeed_config": "FILE",
     "nvme_path": "DIR",
     "resume": "auto|never|PATH",
@@ -62,7 +64,7 @@ def add_options(
             continue
         description = descriptions[field.name]
         default = default_help
-        if default is None and field.default is not None:
+        if default is None and field.default not in (None, dataclasses.MISSING):
             default = str(field.default)
         if default is not None:
             description = f"{description} [default: {default}]"

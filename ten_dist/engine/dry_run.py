@@ -23,13 +23,13 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.swap_folder import swap_folder
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
+from ten_dist.planning.machines import GIB
 from ten_dist.planning.memory import forward_memory, peak_memory
 from ten_dist.planning.sharding import Sharding, Workload
 from ten_dist.schedule import Schedule, make_schedule
 
 # Of the memory that is free now: other processes, and what tensors do not account for.
 USABLE_FRACTION = 0.8
-_GIB = 2**30
 
 
 def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> None:
@@ -66,11 +66,11 @@ def dry_run(ranks: Ranks, run: ResolvedRun, deepspeed_file: dict[str, Any]) -> N
         depth, loss = "forward", _forward(ranks, training, config, batches)
     else:
         depth, loss = "shapes", _shapes(config, schedule)
-    needs = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in need.items())
+    needs = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in need.items())
     say(
         f"dry run: {depth} of {schedule.global_batch_size} samples of {schedule.seq_len} "
         f"tokens in {time.perf_counter() - started:.1f} s (needed a rank: {needs}; "
-        f"usable here: {free / _GIB:.1f} GiB)"
+        f"usable here: {free / GIB:.1f} GiB)"
     )
     say(f"dry run: {loss}")
     say("dry run: everything is valid, nothing was written")

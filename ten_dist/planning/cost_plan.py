@@ -10,7 +10,7 @@ from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.planning.choice import Layout, Planner, Request, ScalePoint, scale
 from ten_dist.planning.communication import Topology
-from ten_dist.planning.machines import DEVICES, MachineOptions
+from ten_dist.planning.machines import DEVICES, GIB, MachineOptions
 from ten_dist.planning.sharding import Sharding
 from ten_dist.schedule import make_schedule
 
@@ -42,9 +42,6 @@ class Cost:
         if self.dollars_per_gpu_hour is None:
             return None
         return self.gpu_hours * self.dollars_per_gpu_hour
-
-
-_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +143,8 @@ def _what_would_fit(
     cures = [f"--device {' or '.join(larger)}"] if larger else []
     cures += [f"{more[0]} GPUs"] if more else []
     return (
-        f"nothing fits: {request.memory_bytes / _GIB:.1f} GiB of a GPU are usable, and "
-        f"the least is {least.memory.total / _GIB:.1f} GiB, with --deepspeed_config "
+        f"nothing fits: {request.memory_bytes / GIB:.1f} GiB of a GPU are usable, and "
+        f"the least is {least.memory.total / GIB:.1f} GiB, with --deepspeed_config "
         f"{least.name}, --gradient_checkpointing {least.config.gradient_checkpointing} "
         f"and --micro_batch_size {least.work.rows}: take "
         f"{', or '.join([*cures, 'a shorter --seq_len'])}"

@@ -97,7 +97,8 @@ def peak_tflops(torch_name: str) -> float | None:
     return None
 
 
-_GIB = 2**30
+GIB = 2**30
+"""Bytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ class MachineOptions:
         """Of a GPU."""
         if self.gpu_memory_gib is None:
             return self.kind.memory_bytes
-        return self.gpu_memory_gib * _GIB
+        return self.gpu_memory_gib * GIB
 
     def speeds(self) -> Speeds:
         """How fast a GPU is."""
@@ -220,7 +221,7 @@ class MachineOptions:
     def describe(self) -> str:
         """The GPU in words."""
         return (
-            f"{self.device} (assumed: {self.memory_bytes / _GIB:.1f} GiB, "
+            f"{self.device} (assumed: {self.memory_bytes / GIB:.1f} GiB, "
             f"{self.speeds().peak_flops / 1e12:.1f} TFLOP/s dense bfloat16; "
             f"{self.kind.node_link} in a node)"
         )

@@ -8,11 +8,11 @@ from typing import Any
 from ten_dist.planning.choice import AS_FAST, Layout, stops_at
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost_plan import Cost, CostPlan
+from ten_dist.planning.machines import GIB
 from ten_dist.planning.memory import Precision, kept_by_network
 from ten_dist.planning.sharding import count, parameters_of
 from ten_dist.planning.step_time import TOKENS_READ_PER_SECOND
 
-_GIB = 2**30
 _PARTS = {
     "parameters": "params",
     "master_copies": "master",
@@ -69,25 +69,25 @@ def _what(plan: CostPlan) -> list[str]:
 def _memory(plan: CostPlan) -> list[str]:
     usable = plan.planner.request.memory_bytes
     kept = ", ".join(
-        f"{size / _GIB:.3f} recomputing {mode}"
+        f"{size / GIB:.3f} recomputing {mode}"
         for mode, size in _kept_by_row(plan).items()
     )
     lines = [
         f"activations of a row in GiB: {kept}",
-        f"memory of a GPU in GiB at its peak, {usable / _GIB:.1f} usable:",
+        f"memory of a GPU in GiB at its peak, {usable / GIB:.1f} usable:",
         f"  {'':8}{'recompute':>10}{'rows':>6}"
         + "".join(f"{word:>9}" for word in _PARTS.values())
         + f"{'total':>9}  {'peak at':10}{'step s':>8}",
     ]
     for layout in plan.layouts:
         parts = layout.memory.parts()
-        numbers = "".join(f"{parts[name] / _GIB:9.2f}" for name in _PARTS)
+        numbers = "".join(f"{parts[name] / GIB:9.2f}" for name in _PARTS)
         verdict = f"{layout.time.total:8.3f}" if layout.fits else "too large"
         if layout is plan.chosen:
             verdict += "  chosen"
         lines.append(
             f"  {layout.name:8}{layout.config.gradient_checkpointing:>10}"
-            f"{layout.work.rows:>6}{numbers}{layout.memory.total / _GIB:9.2f}  "
+            f"{layout.work.rows:>6}{numbers}{layout.memory.total / GIB:9.2f}  "
             f"{layout.memory.moment_of_peak:10}{verdict}"
         )
     chosen = plan.chosen
@@ -98,7 +98,7 @@ def _memory(plan: CostPlan) -> list[str]:
         f"{AS_FAST - 1:.0%} of the fastest, the one that shards and recomputes least"
     )
     if chosen.memory.host:
-        host = chosen.memory.host * plan.topology.gpus_per_node / _GIB
+        host = chosen.memory.host * plan.topology.gpus_per_node / GIB
         lines.append(f"  in the memory of every host: {host:.1f} GiB")
     return lines
 

@@ -54,8 +54,10 @@ def find_output_dir(command: Sequence[str]) -> Path:
 class Jobs(Protocol):
     """What a supervisor starts, again and again."""
 
-    command: Sequence[str]
-    """Its words, for the log."""
+    @property
+    def command(self) -> Sequence[str]:
+        """Its words, for the log."""
+        ...
 
     def prepare(self, grace: float) -> list[str]:
         """Make ready for the first start: end what is left of earlier ones.

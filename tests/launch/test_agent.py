@@ -40,14 +40,17 @@ def start(agent, folder, command, silence=40.0, **environment):
     tell(
         agent,
         do="start",
-        command=command,
-        environment=environment,
+        part={
+            "command": command,
+            "environment": environment,
+            "output": str(folder / "node.log"),
+            "mark": str(folder),
+            "start": f"{folder}/0",
+            "first_rank": 0,
+            "last_rank": 0,
+        },
         master="127.0.0.1",
-        mark=str(folder),
-        start=f"{folder}/0",
-        ranks=[0, 1],
         logs=str(folder),
-        output=str(folder / "node.log"),
         silence=silence,
     )
 

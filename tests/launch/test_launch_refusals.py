@@ -31,7 +31,7 @@ def refusal(capsys, launch, train):
         (["--hostfile", "nowhere"], "--hostfile nowhere cannot be read"),
         (["--hostfile", "f", *TWO_HOSTS], "--hostfile and --hosts both name the hosts"),
         (["--hosts", "nowhere.invalid"], "nowhere.invalid does not resolve"),
-        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh, pdsh or slurm"),
+        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh or slurm"),
         ([*TWO_HOSTS, "--min_hosts", 3], "--min_hosts 3 is more than the 2 hosts"),
         ([*TWO_HOSTS, "--host_timeout", 1], "--host_timeout must be 10 or more"),
         ([*TWO_HOSTS, "--env", "A"], "--env `A` is not NAME=VALUE"),
@@ -133,6 +133,18 @@ def test_a_host_that_does_not_answer(fleet_of, tmp_path):
     (line,) = result.stderr.splitlines()
     assert "host 10.77.0.2 does not answer: ssh: connect to host 10.77.0.2" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_preflight_measures_with_the_variables_of_the_ranks(
+    fleet_of, token_data, tmp_path
+):
+    (tmp_path / "data").symlink_to(token_data)
+    variable = ["--env", "GLOO_SOCKET_IFNAME=nowhere0"]
+    result = launch_on(fleet_of(2), tmp_path, *variable)
+    assert result.returncode == 2, result.stderr
+    assert "the all-reduce failed while connecting" in result.stderr
+    assert "nowhere0" in result.stderr
 
 
 @pytest.mark.slow

@@ -146,6 +146,16 @@ def test_sound_hosts_are_measured(fleet, token_data, tmp_path):
     assert [python_processes(host) for host in fleet.hosts[:2]] == [[], []]
 
 
+def test_ranks_get_the_variables_that_training_gets(fleet, tmp_path):
+    (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=nowhere0\n")
+    output = preflight(fleet, expect=2, HOME=str(tmp_path))
+    assert "the all-reduce failed while connecting" in output
+    assert "nowhere0" in output
+    # What is given counts more than the file.
+    words = ["--env", "GLOO_SOCKET_IFNAME=eth0"]
+    preflight(fleet, *words, expect=0, HOME=str(tmp_path))
+
+
 def test_hosts_that_differ_are_named(fleet, token_data, tmp_path):
     old, late, runs = tmp_path / "old", tmp_path / "late", tmp_path / "runs"
     package = old / "torch-2.9.1.dist-info"

@@ -102,16 +102,14 @@ def test_what_nvidia_smi_prints_is_read():
         parse_devices("No devices were found\n")
 
 
-def test_sound_gpus_are_no_problem(monkeypatch):
+def test_sound_gpus_are_no_problem():
     both = H100.format(0, "a") + H100.format(1, "b")
     reports = [a_report(n, slots=2, gpus=gpu_facts(both)) for n in (1, 2)]
     assert gpu_problems(*reports) == []
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert chosen_backend(reports, "auto") == "gloo"
-    monkeypatch.delenv("DS_ACCELERATOR")
-    assert chosen_backend(reports, "auto") == "nccl"
-    assert chosen_backend(reports, "gloo") == "gloo"
-    assert chosen_backend([a_report(1)], "auto") == "gloo"
+    assert chosen_backend(reports, "auto", {"DS_ACCELERATOR": "cpu"}) == "gloo"
+    assert chosen_backend(reports, "auto", {}) == "nccl"
+    assert chosen_backend(reports, "gloo", {}) == "gloo"
+    assert chosen_backend([a_report(1)], "auto", {}) == "gloo"
 
 
 @pytest.mark.parametrize(

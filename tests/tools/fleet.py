@@ -24,7 +24,6 @@ _PROGRAMS = {
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
-    "pdsh": "pdsh",
     "unshare": "util-linux",
     "nsenter": "util-linux",
 }

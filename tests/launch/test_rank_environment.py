@@ -2,8 +2,7 @@
 
 import pytest
 
-from launch.cluster.exports import (
-    check_for_pdsh,
+from launch.rank_environment import (
     interface_towards,
     rank_environment,
     with_interface,
@@ -46,11 +45,3 @@ def test_the_interface_is_that_on_the_way_unless_named():
         "NCCL_SOCKET_IFNAME": "eth1",
         "GLOO_SOCKET_IFNAME": "eth7",
     }
-
-
-def test_what_pdsh_would_change_is_refused():
-    check_for_pdsh({"A": "x y"}, ["--output_dir", "a folder", "$HOME"])
-    with pytest.raises(ConfigurationError, match="cannot pass `A=\\$B` on"):
-        check_for_pdsh({"A": "$B"}, [])
-    with pytest.raises(ConfigurationError, match="use --launcher ssh"):
-        check_for_pdsh({}, ["the price is $5"])

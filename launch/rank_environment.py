@@ -6,6 +6,7 @@ They are those of `.deepspeed_env` in the home and the current folder, those giv
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import socket
@@ -15,18 +16,26 @@ from pathlib import Path
 import psutil
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import read_user_text, write_text
+from ten_dist.files import read_user_text
 
-RANK_LOGS = "TEN_DIST_RANK_LOGS"
-"""Where a rank writes what it prints, see :mod:`launch.cluster.rank_logs`."""
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 """Which network interface ranks talk over; without them it is guessed from the host
 name, which may resolve to a loopback address."""
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_")
 _NAMES = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "DEEPSPEED_TIMEOUT", "PYTHONPATH")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
-# DeepSpeed puts values into double quotes of the remote shell.
-_UNQUOTABLE = re.compile(r'["$`\\]')
+
+
+def add_environment_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--env`, whose values are the `given` of :func:`rank_environment`."""
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable of all ranks; may be given several times. "
+        ".deepspeed_env in the home or current folder has them too, a line each",
+    )
 
 
 def rank_environment(
@@ -38,7 +47,7 @@ def rank_environment(
 
     Args:
         given: `NAME=VALUE` of each `--env`; these count most.
-        environment: the launching process's; of it NCCL, gloo and OpenMP settings and a
+        environment: the launching process's; of it NCCL, gloo, UCX and OpenMP settings and a
             few more are taken, which count least.
         folders: where `.deepspeed_env` is looked for; by default home, then here.
 
@@ -67,30 +76,6 @@ def _variable(text: str, source: str) -> tuple[str, str]:
     if match is None:
         raise ConfigurationError(f"{source} `{text}` is not NAME=VALUE")
     return match[1], match[2]
-
-
-def check_for_pdsh(environment: Mapping[str, str], words: Sequence[str]) -> None:
-    """Refuse what DeepSpeed and pdsh would change on its way to the hosts.
-
-    Args:
-        environment: variables of the ranks.
-        words: options of the training.
-
-    Raises:
-        ConfigurationError: there is such a thing.
-    """
-    values = [f"{name}={value}" for name, value in environment.items()]
-    spaced = [word for word in words if " " in word]
-    for text in [*values, *spaced]:
-        if _UNQUOTABLE.search(text) or "\n" in text:
-            raise ConfigurationError(
-                f"--launcher pdsh cannot pass `{text}` on as it is: use --launcher ssh"
-            )
-
-
-def write_deepspeed_env(path: Path, environment: Mapping[str, str]) -> None:
-    """Write variables as DeepSpeed reads them: a line each, and none empty."""
-    write_text(path, "".join(f"{name}={environment[name]}\n" for name in environment))
 
 
 def with_interface(environment: Mapping[str, str], interface: str) -> dict[str, str]:
