@@ -35,6 +35,7 @@ from launch.multi_node.jobs import HostsJobs
 from launch.multi_node.own_node import own_node_rank, run_own_node
 from launch.multi_node.slurm import srun_command
 from launch.remote import Remote, SshConfig
+from ten_dist.arguments import ArgumentParser
 from ten_dist.errors import ConfigurationError
 from ten_dist.options import add_options, given_options
 from ten_dist.run_folder import RunFolder
@@ -155,7 +156,7 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     from ten_dist.engine.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.engine.plan import make_plan
 
-    parser = argparse.ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
+    parser = ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
     train_command.add_arguments(parser)
     parsed = parser.parse_args(train)
     training = TrainingConfig(**given_options(parsed, TrainingConfig))

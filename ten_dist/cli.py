@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ten_dist.arguments import ArgumentParser, check_text, refused_name
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = next((a for a in arguments if not a.startswith("-")), None)
     try:
+        check_text(arguments)
         return _run(name, arguments)
     except ConfigurationError as error:
         _complain(error)
@@ -72,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (TrainingError, OSError) as error:
-        _complain(error)
-        return EXIT_FAILED
+        refused = isinstance(error, OSError) and refused_name(error, arguments)
+        _complain(refused or error)
+        return EXIT_CONFIGURATION_ERROR if refused else EXIT_FAILED
     except KeyboardInterrupt:
         # A request that was under way is of no interest any more.
         logging.getLogger("asyncio").disabled = True
@@ -89,7 +92,7 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="ten-dist",
         description="Train, evaluate and use Temporal Eigenstate Networks.",
     )

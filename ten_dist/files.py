@@ -56,6 +56,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_folder(text: str) -> bool:
+    """Whether a text is the path of a folder, however long it is."""
+    try:
+        return Path(text).is_dir()
+    except OSError:
+        return False
+
+
 def unwritable(folder: Path) -> str | None:
     """Why a folder cannot be made or written to, found without writing; None if it can."""
     existing = folder
