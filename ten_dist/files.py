@@ -56,10 +56,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def is_folder(text: str) -> bool:
-    """Whether a text is the path of a folder, however long it is."""
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; no path is too long to ask."""
     try:
-        return Path(text).is_dir()
+        return path.exists()
     except OSError:
         return False
 

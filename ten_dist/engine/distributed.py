@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from ten_dist.monitor.console import complain
 
 # Set by launchers that leave it to the program to find its rank.
 _OTHER_LAUNCHERS = ("SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# The name of a node that was started just now may not be known everywhere yet.
+_SECONDS_FOR_NAMES = 60
 
 
 def describe_ranks() -> tuple[int, int]:
@@ -64,7 +67,61 @@ def _rendezvous() -> dict[str, str]:
             "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
             "node and a free port on it"
         )
+    else:
+        _check_master(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _check_master(address: str, port: str) -> None:
+    """Refuse a place to meet that there cannot be, for which torch would wait.
+
+    Raises:
+        ConfigurationError: the port is none, or the address is not known.
+    """
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise ConfigurationError(
+            f"MASTER_PORT is '{port}', and must be a port from 1 to 65535: give the "
+            "launcher another --master_port"
+        )
+    end = time.monotonic() + _SECONDS_FOR_NAMES
+    while True:
+        try:
+            socket.getaddrinfo(address, int(port))
+            return
+        # A name with an empty or too long part cannot even be asked for.
+        except (OSError, UnicodeError) as error:
+            again = getattr(error, "errno", None) == socket.EAI_AGAIN
+            if again and time.monotonic() < end:
+                time.sleep(1)
+                continue
+            raise ConfigurationError(
+                f"MASTER_ADDR is '{address}', which is no address that this machine "
+                f"knows ({error}): give the launcher another --master_addr"
+            ) from None
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    """Say what to change where the ranks cannot connect.
+
+    Raises:
+        ConfigurationError: another program has the port.
+        TrainingError: not all ranks came, or the network fails.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        yield
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigurationError(
+                f"port {os.environ['MASTER_PORT']} is in use by another program: give "
+                "the launcher another --master_port, or end that program"
+            ) from None
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"the ranks do not meet at {place}: {reason}; see that all were started, "
+            "with the same MASTER_ADDR and MASTER_PORT, and that the port is open"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -149,7 +206,7 @@ class Ranks:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
-        with _without_variable("LOCAL_SIZE"):
+        with _meeting(), _without_variable("LOCAL_SIZE"):
             deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         self._words = ObjectChannel(self._timeout)
         self.background = ObjectChannel(self._timeout)
