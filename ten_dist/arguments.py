@@ -14,12 +14,15 @@ from typing import Any
 
 from ten_dist.errors import ConfigurationError
 
+LONGEST_SECONDS = 1e7
+"""Most seconds that an option can give, some months: timers cannot count to any number."""
 _LARGEST = 2**63
 _NOT_A_NAME = {
     errno.ENAMETOOLONG: "is longer than a file name can be",
     errno.ELOOP: "is a symbolic link that leads to itself",
 }
 _SHOWN = 60
+_MAY_BE_EMPTY = ("--prompt",)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -61,14 +64,26 @@ def real_number(text: str) -> float:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Refuse what is no text.
+    """Refuse what is no text, and options that are given nothing.
 
     Raises:
-        ConfigurationError: an argument is not UTF-8, or has a NUL character.
+        ConfigurationError: an argument is not UTF-8, has a NUL character, or is empty.
     """
+    # What stands after -- is the command of another program.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     for number, argument in enumerate(arguments):
         what = None
-        if "\0" in argument:
+        option, equals, value = argument.partition("=")
+        nothing = not argument or (option.startswith("--") and equals and not value)
+        if (
+            nothing
+            and number < end
+            and _option_at(arguments, number) not in _MAY_BE_EMPTY
+        ):
+            # As a path it would be the current folder, which nobody means: rather a
+            # variable of a shell that is not set.
+            what = "is empty"
+        elif "\0" in argument:
             what = "has a NUL character in it"
         elif not argument.isascii():
             try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.monitor.console import say, warn
 
@@ -51,9 +52,10 @@ class ApiConfig:
                 f"--attempts must be 1 or more, not {self.attempts}"
             )
         for name in ("retry_wait", "request_timeout"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not 0 < getattr(self, name) <= LONGEST_SECONDS:
                 raise ConfigurationError(
-                    f"--{name} must be more than 0, not {getattr(self, name)}"
+                    f"--{name} must be more than 0 and at most {LONGEST_SECONDS:,.0f}, "
+                    f"not {getattr(self, name)}"
                 )
 
 
