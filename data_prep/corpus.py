@@ -76,13 +76,10 @@ def list_corpus(
     file that is reached twice counts once.
 
     Raises:
-        ConfigurationError: an input is missing or cannot be read, a pattern is empty or
-            an ``include`` pattern matches nothing that is not excluded, nothing is left, a Parquet file has
+        ConfigurationError: an input is missing or cannot be read, an ``include``
+            pattern matches nothing that is not excluded, nothing is left, a Parquet file has
             no column ``text_field`` of text, or a library is not installed.
     """
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        if not all(patterns):
-            raise ConfigurationError(f"{option} has an empty pattern")
     unmatched = set(include)
     skipped_folder = os.path.realpath(output) if output else None
     found: dict[str, tuple[str, str]] = {}
