@@ -63,14 +63,10 @@ def list_corpus(
     to ``left_out``.
 
     Raises:
-        ConfigurationError: an input is missing or cannot be read, a pattern is empty or
-            an ``include`` pattern matches nothing that is not excluded, nothing is left,
-            a Parquet file has no column ``text_field`` of text, or a library is not
-            installed.
+        ConfigurationError: an input is missing or cannot be read, an ``include``
+            pattern matches nothing that is not excluded, nothing is left, a Parquet file
+            has no column ``text_field`` of text, or a library is not installed.
     """
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        if not all(patterns):
-            raise ConfigurationError(f"{option} has an empty pattern")
     left_out = LeftOut() if left_out is None else left_out
     unmatched = set(include)
     skipped_folder = os.path.realpath(output) if output else None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ten_dist.arguments import ArgumentParser, check_text
 from ten_dist.errors import ConfigurationError
 
 DESCRIPTION = """\
@@ -24,7 +25,7 @@ on a file system that all of them share.
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{message} (see --help)")
 
@@ -36,6 +37,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         ConfigurationError: an argument is missing, unknown, or out of range.
         SystemExit: ``--help`` was asked for, and printed.
     """
+    check_text(arguments)
     options = make_parser().parse_args(arguments)
     given = [options.input, options.corpus, options.dataset]
     if sum(value is not None for value in given) != 1:

@@ -6,6 +6,7 @@ A hostfile is DeepSpeed's: a line `ADDRESS slots=N` for each host, comments afte
 from __future__ import annotations
 
 import dataclasses
+import errno
 import ipaddress
 import os
 import re
@@ -253,7 +254,11 @@ def resolve(name: str) -> list[str]:
     Raises:
         OSError: it has none.
     """
-    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        # A part of the name is empty, or longer than a name can have.
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name) from None
     # The zone of a link-local address, fe80::1%eth0, is of no use to another machine.
     return sorted({str(entry[4][0]).partition("%")[0] for entry in found})
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from launch.hosts import Host, is_own, own_addresses
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.errors import ConfigurationError
 
 _Result = TypeVar("_Result")
@@ -46,9 +47,10 @@ class SshConfig:
             raise ConfigurationError(
                 f"--ssh_port must be from 1 to 65535, not {self.ssh_port}"
             )
-        if self.connect_timeout < 1:
+        if not 1 <= self.connect_timeout <= LONGEST_SECONDS:
             raise ConfigurationError(
-                f"--connect_timeout must be 1 or more, not {self.connect_timeout}"
+                f"--connect_timeout must be from 1 to {LONGEST_SECONDS:,.0f}, "
+                f"not {self.connect_timeout}"
             )
 
     def options(self) -> list[str]:

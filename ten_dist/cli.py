@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import ten_dist
+from ten_dist.arguments import ArgumentParser, check_text, refused_name
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = _command(arguments)
     try:
+        check_text(arguments)
         check_current_folder()
         status = _run(name, arguments)
         # Here, where it is known what to do if nobody takes it.
@@ -93,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough, such as `head`.
         return EXIT_FAILED
     except (TrainingError, OSError) as error:
-        _complain(error)
-        return EXIT_FAILED
+        refused = isinstance(error, OSError) and refused_name(error, arguments)
+        _complain(refused or error)
+        return EXIT_CONFIGURATION_ERROR if refused else EXIT_FAILED
     except KeyboardInterrupt as interrupt:
         # A request that was under way is of no interest any more.
         logging.getLogger("asyncio").disabled = True
@@ -114,7 +117,7 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="ten-dist",
         description="Train, evaluate and use Temporal Eigenstate Networks.",
     )

@@ -8,12 +8,13 @@ derived here, once.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import read_user_text
+from ten_dist.files import exists, read_user_text
 from ten_dist.schedule import Schedule
 
 SHIPPED_CONFIGS = Path(__file__).with_name("ds_configs")
@@ -28,6 +29,7 @@ _OPTION_OF_KEY = {
     "fp16": "--precision",
     "bf16": "--precision",
     "torch_autocast": "--precision",
+    "activation_checkpointing": "--gradient_checkpointing",
 }
 _REMOVED_KEYS = (
     "elasticity",
@@ -57,23 +59,18 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: no such file, not JSON, a key that an option owns, one that
-            DeepSpeed no longer has, or offload that it cannot do.
+            DeepSpeed does not have, a value that it does not take, or offload that it
+            cannot do.
     """
     path = Path(name)
-    if not path.is_file() and path.parent == Path("."):
+    if not exists(path) and path.parent == Path("."):
         path = SHIPPED_CONFIGS / (name if name.endswith(".json") else f"{name}.json")
-    if not path.is_file():
+    if not exists(path) or path.is_dir():
         shipped = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.json")))
         raise ConfigurationError(
             f"--deepspeed_config {name} is neither a file nor one of {shipped}"
         )
-    text = read_user_text(path, f"--deepspeed_config {path}")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"--deepspeed_config {path} is not valid JSON: {error}"
-        ) from None
+    config = _read_json(path)
     if not isinstance(config, dict):
         raise ConfigurationError(f"--deepspeed_config {path} is not a JSON object")
     for key, option in _OPTION_OF_KEY.items():
@@ -90,12 +87,58 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"remove '{removed[0]}' from {path}: DeepSpeed no longer has it"
         )
-    if zero_stage(config) not in (0, 1, 2, 3):
+    left_open = list(_left_open(config))
+    if left_open:
+        raise ConfigurationError(
+            f'{", ".join(left_open)} in {path}: "auto" is for Hugging Face\'s Trainer, '
+            "which fills it in: give a value, or leave the key out"
+        )
+    stage = zero_stage(config)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ConfigurationError(
             f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
         )
-    _check_offload(zero, zero_stage(config), path)
+    if path.parent != SHIPPED_CONFIGS:
+        # The commands that need no DeepSpeed do not wait for it with what is shipped.
+        from ten_dist.deepspeed_check import check_values
+
+        check_values(config, path)
+    _check_offload(zero, stage, path)
     return config
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, in which no key of an object comes twice.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for number, (key, _) in enumerate(pairs):
+            if key in dict(pairs[:number]):
+                raise ValueError(f"the key '{key}' comes twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    text = read_user_text(path, f"--deepspeed_config {path}")
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"--deepspeed_config {path} is not valid JSON: {error}"
+        ) from None
+
+
+def _left_open(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose value is "auto", those of sections with a dot."""
+    for key, value in section.items():
+        if value == "auto":
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _left_open(value, f"{prefix}{key}.")
 
 
 def _check_offload(zero: dict[str, Any], stage: int, path: Path) -> None:
@@ -106,12 +149,8 @@ def _check_offload(zero: dict[str, Any], stage: int, path: Path) -> None:
     """
     for part, least in _OFFLOAD_STAGES.items():
         offload = zero.get(part) or {}
-        if not isinstance(offload, dict):
-            raise ConfigurationError(f"{part} in {path} is not a JSON object")
         device = offload.get("device", "none")
         key = f"{part}.device in {path}"
-        if device not in ("none", "cpu", "nvme"):
-            raise ConfigurationError(f"{key} must be none, cpu or nvme, not {device}")
         if "nvme_path" in offload:
             raise ConfigurationError(
                 f"remove '{part}.nvme_path' from {path}: it is set by --nvme_path"

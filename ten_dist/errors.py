@@ -28,6 +28,10 @@ class ConfigurationError(Reported, ValueError):
     Commands print it and end with :data:`EXIT_CONFIGURATION_ERROR`.
     """
 
+    def __str__(self) -> str:
+        # What it quotes, such as the value of an option, may hold any character.
+        return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+
 
 class DataError(ConfigurationError):
     """A data folder, shard, manifest or tokenizer is missing, damaged or does not fit."""

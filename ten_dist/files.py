@@ -4,6 +4,7 @@ files of the user's."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -73,13 +74,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file, whole: written beside it, brought to the disk, renamed."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_of(path)
     with removed_on_error(temporary):
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def temporary_of(path: Path) -> Path:
+    """The file beside `path` that is written first.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+    """
+    # "" and "/" are paths of folders that have no name to add to.
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path.with_name(path.name + ".tmp")
 
 
 @contextlib.contextmanager
@@ -107,11 +120,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; no path is too long to ask."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def unwritable(folder: Path) -> str | None:
     """Why a folder cannot be made or written to, found without writing; None if it can."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+    except OSError as error:
+        return f"cannot be made: {error.strerror}"
     if not existing.is_dir():
         return f"cannot be made: {existing} is not a folder"
     if not os.access(existing, os.W_OK | os.X_OK):

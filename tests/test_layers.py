@@ -8,12 +8,12 @@ from tests.tools.launching import ROOT
 
 # Bottom up: a file imports those of its own layer and of the layers before it.
 LAYERS = [
-    "errors files own_rank streams termination threads library_settings console",
+    "errors arguments files own_rank streams termination threads library_settings console",
     "native",
     "config recurrence",
     "model",
     "data schedule",
-    "checkpoint deepspeed_config run_record run_folder evaluation trained_model monitor",
+    "checkpoint deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
     "planning supervision",
     "engine",
     "commands",

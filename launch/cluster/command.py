@@ -35,6 +35,7 @@ from launch.hosts import Host, HostsConfig
 from launch.preflight.settings import DEFAULT_PORT
 from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
+from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given_options
 from ten_dist.config.run_options import add_run_options, given_run
 from ten_dist.config.training import TrainingConfig
@@ -142,7 +143,7 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.schedule import make_schedule
 
-    parser = argparse.ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
+    parser = ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
     add_run_options(parser)
     parsed = parser.parse_args(train)
     training, _ = given_run(parsed)

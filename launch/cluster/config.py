@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 from launch.droplets.reaping import ReapingConfig
 from launch.hosts import Host, resolve
 from launch.remote import SshConfig
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
@@ -50,9 +50,10 @@ class LaunchConfig:
                 f"--master_port must be from 1 to 65535, not {self.master_port}"
             )
         # Hosts and launcher write to each other every few seconds.
-        if not 10 <= self.host_timeout < math.inf:
+        if not 10 <= self.host_timeout <= LONGEST_SECONDS:
             raise ConfigurationError(
-                f"--host_timeout must be 10 or more, not {self.host_timeout:g}"
+                f"--host_timeout must be from 10 to {LONGEST_SECONDS:,.0f}, "
+                f"not {self.host_timeout:g}"
             )
         if self.min_hosts < 1:
             raise ConfigurationError(

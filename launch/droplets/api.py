@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from launch.droplets.errors import TOKEN_VARIABLES, ApiError, NotSent
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError
 
@@ -52,9 +53,10 @@ class ApiConfig:
                 f"--attempts must be 1 or more, not {self.attempts}"
             )
         for name in ("retry_wait", "request_timeout"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not 0 < getattr(self, name) <= LONGEST_SECONDS:
                 raise ConfigurationError(
-                    f"--{name} must be more than 0, not {getattr(self, name)}"
+                    f"--{name} must be more than 0 and at most {LONGEST_SECONDS:,.0f}, "
+                    f"not {getattr(self, name)}"
                 )
 
 

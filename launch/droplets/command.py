@@ -53,6 +53,8 @@ _ACTIONS = {
     "reap": "destroy all that have expired",
 }
 _CHANGING = ("up", "down", "reap")
+# Of droplets, hours, minutes and seconds alike: more is a slip of the keyboard.
+_MOST = 100_000
 _CONNECTION = ("endpoint", "attempts", "retry_wait", "request_timeout")
 
 
@@ -145,9 +147,11 @@ def run(arguments: argparse.Namespace) -> None:
     """
     for name in ("count", "max_hours", "wait_minutes", "poll_interval", "every"):
         value = getattr(arguments, name, None)
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not 0 < value <= _MOST:
             least = "1 or more" if name == "count" else "more than 0"
-            raise ConfigurationError(f"--{name} must be {least}, not {value}")
+            raise ConfigurationError(
+                f"--{name} must be {least} and at most {_MOST:,}, not {value}"
+            )
     if getattr(arguments, "run", None) is not None:
         check_run_name(arguments.run)
     wanted = None

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.errors import ConfigurationError
 
 DEFAULT_PORT = 29500
@@ -58,9 +59,10 @@ class PreflightSettings:
             if not 0 <= value < math.inf:
                 raise ConfigurationError(f"--{name} must be 0 or more, not {value}")
         for name in ("report_timeout", "network_timeout"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) <= LONGEST_SECONDS:
                 raise ConfigurationError(
-                    f"--{name} must be 1 or more, not {getattr(self, name)}"
+                    f"--{name} must be from 1 to {LONGEST_SECONDS:,.0f}, "
+                    f"not {getattr(self, name)}"
                 )
 
     def data_addresses(self) -> list[str]:

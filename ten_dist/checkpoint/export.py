@@ -10,7 +10,7 @@ import torch
 from ten_dist.checkpoint.layout import WEIGHT
 from ten_dist.checkpoint.reading import CheckpointReader
 from ten_dist.checkpoint.tensor_file import sync, write_tensors
-from ten_dist.files import removed_on_error
+from ten_dist.files import removed_on_error, temporary_of
 
 
 def export_weights(
@@ -29,7 +29,7 @@ def export_weights(
         ConfigurationError: the checkpoint is damaged.
         OSError: the file system refuses.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_of(path)
     with removed_on_error(temporary):
         write_tensors(
             temporary,

@@ -28,6 +28,7 @@ from ten_dist.data.verify import damages
 from ten_dist.errors import ConfigurationError, DataError
 
 _BAR = 40
+_MOST_SAMPLES = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         for name, least in (("count", 1), ("max_tokens", 1), ("seed", 0)):
             if getattr(arguments, name) < least:
                 raise ConfigurationError(f"--{name} must be at least {least}")
+        if arguments.count > _MOST_SAMPLES:
+            raise ConfigurationError(f"--count must be at most {_MOST_SAMPLES:,}")
         _sample(sets[0], arguments.count, arguments.max_tokens, arguments.seed)
 
 

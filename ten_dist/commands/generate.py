@@ -72,6 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigurationError(
             f"--max_new_tokens must be 1 or more, not {arguments.max_new_tokens}"
         )
+    if arguments.seed < 0:
+        raise ConfigurationError(f"--seed must be 0 or more, not {arguments.seed}")
     folder = RunFolder(arguments.run)
     model = TrainedModel.load(folder)
     separator = folder.read().data.separator_id

@@ -17,6 +17,7 @@ import typing
 from collections.abc import Container
 from typing import Any
 
+from ten_dist.arguments import real_number
 from ten_dist.config.model import parse_scales
 
 _PLACEHOLDERS = {
@@ -122,8 +123,8 @@ def parse_scales_argument(text: str) -> tuple[int, ...]:
 
 def _number_pair(text: str) -> tuple[float, float]:
     try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
+        first, second = (real_number(part) for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
             f"two numbers with a comma are needed, such as 0.1,0.1, not '{text}'"
         ) from None

@@ -37,6 +37,8 @@ EIGENSTATE_FIELDS = (
 )
 """Fields that say something of mixer `eigenstate` alone."""
 DEFAULT_HTEN_SCALES = (1, 2, 4)
+# More than anyone builds; torch cannot count the elements of much larger ones.
+_LARGEST = {"n_layers": 10_000}
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""
 
@@ -103,10 +105,11 @@ class TemporalEigenstateConfig:
             object.__setattr__(self, "hten_scales", tuple(self.hten_scales))
         object.__setattr__(self, "selection_range", tuple(self.selection_range))
         for name in ("vocab_size", "dim", "n_layers", "num_eigenstates", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            value, most = getattr(self, name), _LARGEST.get(name, 2**24)
+            if not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigurationError(
-                    f"{name} must be a positive integer, not {value!r}"
+                    f"{name} must be a positive integer of at most {most:,}, "
+                    f"not {value!r}"
                 )
         _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
         _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
@@ -127,9 +130,10 @@ class TemporalEigenstateConfig:
             raise ConfigurationError(
                 f"z_loss_weight must be 0 or more, not {self.z_loss_weight}"
             )
-        if not 1 <= self.ffn_multiplier * self.dim < math.inf:
+        if not 1 <= self.ffn_multiplier * self.dim <= 2**24:
             raise ConfigurationError(
-                f"ffn_multiplier must be positive, not {self.ffn_multiplier}"
+                f"ffn_multiplier must give a width from 1 to {2**24:,}, "
+                f"not {self.ffn_multiplier}"
             )
         if not 1 < self.max_timescale < math.inf:
             raise ConfigurationError(

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.errors import ConfigurationError
 
 PRECISIONS = ("fp32", "bf16", "bf16_params", "fp16")
@@ -172,9 +173,10 @@ class TrainingConfig:
             "straggler_interval",
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        _require(
-            self, "grace_seconds", 0 < self.grace_seconds < math.inf, "more than 0"
-        )
+        for name in ("hang_timeout", "startup_timeout", "grace_seconds"):
+            most = f"{LONGEST_SECONDS:,.0f} or less"
+            _require(self, name, getattr(self, name) <= LONGEST_SECONDS, most)
+        _require(self, "grace_seconds", self.grace_seconds > 0, "more than 0")
         _require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
         for name in ("keep_checkpoints", "keep_checkpoint_every"):
             value = getattr(self, name)

@@ -22,6 +22,7 @@ import numpy as np
 from ten_dist.data.manifest import Manifest
 from ten_dist.data.order import RowOrder
 from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.files import exists
 
 CYCLE = 1 << 16
 """Rows after which the pattern of sources repeats. Changing it changes every mixture."""
@@ -45,7 +46,7 @@ def parse_mixture(option: str) -> list[SourceOption] | None:
         ConfigurationError: a part is not NAME=DATA:WEIGHT, a name comes twice, or a
             weight is not a positive number.
     """
-    if not _NAMED.match(option) or Path(option).is_dir():
+    if not _NAMED.match(option) or exists(Path(option)):
         return None
     sources = []
     for part in option.split(","):

@@ -76,7 +76,10 @@ class RemotePath:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise DataError(f"this is not a valid URL of a folder: {error}") from None
+            shown = url.rpartition("@")[2].partition("?")[0]
+            raise DataError(
+                f"{shown} is not a valid URL of a folder: {error}"
+            ) from None
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise DataError(

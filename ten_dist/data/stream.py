@@ -209,7 +209,8 @@ def evaluation_batches(
 ) -> Iterator[TokenBatch]:
     """Rows in stream order, each read by exactly one rank, once.
 
-    Every rank yields the same number of batches of the same shape, as sharded
+    Every rank yields the same number of batches of the same shape, of ``micro_batch_size``
+    rows or as many as there are for it, as sharded
     parameters require; the rows missing at the end are padding: row -1, targets -100,
     possibly a whole batch of them. ``step`` counts the batches of the rank.
 
@@ -231,6 +232,8 @@ def evaluation_batches(
     total = manifest.rows(seq_len)
     if max_rows is not None:
         total = min(total, max_rows)
+    # Padding is computed like rows: no more than makes the ranks alike.
+    micro_batch_size = min(micro_batch_size, -(-total // world_size))
     return _evaluate(manifest, seq_len, micro_batch_size, rank, world_size, total)
 
 

@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,9 @@ from ten_dist.engine.deepspeed_internals import (
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import OwnRank, read_number, take_part
 
+# The name of a node that was started just now may not be known everywhere yet.
+_SECONDS_FOR_NAMES = 60
+
 
 def _rendezvous(own: OwnRank) -> dict[str, str]:
     """Environment that torch needs to connect the ranks, where no launcher set it.
@@ -40,12 +44,65 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
     if own.world_size == 1 and not os.environ.get("WORLD_SIZE"):
         # What there is of an address has been left by something else.
         return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    if not os.environ.get("MASTER_ADDR") or not 0 < port < 1 << 16:
+    if not os.environ.get("MASTER_ADDR") or not port:
         raise ConfigurationError(
             "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
             "node and a free port on it"
         )
+    _check_master(os.environ["MASTER_ADDR"], port)
     return wanted
+
+
+def _check_master(address: str, port: int) -> None:
+    """Refuse a place to meet that there cannot be, for which torch would wait.
+
+    Raises:
+        ConfigurationError: the port is none, or the address is not known.
+    """
+    if port >= 1 << 16:
+        raise ConfigurationError(
+            f"MASTER_PORT is '{port}', and must be a port from 1 to 65535: give the "
+            "launcher another --master_port"
+        )
+    end = time.monotonic() + _SECONDS_FOR_NAMES
+    while True:
+        try:
+            socket.getaddrinfo(address, port)
+            return
+        # A name with an empty or too long part cannot even be asked for.
+        except (OSError, UnicodeError) as error:
+            again = getattr(error, "errno", None) == socket.EAI_AGAIN
+            if again and time.monotonic() < end:
+                time.sleep(1)
+                continue
+            raise ConfigurationError(
+                f"MASTER_ADDR is '{address}', which is no address that this machine "
+                f"knows ({error}): give the launcher another --master_addr"
+            ) from None
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    """Say what to change where the ranks cannot connect.
+
+    Raises:
+        ConfigurationError: another program has the port.
+        TrainingError: not all ranks came, or the network fails.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        yield
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigurationError(
+                f"port {os.environ['MASTER_PORT']} is in use by another program: give "
+                "the launcher another --master_port, or end that program"
+            ) from None
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"the ranks do not meet at {place}: {reason}; see that all were started, "
+            "with the same MASTER_ADDR and MASTER_PORT, and that the port is open"
+        ) from None
 
 
 def _free_port() -> int:
@@ -111,7 +168,8 @@ class Ranks:
         self.device = torch.device(get_accelerator().device_name(own.local_rank))
         get_accelerator().set_device(own.local_rank)
         leave_out_shared_memory_operator()
-        deepspeed.init_distributed(verbose=False, timeout=self._timeout)
+        with _meeting():
+            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
         self._words = ObjectChannel(self._timeout)
         self.background = ObjectChannel(self._timeout)
 

@@ -107,7 +107,11 @@ def _train(
     with ranks.agreeing():
         run = resolve(training, model_options, deepspeed_file, ranks.world_size)
     _agree_on_data(ranks, run)
-    start = None if training.dry_run else _find_start(ranks, run)
+    start = None
+    if training.data is not None and training.output_dir is not None:
+        start = _find_start(ranks, run)
+    if training.dry_run:
+        start = None  # It has been found out that there is one.
     if start is None or start.completed is None:
         with ranks.agreeing():
             check_swap_path(run.deepspeed_config, run.parameters, ranks)

@@ -25,7 +25,7 @@ from deepspeed.accelerator import get_accelerator
 from ten_dist.deepspeed_config import swaps_to_nvme, with_nvme_path
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.files import unwritable
+from ten_dist.files import exists, unwritable
 from ten_dist.native.library import compiled_once
 
 _PREFIX = "ten_dist_swap_"
@@ -52,7 +52,7 @@ def check_swap_path(
     if not swaps_to_nvme(deepspeed_config):
         return
     path = _path_of(deepspeed_config)
-    if not path.is_dir():
+    if not (exists(path) and path.is_dir()):
         raise ConfigurationError(
             f"--nvme_path {path} is not a folder: make one on the disk to swap to"
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 PROMPT_PIECE = 2048
 """Tokens of a prompt that are read at once."""
+# Logits divided by less could overflow, and no token but the likeliest would be drawn.
+_LEAST_TEMPERATURE = 1e-6
 
 
 @torch.no_grad()
@@ -30,7 +34,8 @@ def generate(
         model: called as model(ids, state=..., return_state=True, last_only=True).
         prompt_ids: [B, T] int64, T >= 1.
         max_new_tokens: most tokens to add.
-        temperature: 0 takes the most likely token; otherwise logits are divided by it.
+        temperature: 0, or less than a millionth, takes the most likely token; otherwise
+            logits are divided by it.
         top_k: sample among the k most likely tokens only.
         top_p: sample among the fewest most likely tokens of total probability top_p.
         stop_id: end when every sequence has produced this id; a sequence that has is
@@ -45,7 +50,7 @@ def generate(
     """
     if prompt_ids.dim() != 2 or prompt_ids.shape[1] < 1:
         raise ValueError("prompt_ids must be [B, T] with at least one token")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be 1 or more, not {top_k}")
@@ -83,7 +88,7 @@ def _sample(
     generator: torch.Generator | None,
 ) -> Tensor:
     """[B, V] logits to [B, 1] ids."""
-    if temperature == 0:
+    if temperature < _LEAST_TEMPERATURE:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:

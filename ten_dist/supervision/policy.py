@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_STOPPED,
@@ -37,6 +38,16 @@ class SupervisionConfig:
             *("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"),
         ):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("backoff", "max_backoff", "grace"):
+            most = f"{LONGEST_SECONDS:,.0f} or less"
+            _require(self, name, getattr(self, name) <= LONGEST_SECONDS, most)
+        minutes = LONGEST_SECONDS // 60
+        _require(
+            self,
+            "reap_droplets",
+            self.reap_droplets <= minutes,
+            f"{minutes:,.0f} or less",
+        )
         limit = self.max_failures_per_step
         _require(self, "max_failures_per_step", limit >= 1, "1 or more")
 

@@ -64,7 +64,7 @@ BYTES = ("--tokenizer", "bytes")
             ],
             "--include 'deep/*' matches no file in {corpus} that --exclude leaves",
         ),
-        (["--input", "{corpus}", *BYTES, "--include", ""], "--include has an empty"),
+        (["--input", "{corpus}", *BYTES, "--include", ""], "--include is empty"),
         (["--input", "{corpus}", *BYTES, "--exclude", "*"], "no text was found"),
         (["--input", "{corpus}/absent", *BYTES], "absent is missing"),
         (["--input", "{corpus}/empty.txt", *BYTES], "no documents"),

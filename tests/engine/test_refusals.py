@@ -95,7 +95,7 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ),
         ({"scan_backend": "cuda"}, "scan_backend must be one of"),
         ({"ffn_multiplier": "inf"}, "ffn_multiplier"),
-        ({"seed": "99999999999999999999"}, "--seed must be"),
+        ({"seed": "99999999999999999999"}, "--seed: must be a number of 64 bits"),
         ({"learning_rate": "fast"}, "--learning_rate"),
         ({"lerning_rate": "1"}, "lerning_rate"),
     ],
@@ -112,6 +112,35 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ("[" * 100000, "is not valid JSON"),
         ("[]", "is not a JSON object"),
         ("\ufeff[]", "is not a JSON object"),
+        ('{"steps_per_print": NaN}', "NaN is not a number of JSON"),
+        ('{"aio": {}, "aio": {}}', "the key 'aio' comes twice"),
+        ('{"steps_per_print": "often"}', "steps_per_print in"),
+        ('{"steps_per_print": 1e999}', "steps_per_print in"),
+        ('{"prescale_gradients": "no"}', "must be true or false, not 'no'"),
+        ('{"communication_data_type": "fp33"}', "communication_data_type in"),
+        ('{"comms_logger": 3}', "comms_logger in"),
+        ('{"aio": {"queue_depth": "deep"}}', "aio.queue_depth in"),
+        ('{"aio": {"depth": 8}}', "DeepSpeed knows no 'aio.depth'"),
+        ('{"data_types": {"grad_accum_dtype": "fp33"}}', "data_types.grad_accum_dtype"),
+        ('{"zero_optimizations": {}}', "did you mean 'zero_optimization'?"),
+        (
+            '{"zero_optimization": {"bucket_size": 1}}',
+            "no 'zero_optimization.bucket_size'",
+        ),
+        ('{"zero_optimization": {"stage": true}}', "must be 0, 1, 2 or 3"),
+        (
+            '{"zero_optimization": {"stage": 1, "reduce_bucket_size": 0}}',
+            "zero_optimization.reduce_bucket_size in",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"pin_memory": 7}}}',
+            "zero_optimization.offload_param.pin_memory in",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}',
+            "zero_optimization.reduce_bucket_size in",
+        ),
+        ('{"activation_checkpointing": {}}', "it is set by --gradient_checkpointing"),
         ('{"train_batch_size": 8}', "it is set by --global_batch_size"),
         ('{"bf16": {"enabled": true}}', "it is set by --precision"),
         ('{"elasticity": {}}', "DeepSpeed no longer has it"),
@@ -132,7 +161,7 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ),
         (
             '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "ssd"}}}',
-            "must be none, cpu or nvme, not ssd",
+            "cannot be 'ssd': input should be 'none', 'cpu' or 'nvme'",
         ),
         (
             '{"zero_optimization": {"stage": 3, "offload_optimizer": {"nvme_path": "/"}}}',
@@ -152,7 +181,10 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
 def test_wrong_deepspeed_file(capsys, tmp_path, options, content, message):
     file = tmp_path / "deepspeed.json"
     file.write_text(content)
-    assert message in refusal(capsys, {**options, "deepspeed_config": str(file)})
+    given = {**options, "deepspeed_config": str(file)}
+    line = refusal(capsys, given)
+    assert message in line and str(file) in line
+    assert refusal(capsys, given, "--dry_run") == line
 
 
 def test_no_room_to_swap(capsys, tmp_path, options, monkeypatch):

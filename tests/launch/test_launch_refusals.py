@@ -33,7 +33,7 @@ def refusal(capsys, launch, train):
         (["--hosts", "nowhere.invalid"], "nowhere.invalid does not resolve"),
         ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh or slurm"),
         ([*TWO_HOSTS, "--min_hosts", 3], "--min_hosts 3 is more than the 2 hosts"),
-        ([*TWO_HOSTS, "--host_timeout", 1], "--host_timeout must be 10 or more"),
+        ([*TWO_HOSTS, "--host_timeout", 1], "--host_timeout must be from 10"),
         ([*TWO_HOSTS, "--env", "A"], "--env `A` is not NAME=VALUE"),
         ([*TWO_HOSTS, "--no_ssh"], "--no_ssh needs --node_rank N"),
         ([*TWO_HOSTS, "--no_ssh", "--node_rank", 2], "must be from 0 to 1"),
