@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,8 +88,9 @@ def check_text(arguments: Sequence[str]) -> None:
             what = "has a NUL character in it"
         elif not argument.isascii():
             try:
-                argument.encode()
-            except UnicodeEncodeError:
+                # In a locale that is not of UTF-8 Python takes each byte by itself.
+                os.fsencode(argument).decode("utf-8")
+            except UnicodeError:
                 what = "is not UTF-8"
         if what is not None:
             place = _option_at(arguments, number)

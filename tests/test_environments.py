@@ -19,7 +19,12 @@ from ten_dist.cli import main
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import write_json
 from ten_dist.monitor.event_file import EventFile
-from ten_dist.own_rank import OwnRank, rank_of_environment, without_stray_ranks
+from ten_dist.own_rank import (
+    VARIABLES,
+    OwnRank,
+    rank_of_environment,
+    without_stray_ranks,
+)
 from ten_dist.run_folder import RunFolder
 from tests.tools.launching import SMALL_MODEL, launch_environment, read_metrics
 
@@ -107,6 +112,9 @@ def test_rank_variables_are_nothing_to_a_command_without_ranks(
 def test_a_training_refuses_what_contradicts_itself(
     variables, named, text_data, tmp_path, monkeypatch, capsys
 ):
+    # Trainings of other tests in this process have left theirs.
+    for name in (*VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     arguments = ["--data", text_data, "--output_dir", tmp_path / "run", "--steps", 1]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import threading
 from typing import TYPE_CHECKING
 
 from launch.droplets.api import Api, ApiConfig
 from launch.droplets.removal import reap_expired
+from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
 
@@ -28,9 +28,11 @@ class ReapingConfig:
     minutes, see `ten-dist droplets`; 0 is never."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.reap_droplets < math.inf:
+        most = LONGEST_SECONDS // 60
+        if not 0 <= self.reap_droplets <= most:
             raise ConfigurationError(
-                f"--reap_droplets must be 0 or more, not {self.reap_droplets}"
+                f"--reap_droplets must be from 0 to {most:,.0f}, not "
+                f"{self.reap_droplets}"
             )
 
 

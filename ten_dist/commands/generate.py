@@ -7,6 +7,7 @@ whatever the length.
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 
@@ -79,7 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
     separator = folder.read().data.separator_id
     content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
     tokenizer = TextTokenizer.with_separator_id(content, separator)
-    prompt = tokenizer.encode([arguments.prompt])[0].tolist()
+    # Where the locale is not of UTF-8, what is not ASCII came as single bytes.
+    text = os.fsencode(arguments.prompt).decode("utf-8")
+    prompt = tokenizer.encode([text])[0].tolist()
     # A document starts where another has ended.
     start = prompt or [separator]
     small = model.network.num_parameters() < _PARAMETERS_FOR_THREADS

@@ -23,7 +23,7 @@ from ten_dist.engine.deepspeed_internals import (
     set_timeout_of_groups,
 )
 from ten_dist.errors import ConfigurationError, TrainingError
-from ten_dist.own_rank import OwnRank, read_number, take_part
+from ten_dist.own_rank import OwnRank, take_part
 
 # The name of a node that was started just now may not be known everywhere yet.
 _SECONDS_FOR_NAMES = 60
@@ -35,7 +35,6 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
     Without any launcher this is a run of one process; DeepSpeed would look for MPI
     then, and fail where there is none.
     """
-    port = read_number(os.environ, "MASTER_PORT", 0)
     wanted = {
         "RANK": str(own.rank),
         "WORLD_SIZE": str(own.world_size),
@@ -44,22 +43,22 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
     if own.world_size == 1 and not os.environ.get("WORLD_SIZE"):
         # What there is of an address has been left by something else.
         return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    if not os.environ.get("MASTER_ADDR") or not port:
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise ConfigurationError(
             "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
             "node and a free port on it"
         )
-    _check_master(os.environ["MASTER_ADDR"], port)
+    _check_master(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     return wanted
 
 
-def _check_master(address: str, port: int) -> None:
+def _check_master(address: str, port: str) -> None:
     """Refuse a place to meet that there cannot be, for which torch would wait.
 
     Raises:
         ConfigurationError: the port is none, or the address is not known.
     """
-    if port >= 1 << 16:
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ConfigurationError(
             f"MASTER_PORT is '{port}', and must be a port from 1 to 65535: give the "
             "launcher another --master_port"
@@ -67,7 +66,7 @@ def _check_master(address: str, port: int) -> None:
     end = time.monotonic() + _SECONDS_FOR_NAMES
     while True:
         try:
-            socket.getaddrinfo(address, port)
+            socket.getaddrinfo(address, int(port))
             return
         # A name with an empty or too long part cannot even be asked for.
         except (OSError, UnicodeError) as error:

@@ -34,20 +34,11 @@ class SupervisionConfig:
     """Last lines of the job's output to show and log with a failure."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"),
-        ):
+        for name in ("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("backoff", "max_backoff", "grace"):
             most = f"{LONGEST_SECONDS:,.0f} or less"
             _require(self, name, getattr(self, name) <= LONGEST_SECONDS, most)
-        minutes = LONGEST_SECONDS // 60
-        _require(
-            self,
-            "reap_droplets",
-            self.reap_droplets <= minutes,
-            f"{minutes:,.0f} or less",
-        )
         limit = self.max_failures_per_step
         _require(self, "max_failures_per_step", limit >= 1, "1 or more")
 

@@ -364,7 +364,7 @@ def test_the_table_has_hosts_then_errors_then_warnings():
         (["--hostfile", "nowhere"], "--hostfile nowhere cannot be read"),
         (["--hosts", "127.0.0.1:1", "--backend", "mpi"], "--backend must be one of"),
         (["--hosts", "127.0.0.1:1", "--master_port", "0"], "--master_port must be"),
-        (["--hosts", "127.0.0.1:1", "--max_clock_skew", "nan"], "--max_clock_skew"),
+        (["--hosts", "127.0.0.1:1", "--max_clock_skew", "-1"], "--max_clock_skew"),
         (["--hosts", "127.0.0.1:1", "--network_timeout", "0"], "--network_timeout"),
         (["--hosts", "127.0.0.1:1", "--data", "a=b,c"], "NAME=DATA:WEIGHT"),
         (["--hosts", "nowhere.invalid:1,b:1"], "nowhere.invalid does not resolve"),
