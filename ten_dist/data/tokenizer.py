@@ -27,6 +27,8 @@ from ten_dist.files import read_user_text
 TOKENIZER_NAME = "tokenizer.json"
 SEPARATOR = "<|endoftext|>"
 WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# No text means anything else by these, special tokens or not.
+_UNMISTAKABLE = (SEPARATOR, "<|end_of_text|>")
 
 # Unicode sets its first and last character aside for use within a program.
 _UNSPELLABLE = "\ufdd0separator\ufdd0"
@@ -37,7 +39,8 @@ class TextTokenizer:
 
     Args:
         content: of a `tokenizer.json` of the ``tokenizers`` library.
-        separator: the token; the only special one among the well-known ones by default.
+        separator: the token; by default the only one among the well-known ones that is
+            special, or else that means nothing else in a text.
 
     Attributes:
         separator: the token in words.
@@ -57,7 +60,7 @@ class TextTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         if separator is None:
-            separator = _only_special_separator(self.spec)
+            separator = _clear_separator(self.spec)
         _check_separator(self.spec, separator)
         self.separator = separator
         self.separator_id: int = vocabulary[separator]
@@ -75,9 +78,10 @@ class TextTokenizer:
         return cls(content, separator)
 
     @property
-    def has_special_separator(self) -> bool:
-        """Whether the separator is a special token, which means nothing else in a text."""
-        return self.separator in _special_tokens(self.spec)
+    def has_clear_separator(self) -> bool:
+        """Whether the separator means nothing else in a text."""
+        special = self.separator in _special_tokens(self.spec)
+        return special or self.separator in _UNMISTAKABLE
 
     @cached_property
     def in_bytes(self) -> bool:
@@ -212,18 +216,20 @@ def _special_tokens(spec: dict[str, Any]) -> list[str]:
     return [token["content"] for token in spec["added_tokens"] if token["special"]]
 
 
-def _only_special_separator(spec: dict[str, Any]) -> str:
+def _clear_separator(spec: dict[str, Any]) -> str:
     """The separator that a tokenizer has without a doubt.
 
     A token that is not special is what a text may well contain, such as `</s>` where that
     is a tag of HTML.
     """
     special = _special_tokens(spec)
+    added = [token["content"] for token in spec["added_tokens"]]
     found = [token for token in WELL_KNOWN_SEPARATORS if token in special]
+    found = found or [token for token in _UNMISTAKABLE if token in added]
     if len(found) == 1:
         return found[0]
     if found:
-        reason = f"more than one special token that may, {' '.join(found)}"
+        reason = f"more than one token that may, {' '.join(found)}"
     else:
         reason = f"none of {' '.join(WELL_KNOWN_SEPARATORS)} as a special token"
         reason += f" (it has {' '.join(special)})" if special else ""

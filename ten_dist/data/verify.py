@@ -113,7 +113,7 @@ def _wrongly_prepared(manifest: Manifest) -> Iterator[DataError]:
         )
         return
     named = manifest.source.get("separator") is not None
-    if not tokenizer.has_special_separator and not named:
+    if not tokenizer.has_clear_separator and not named:
         yield DataError(
             f"{manifest.directory}: the separator {manifest.separator_token!r} was not "
             "asked for and is no special token, so that text may mean something else by "

@@ -143,6 +143,8 @@ def spec_with(added, base=None):
         ([("<eos>", True), ("</s>", False)], "</s>", "</s>"),
         ([("<|endoftext|>", True), ("<|im_end|>", True)], None, "<|endoftext|>"),
         ([("<end>", True)], "<end>", "<end>"),
+        # Not special, but what else could it mean.
+        ([("<|endoftext|>", False), ("</s>", False)], None, "<|endoftext|>"),
     ],
 )
 def test_the_separator_is_special_or_named(added, wanted, separator):
@@ -156,7 +158,7 @@ def test_the_separator_is_special_or_named(added, wanted, separator):
 @pytest.mark.parametrize(
     ("added", "wanted", "reason"),
     [
-        ([("<eos>", True), ("</s>", True)], None, "more than one special token"),
+        ([("<eos>", True), ("</s>", True)], None, "more than one token"),
         ([("</s>", False)], None, "none of .* as a special token"),
         ([("<end>", True)], None, r"it has <end>.*--separator"),
         ([("<eos>", True)], "a", "none of the tokenizer's added tokens"),
