@@ -74,7 +74,8 @@ def cuts_of(tokenizer: TextTokenizer) -> Cuts | None:
         # Special ones are text, and so is the separator.
         if not token["special"] and token["content"] != tokenizer.separator
     ]
-    if not all(_stays_in_word(token) for token in looked_for):
+    # Where any is looked for, so are the special ones, whose characters it then passes over.
+    if looked_for and not all(map(_stays_in_word, spec["added_tokens"])):
         return None
     kind = splitter["type"]
     if normalizer is None and model["type"] == "BPE":
@@ -133,6 +134,8 @@ def _is_llama(normalizer: dict[str, Any] | None, model: dict[str, Any]) -> bool:
         normalizer["normalizers"] == steps
         and _SPACE in model["vocab"]
         and not model.get("ignore_merges")
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
         and not any(_SPACE in piece.lstrip(_SPACE) for piece in model["vocab"])
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from typing import TextIO
 
@@ -65,7 +66,10 @@ class _Output(io.FileIO):
 
     def write(self, data: bytes) -> int | None:  # type: ignore[override]
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:
+                # Another program has made it non-blocking, and it is full.
+                select.select([], [self], [])
+            return written
         except OSError as error:
             self._lead_nowhere()
             if not self._keep_going:

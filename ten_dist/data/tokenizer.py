@@ -7,11 +7,12 @@ spells them out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # No text means anything else by these, special tokens or not.
 _UNMISTAKABLE = (SEPARATOR, "<|end_of_text|>")
 
+_PANIC = "PanicException"
 # Unicode sets its first and last character aside for use within a program.
 _UNSPELLABLE = "\ufdd0separator\ufdd0"
 
@@ -58,12 +60,22 @@ class TextTokenizer:
         self._tokenizer = _from_json(content)
         self.spec: dict[str, Any] = json.loads(self._tokenizer.to_str())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise DataError("it is not a tokenizer.json: it has no tokens")
         self.vocab_size = max(vocabulary.values()) + 1
         if separator is None:
             separator = _clear_separator(self.spec)
         _check_separator(self.spec, separator)
         self.separator = separator
         self.separator_id: int = vocabulary[separator]
+        same = [token for token, i in vocabulary.items() if i == self.separator_id]
+        if len(same) > 1:
+            # The library numbers added tokens on from the number of pieces.
+            raise ConfigurationError(
+                f"the tokenizer gives {' and '.join(map(repr, sorted(same)))} one id, "
+                f"{self.separator_id}: give the added token another, or name another one "
+                "with --separator"
+            )
 
     @classmethod
     def with_separator_id(cls, content: str, separator_id: int) -> TextTokenizer:
@@ -75,7 +87,13 @@ class TextTokenizer:
         separator = _from_json(content).id_to_token(separator_id)
         if separator is None:
             raise DataError(f"the tokenizer has no token {separator_id}, the separator")
-        return cls(content, separator)
+        try:
+            return cls(content, separator)
+        except ConfigurationError as error:
+            raise DataError(
+                f"the data that this was trained on were prepared with a separator that "
+                f"text can give ({error}): prepare them again, and train again"
+            ) from None
 
     @property
     def has_clear_separator(self) -> bool:
@@ -131,14 +149,10 @@ class TextTokenizer:
                 np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
                 for text in texts
             ]
-        try:
+        with _naming("the tokenizer cannot encode a document"):
             encodings = self._encoding.encode_batch_fast(
                 texts, add_special_tokens=False
             )
-        except Exception as error:  # noqa: BLE001 - what the library raises is no subclass
-            raise DataError(
-                f"the tokenizer cannot encode a document: {_reason(error)}"
-            ) from None
         # By way of an array: numpy takes three times as long over a list.
         encoded = [np.asarray(array("I", encoding.ids)) for encoding in encodings]
         return [self._spelled_out(ids) for ids in encoded]
@@ -202,14 +216,21 @@ def byte_level(model: models.Model) -> Tokenizer:
 
 
 def _from_json(content: str) -> Tokenizer:
-    try:
+    with _naming("it is not a tokenizer.json"):
         return Tokenizer.from_str(content)
-    except Exception as error:  # noqa: BLE001 - what the library raises is no subclass
-        raise DataError(f"it is not a tokenizer.json: {_reason(error)}") from None
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn whatever the library raises into a :class:`DataError` of one line."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{what}: {reason}") from None
 
 
 def _special_tokens(spec: dict[str, Any]) -> list[str]:

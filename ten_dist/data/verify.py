@@ -19,7 +19,7 @@ from ten_dist.errors import ConfigurationError, DataError
 CUTS_ARE_EXACT = 3
 """Layout, in a set's source, from which on long documents are cut where that is exact."""
 _SHORTEST_THAT_WAS_CUT = 8192
-"""Tokens that 131,072 characters, from which on documents were cut, take at least."""
+"""Tokens that 131,072 characters of prose, from which on documents were cut, take."""
 _AGAIN = f"prepare the data again with `{PREPARE_COMMAND}` into another folder"
 _CONCURRENT_REQUESTS = 16
 
@@ -126,8 +126,8 @@ def _wrongly_prepared(manifest: Manifest) -> Iterator[DataError]:
     if longest > _SHORTEST_THAT_WAS_CUT:
         yield DataError(
             f"{manifest.directory} has documents of up to {longest:,} tokens, which an "
-            "earlier version encoded in pieces: some tokens at their ends are not those "
-            f"of the whole document: {_AGAIN}"
+            "earlier version encoded in pieces: some tokens at their ends may not be "
+            f"those of the whole document: {_AGAIN}"
         )
 
 

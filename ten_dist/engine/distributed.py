@@ -40,8 +40,9 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
         "WORLD_SIZE": str(own.world_size),
         "LOCAL_RANK": str(own.local_rank),
     }
-    if own.world_size == 1 and not os.environ.get("WORLD_SIZE"):
-        # What there is of an address has been left by something else.
+    names = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if own.world_size == 1 and not all(map(os.environ.get, names)):
+        # What there is of them has been left by something else.
         return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise ConfigurationError(

@@ -18,6 +18,7 @@ import inspect
 import io
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ import torch
 from ten_dist.own_rank import own_rank
 
 _CHECKSUM = "sha256"
+_OWN_HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -152,10 +154,15 @@ class Extension:
             damaged = self._hidden_beside(folder)
             os.rename(folder, damaged)
             shutil.rmtree(damaged, ignore_errors=True)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            # Another node may have been first, where locks hold on one node only.
+            if not _is_whole(folder):
+                raise
 
     def _hidden_beside(self, folder: Path) -> Path:
-        return folder.with_name(f".{self._name}.{uuid.uuid4().hex}")
+        return folder.with_name(f".{self._name}.{_OWN_HOST}.{uuid.uuid4().hex}")
 
     def _open(self, folder: Path) -> ModuleType | None:
         path = _library(folder)
@@ -278,7 +285,8 @@ def _only_builder(root: Path, name: str, title: str) -> Iterator[None]:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
         else:
-            for leftover in root.glob(f".{name}.{'[0-9a-f]' * 32}"):
+            # Locks may hold on one node only: those of others may be at work.
+            for leftover in root.glob(f".{name}.{_OWN_HOST}.{'[0-9a-f]' * 32}"):
                 shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:

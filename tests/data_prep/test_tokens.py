@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from data_prep.pieces import cut_pieces, cuts_of
 from data_prep.tokenizer import train_tokenizer
@@ -171,6 +171,43 @@ def test_a_separator_in_doubt_has_to_be_named(added, wanted, reason):
     assert "\n" not in str(caught.value) and "--separator" in str(caught.value)
 
 
+def test_two_tokens_of_one_id_are_refused():
+    # The library numbers added tokens on from the number of pieces, over a gap.
+    pieces = {piece: at for at, piece in enumerate("ab</s>")} | {"d": 7}
+    tokenizer = Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    tokenizer.add_special_tokens(["</s>"])
+    with pytest.raises(ConfigurationError, match="'</s>' and 'd' one id, 7"):
+        TextTokenizer(tokenizer.to_str())
+
+
+def test_a_vocabulary_of_nothing_is_refused():
+    with pytest.raises(DataError, match="it has no tokens"):
+        TextTokenizer(Tokenizer(models.BPE()).to_str())
+
+
+@pytest.mark.parametrize("form", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_text_that_is_one_word_with_forms_of_its_ends_is_encoded_whole(form):
+    spec = json.loads(FAMILIES["llama"][0]().to_str())
+    spec["model"] |= {form: "##", "merges": []}
+    assert cuts_of(TextTokenizer(json.dumps(spec))) is None
+
+
+def test_a_special_token_that_hides_another_keeps_a_text_whole():
+    tokenizer = FAMILIES["gpt2"][0]()
+    tokenizer.add_special_tokens(["ab cd"])
+    assert cuts_of(TextTokenizer(tokenizer.to_str())) is not None
+    tokenizer.add_tokens([AddedToken("cd", normalized=False)])
+    assert cuts_of(TextTokenizer(tokenizer.to_str())) is None
+
+
+def test_a_panic_of_the_library_is_named_in_one_line():
+    tokenizer = FAMILIES["bert"][0]()
+    tokenizer.add_tokens([AddedToken("\u0301", normalized=True)])
+    with pytest.raises(DataError, match="cannot encode a document") as caught:
+        TextTokenizer(tokenizer.to_str()).encode(["中", "ß a"])
+    assert "\n" not in str(caught.value)
+
+
 def test_the_unknown_token_separates_nothing():
     content = FAMILIES["unigram"][0]().to_str()
     with pytest.raises(ConfigurationError, match="stands for what"):
@@ -197,7 +234,7 @@ def test_characters_that_are_left_out_are_announced():
     tokenizer = TextTokenizer(byte_tokenizer().to_str())
     assert not tokenizer.drops_unknown_characters()
     spec = json.loads(byte_tokenizer().to_str())
-    del spec["model"]["vocab"]["a"]
+    spec["model"]["vocab"]["aaa"] = spec["model"]["vocab"].pop("a")
     assert TextTokenizer(json.dumps(spec), SEPARATOR).drops_unknown_characters()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ten_dist import native
-from ten_dist.native.library import Extension
+from ten_dist.native.library import _OWN_HOST, Extension
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++")) is None,
@@ -134,7 +134,7 @@ def test_a_damaged_library_is_built_anew_beside_it(source, extensions, capfd):
 
 @needs_compiler
 def test_what_a_killed_build_left_blocks_nobody_and_is_removed(source, extensions):
-    abandoned = extensions / f".answer.{'0' * 32}"
+    abandoned = extensions / f".answer.{_OWN_HOST}.{'0' * 32}"
     abandoned.mkdir(parents=True)
     (abandoned / "lock").touch()
     load_here(source)
