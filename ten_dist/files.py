@@ -73,7 +73,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file, whole: written beside it, brought to the disk, renamed."""
+    """Replace a file, whole: written beside it, brought to the disk, renamed.
+
+    What is no file, such as a pipe or /dev/null, is written to as it is.
+    """
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as target:
+            target.write(data)
+        return
     temporary = temporary_of(path)
     with removed_on_error(temporary):
         with open(temporary, "wb") as file:

@@ -1,5 +1,7 @@
 """Whatever an option holds: it is used, or refused by its name in one line with status 2."""
 
+import os
+
 import pytest
 
 from data_prep.shard import main as prepare
@@ -216,3 +218,17 @@ def test_used(capsys, place, status, command, option, value):
         for path in sorted((place / "new").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         (place / "new").rmdir()
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(place, status, tmp_path):
+    """As root a rename would put a file in the place of /dev/null, for all programs."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert status("plan", "--json", pipe) == 0
+        assert pipe.is_fifo() and os.read(reader, 1 << 20).startswith(b"{")
+        assert status("convert", "--output", pipe) == 2
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def export_weights(
         ConfigurationError: the checkpoint is damaged.
         OSError: the file system refuses.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     temporary = temporary_of(path)
     with removed_on_error(temporary):
         write_tensors(
