@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -25,6 +24,7 @@ from data_prep.documents import Selection, line_number, unit_documents
 from data_prep.huggingface import DatasetFiles, find_dataset
 from data_prep.journal import Journal
 from data_prep.left_out import LeftOut, Place
+from data_prep.options import ShardOptions
 from data_prep.segment import Segment
 from data_prep.tokenizer import check_vocab_size, train_tokenizer
 from ten_dist.data.tokenizer import (
@@ -116,7 +116,7 @@ class Vocabulary:
     separator: tuple[str, int]
 
 
-def plan_corpus(options: argparse.Namespace) -> CorpusPlan:
+def plan_corpus(options: ShardOptions) -> CorpusPlan:
     """List the corpus and check the tokenizer that was asked for.
 
     Raises:
@@ -154,7 +154,7 @@ def plan_corpus(options: argparse.Namespace) -> CorpusPlan:
 
 
 def _source(
-    options: argparse.Namespace,
+    options: ShardOptions,
     segments: Sequence[Segment],
     dataset: DatasetFiles | None,
     given_tokenizer: str | None,
@@ -189,7 +189,7 @@ def _source(
     return {**source, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
 
 
-def _given_tokenizer(options: argparse.Namespace) -> str | None:
+def _given_tokenizer(options: ShardOptions) -> str | None:
     """The JSON of the tokenizer that is not to be trained, checked."""
     if options.tokenizer is None:
         check_vocab_size(options.vocab_size)
@@ -210,7 +210,7 @@ def _given_tokenizer(options: argparse.Namespace) -> str | None:
 
 
 def make_vocabulary(
-    options: argparse.Namespace, plan: CorpusPlan, journal: Journal, say: Say
+    options: ShardOptions, plan: CorpusPlan, journal: Journal, say: Say
 ) -> Vocabulary:
     """The tokenizer that was given, or trained by an earlier start, or is trained now.
 
@@ -247,7 +247,7 @@ def make_vocabulary(
 
 
 def _train(
-    options: argparse.Namespace, plan: CorpusPlan, journal: Journal, say: Say
+    options: ShardOptions, plan: CorpusPlan, journal: Journal, say: Say
 ) -> Tokenizer:
     """Train on the documents that are not held out, and say how it went."""
     started = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from data_prep.deduplicate import mark_duplicates
 from data_prep.journal import Split, UnitResult
 from data_prep.left_out import LeftOut
-from data_prep.options import parse_options
+from data_prep.options import ShardOptions, parse_options
 from data_prep.output import Found, Output
 from data_prep.plan import CorpusPlan, Say, Vocabulary, make_vocabulary, plan_corpus
 from data_prep.progress import work_with_bar
@@ -116,7 +115,7 @@ def _say(rank: int, text: str) -> None:
         print(text, flush=True)
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
+def _options(arguments: Sequence[str]) -> ShardOptions | None:
     """The options; None if ``--help`` was all that was asked for."""
     try:
         return parse_options(arguments)
@@ -125,7 +124,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
 
 
 def _begun(
-    ranks: Ranks, options: argparse.Namespace, output: Output, say: Say
+    ranks: Ranks, options: ShardOptions, output: Output, say: Say
 ) -> tuple[CorpusPlan, bool] | None:
     """Claim the output: the plan, and whether it continues; None if all is done.
 
@@ -140,7 +139,7 @@ def _begun(
 
 
 def _begin(
-    options: argparse.Namespace, output: Output, say: Say
+    options: ShardOptions, output: Output, say: Say
 ) -> tuple[CorpusPlan, bool] | None:
     plan = plan_corpus(options)
     val = options.val_fraction > 0
@@ -165,7 +164,7 @@ def _begin(
 
 
 def _vocabulary(
-    options: argparse.Namespace, plan: CorpusPlan, output: Output, say: Say
+    options: ShardOptions, plan: CorpusPlan, output: Output, say: Say
 ) -> Vocabulary:
     vocabulary = make_vocabulary(options, plan, output.journal, say)
     output.write_tokenizer(vocabulary.tokenizer_json, options.val_fraction > 0)
@@ -209,7 +208,7 @@ def _finished(
 
 def _tokenize(
     ranks: Ranks,
-    options: argparse.Namespace,
+    options: ShardOptions,
     plan: CorpusPlan,
     vocabulary: Vocabulary,
     output: Output,
@@ -254,7 +253,7 @@ def _tokenize(
 
 
 def _complete(
-    options: argparse.Namespace,
+    options: ShardOptions,
     plan: CorpusPlan,
     vocabulary: Vocabulary,
     output: Output,

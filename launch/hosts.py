@@ -13,9 +13,11 @@ import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import psutil
 
+from ten_dist.config.options import Options, metavar
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import read_user_text, write_text
 
@@ -36,20 +38,17 @@ class Host:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HostsConfig:
+class HostsConfig(Options):
     """Which machines a run has; each field is an option of the commands that reach them."""
 
-    hostfile: str | None = None
+    GROUP: ClassVar[str] = "hosts"
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("hostfile", "hosts")
+
+    hostfile: Annotated[str | None, metavar("FILE")] = None
     """File with a line `ADDRESS slots=GPUS` for each host; without it and --hosts, the
     hosts of the Slurm allocation."""
-    hosts: str | None = None
+    hosts: Annotated[str | None, metavar("ADDRESS:N,...")] = None
     """The hosts themselves, ADDRESS:GPUS,ADDRESS:GPUS."""
-
-    def __post_init__(self) -> None:
-        if self.hostfile is not None and self.hosts is not None:
-            raise ConfigurationError(
-                "--hostfile and --hosts both name the hosts: keep one"
-            )
 
     def read(self, *, slurm: bool = False) -> list[Host]:
         """The hosts that the options name, or those of the Slurm allocation.

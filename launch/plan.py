@@ -7,6 +7,7 @@ import contextlib
 
 from launch.droplets.api import Api, ApiConfig
 from launch.droplets.catalogue import Catalogue
+from ten_dist.arguments import ArgumentParser
 from ten_dist.commands import plan
 from ten_dist.console import say
 from ten_dist.errors import ConfigurationError
@@ -14,7 +15,7 @@ from ten_dist.errors import ConfigurationError
 __doc__ = plan.__doc__
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist plan`."""
     plan.add_arguments(parser)
     parser.add_argument(

@@ -12,10 +12,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Annotated, Any, ClassVar, TypeVar
 
 from launch.hosts import Host, is_own, own_addresses
 from ten_dist.arguments import LONGEST_SECONDS
+from ten_dist.config.options import PORT, Options, at_least, metavar
 from ten_dist.errors import ConfigurationError
 
 _Result = TypeVar("_Result")
@@ -28,30 +29,23 @@ _ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SshConfig:
+class SshConfig(Options):
     """How ssh reaches the hosts; each field is an option of the commands that do."""
 
-    ssh_config: str | None = None
+    GROUP: ClassVar[str] = "ssh"
+
+    ssh_config: Annotated[str | None, metavar("FILE")] = None
     """Configuration file for ssh, in place of ~/.ssh/config."""
-    ssh_port: int | None = None
+    ssh_port: Annotated[int | None, PORT] = None
     """Port of the hosts' ssh servers."""
     ssh_user: str | None = None
     """User to log in as on the hosts."""
-    connect_timeout: int = 10
+    connect_timeout: Annotated[int, at_least(1, most=LONGEST_SECONDS)] = 10
     """Seconds to wait for a host's ssh server."""
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         if self.ssh_config is not None and not Path(self.ssh_config).is_file():
             raise ConfigurationError(f"--ssh_config {self.ssh_config} is not a file")
-        if self.ssh_port is not None and not 0 < self.ssh_port < 65536:
-            raise ConfigurationError(
-                f"--ssh_port must be from 1 to 65535, not {self.ssh_port}"
-            )
-        if not 1 <= self.connect_timeout <= LONGEST_SECONDS:
-            raise ConfigurationError(
-                f"--connect_timeout must be from 1 to {LONGEST_SECONDS:,.0f}, "
-                f"not {self.connect_timeout}"
-            )
 
     def options(self) -> list[str]:
         """Words between `ssh` and the host. Nothing is ever asked of the terminal."""

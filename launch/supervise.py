@@ -9,13 +9,14 @@ import argparse
 import sys
 
 from launch.droplets.reaping import ReapingConfig, reaping
+from ten_dist.arguments import ArgumentParser
 from ten_dist.commands import supervise
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.config.command_line import add_options, given
 
 __doc__ = supervise.__doc__
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist supervise`."""
     supervise.add_arguments(parser)
     add_options(parser, ReapingConfig)
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             cannot be reaped.
         TrainingError: processes of the job cannot be killed.
     """
-    with reaping(ReapingConfig(**given_options(arguments, ReapingConfig))):
+    with reaping(given(arguments, ReapingConfig)):
         return supervise.run(arguments)
 
 

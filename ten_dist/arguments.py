@@ -10,7 +10,8 @@ import argparse
 import errno
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ten_dist.errors import ConfigurationError
@@ -36,6 +37,23 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(*arguments, **options)
         self.register("type", int, whole_number)
         self.register("type", float, real_number)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self.expand: Callable[[list[str]], list[str]] = list
+        """What stands for the arguments before they are parsed."""
+        self.declared: dict[str, Any] = {}
+        """What an option was made of, by name, where :mod:`ten_dist.config` has."""
+
+    def group(
+        self, title: str, description: str | None = None
+    ) -> argparse._ArgumentGroup:
+        """The group of options of a title, made when it is first asked for."""
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title, description)
+        return self._groups[title]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self.expand(list(given)), namespace)
 
 
 def whole_number(text: str) -> int:

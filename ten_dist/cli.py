@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import ten_dist
 from ten_dist.arguments import ArgumentParser, check_text, refused_name
+from ten_dist.config_file import add_config_file, config_text
+from ten_dist.console import say
 from ten_dist.errors import (
     EXIT_CONFIGURATION_ERROR,
     EXIT_FAILED,
@@ -146,27 +148,33 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
             f"{where if name == 'launch' else ''}"
         )
     assert run is not None, "argparse accepts no other command"
+    if parsed.print_config:
+        say(config_text(parsed).rstrip())
+        return 0
     # A command that has more to say than success returns its status.
     return run(parsed) or 0
 
 
-def _add_command(parser: argparse.ArgumentParser, module_name: str) -> Callable:
+def _add_command(
+    parser: ArgumentParser, module_name: str
+) -> Callable[[argparse.Namespace], int | None]:
     """Give a parser the description and the options of a command; returns its `run`."""
     module = importlib.import_module(module_name)
     parser.description = module.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
+    add_config_file(parser)
     return module.run
 
 
-def command_parsers() -> dict[str, argparse.ArgumentParser]:
+def command_parsers() -> dict[str, ArgumentParser]:
     """A parser with all options of each command, by the name of the command.
 
     `ten-dist` itself makes only that of the command it runs; these are for documents.
     """
     parsers = {}
     for command, (module_name, _) in _COMMANDS.items():
-        parsers[command] = argparse.ArgumentParser(
+        parsers[command] = ArgumentParser(
             prog=f"ten-dist {command}", allow_abbrev=False
         )
         _add_command(parsers[command], module_name)
@@ -184,7 +192,7 @@ def run_and_exit() -> NoReturn:
         status = main()
     except SystemExit as end:
         # Of argparse, which has said why.
-        status = end.code
+        status = end.code if isinstance(end.code, int) else EXIT_FAILED
     with contextlib.suppress(OSError):
         flush_streams()
     if status and own_rank().local_rank != 0:

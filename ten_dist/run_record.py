@@ -14,6 +14,12 @@ _FORMAT = "ten_dist.run"
 _VERSION = 2
 
 
+def is_run_record(content: Any) -> bool:
+    """Whether the content of a JSON file is that of a run's `config.json`, of whatever
+    version."""
+    return isinstance(content, dict) and content.get("format") == _FORMAT
+
+
 @dataclasses.dataclass(frozen=True)
 class DataRecord:
     """Which tokens a run reads."""
@@ -62,7 +68,7 @@ class RunRecord:
         Raises:
             ConfigurationError: it is something else, or of another version.
         """
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        if not is_run_record(values):
             raise ConfigurationError("is another's")
         if values.get("version") != _VERSION:
             raise ConfigurationError(
@@ -72,7 +78,7 @@ class RunRecord:
         try:
             return cls(
                 model=TemporalEigenstateConfig.from_dict(values["model"]),
-                training=TrainingConfig(**values["training"]),
+                training=TrainingConfig.from_dict(values["training"]),
                 schedule=Schedule(**values["schedule"]),
                 deepspeed=values["deepspeed"],
                 data=DataRecord(**values["data"]),

@@ -13,7 +13,7 @@ LAYERS = [
     "config recurrence",
     "model",
     "data schedule",
-    "checkpoint deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
+    "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
     "planning supervision",
     "engine",
     "commands",

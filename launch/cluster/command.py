@@ -24,7 +24,6 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 
 from launch.cluster.config import Launch, LaunchConfig
 from launch.cluster.jobs import HostsJobs
@@ -36,9 +35,10 @@ from launch.preflight.settings import DEFAULT_PORT
 from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
 from ten_dist.arguments import ArgumentParser
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.config.command_line import add_options, given
 from ten_dist.config.run_options import add_run_options, given_run
 from ten_dist.config.training import TrainingConfig
+from ten_dist.config_file import add_config_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.job import CommandJobs, Jobs, find_output_dir
@@ -48,11 +48,10 @@ from ten_dist.supervision.supervisor import Supervisor, tell
 _NAME = "ten-dist launch"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist launch`."""
-    hosts = parser.add_argument_group("hosts")
-    add_options(hosts, HostsConfig)
-    add_options(hosts, LaunchConfig)
+    add_options(parser, HostsConfig)
+    add_options(parser, LaunchConfig)
     add_environment_option(parser)
     parser.add_argument(
         "--no_ssh",
@@ -71,10 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check what can be checked here, show what would be started, and end",
     )
-    add_options(parser.add_argument_group("ssh"), SshConfig)
-    supervision = parser.add_argument_group("supervision")
-    add_options(supervision, SupervisionConfig)
-    add_options(supervision, ReapingConfig)
+    add_options(parser, SshConfig)
+    add_options(parser, SupervisionConfig)
+    add_options(parser, ReapingConfig)
     parser.add_argument(
         "train",
         nargs=argparse.REMAINDER,
@@ -93,10 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigurationError: options, hosts or batch do not fit, or a host is not there.
         TrainingError: processes of the job cannot be killed.
     """
-    config = LaunchConfig(**given_options(arguments, LaunchConfig))
-    ssh = SshConfig(**given_options(arguments, SshConfig))
-    supervision = SupervisionConfig(**given_options(arguments, SupervisionConfig))
-    reaper = ReapingConfig(**given_options(arguments, ReapingConfig))
+    config = given(arguments, LaunchConfig)
+    ssh = given(arguments, SshConfig)
+    supervision = given(arguments, SupervisionConfig)
+    reaper = given(arguments, ReapingConfig)
     train = arguments.train[1:] if arguments.train[:1] == ["--"] else arguments.train
     if not train:
         raise ConfigurationError(
@@ -104,9 +102,15 @@ def run(arguments: argparse.Namespace) -> int:
             "--, such as `ten-dist launch --hostfile hostfile -- --config nano "
             "--data DATA --output_dir RUN`"
         )
+    parser = ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
+    add_run_options(parser)
+    add_config_file(parser)
+    # Other hosts may not have the file.
+    train = parser.expand(train)
     folder = RunFolder(find_output_dir(train))
     hosts = _hosts(arguments, config)
-    training = _check_training(train, sum(host.slots for host in hosts))
+    training, _ = given_run(parser.parse_args(train))
+    _check_training(training, sum(host.slots for host in hosts))
     folder.check_writable()
     environment = rank_environment(arguments.env)
     launch = Launch(
@@ -125,7 +129,7 @@ def _hosts(arguments: argparse.Namespace, config: LaunchConfig) -> list[Host]:
     Raises:
         ConfigurationError: they name none, too few, or some that cannot be used.
     """
-    named = HostsConfig(**given_options(arguments, HostsConfig))
+    named = given(arguments, HostsConfig)
     hosts = named.read(slurm=config.launcher == "slurm")
     if config.min_hosts > len(hosts):
         raise ConfigurationError(
@@ -134,7 +138,7 @@ def _hosts(arguments: argparse.Namespace, config: LaunchConfig) -> list[Host]:
     return hosts
 
 
-def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
+def _check_training(training: TrainingConfig, ranks: int) -> None:
     """Check the options of the training as its ranks will, without the data.
 
     Raises:
@@ -143,13 +147,8 @@ def _check_training(train: Sequence[str], ranks: int) -> TrainingConfig:
     from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.schedule import make_schedule
 
-    parser = ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
-    add_run_options(parser)
-    parsed = parser.parse_args(train)
-    training, _ = given_run(parsed)
     check_nvme_path(load_deepspeed_file(training.deepspeed_config), training)
     make_schedule(dataclasses.replace(training, epochs=None), ranks, None)
-    return training
 
 
 def _run_by_ssh(launch: Launch, preflight: bool, dry_run: bool) -> int:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from launch.droplets.reaping import ReapingConfig
 from launch.hosts import Host, resolve
 from launch.remote import SshConfig
 from ten_dist.arguments import LONGEST_SECONDS
+from ten_dist.config.options import PORT, Options, at_least
 from ten_dist.config.training import TrainingConfig
-from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.policy import SupervisionConfig
 
-LAUNCHERS = ("ssh", "slurm")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LaunchConfig:
+class LaunchConfig(Options):
     """How the ranks of a training are started; each field is an option of
     `ten-dist launch`."""
 
-    launcher: str = "ssh"
+    GROUP: ClassVar[str] = "hosts"
+
+    launcher: Literal["ssh", "slurm"] = "ssh"
     """ssh: an ssh to each host, which starts its ranks with `deepspeed --no_ssh`; slurm:
     srun, inside of an allocation."""
     node_rank: int | None = None
@@ -31,34 +32,15 @@ class LaunchConfig:
     master_address: str | None = None
     """Address of the first host in the network that joins them; by default what its name
     resolves to."""
-    master_port: int | None = None
+    master_port: Annotated[int | None, PORT] = None
     """Port at which the ranks find each other on the first host; by default a free one,
     with --no_ssh and slurm 29500."""
-    host_timeout: float = 40.0
+    # Hosts and launcher write to each other every few seconds.
+    host_timeout: Annotated[float, at_least(10, most=LONGEST_SECONDS)] = 40.0
     """Seconds without a word from a host after which it is lost: the run goes on from its
     newest checkpoint on the others."""
-    min_hosts: int = 1
+    min_hosts: Annotated[int, at_least(1)] = 1
     """Go on with no fewer hosts than N."""
-
-    def __post_init__(self) -> None:
-        if self.launcher not in LAUNCHERS:
-            raise ConfigurationError(
-                f"--launcher must be {' or '.join(LAUNCHERS)}, not {self.launcher}"
-            )
-        if self.master_port is not None and not 0 < self.master_port < 65536:
-            raise ConfigurationError(
-                f"--master_port must be from 1 to 65535, not {self.master_port}"
-            )
-        # Hosts and launcher write to each other every few seconds.
-        if not 10 <= self.host_timeout <= LONGEST_SECONDS:
-            raise ConfigurationError(
-                f"--host_timeout must be from 10 to {LONGEST_SECONDS:,.0f}, "
-                f"not {self.host_timeout:g}"
-            )
-        if self.min_hosts < 1:
-            raise ConfigurationError(
-                f"--min_hosts must be 1 or more, not {self.min_hosts}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

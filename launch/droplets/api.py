@@ -9,11 +9,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from launch.droplets.errors import TOKEN_VARIABLES, ApiError, NotSent
 from ten_dist.arguments import LONGEST_SECONDS
+from ten_dist.config.options import Options, at_least, metavar, more_than
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError
 
@@ -31,33 +32,23 @@ _LONGEST_ASKED_SECONDS = 900.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ApiConfig:
+class ApiConfig(Options):
     """How the API is reached; each field is an option of `ten-dist droplets`."""
 
-    endpoint: str | None = None
+    GROUP: ClassVar[str] = "API"
+
+    endpoint: Annotated[str | None, metavar("URL")] = None
     """URL of the API, by default that in DIGITALOCEAN_API_URL or
     https://api.digitalocean.com; AMD's developer cloud has another."""
-    attempts: int = 6
+    attempts: Annotated[int, at_least(1)] = 6
     """Attempts at a request that fails for reasons that pass, before giving up."""
-    retry_wait: float = 1.0
+    retry_wait: Annotated[float, more_than(0, most=LONGEST_SECONDS)] = 1.0
     """Seconds before the second attempt, doubled each time up to a minute. Where the
     API names a time, that counts."""
-    request_timeout: float = 60.0
+    request_timeout: Annotated[float, more_than(0, most=LONGEST_SECONDS)] = 60.0
     """Seconds without an answer after which a request has failed."""
     dry_run: bool = False
     """Show every request that would change something, and make none of them."""
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigurationError(
-                f"--attempts must be 1 or more, not {self.attempts}"
-            )
-        for name in ("retry_wait", "request_timeout"):
-            if not 0 < getattr(self, name) <= LONGEST_SECONDS:
-                raise ConfigurationError(
-                    f"--{name} must be more than 0 and at most {LONGEST_SECONDS:,.0f}, "
-                    f"not {getattr(self, name)}"
-                )
 
 
 class Api:

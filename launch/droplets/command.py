@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -39,7 +38,8 @@ from launch.droplets.removal import POLL_SECONDS, WAIT_MINUTES, down, reap
 from launch.droplets.tags import check_run_name
 from launch.hosts import Host, write_hostfile
 from launch.remote import SshConfig
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
 from ten_dist.console import complain, say
 from ten_dist.errors import ConfigurationError, TrainingError
 
@@ -58,7 +58,7 @@ _MOST = 100_000
 _CONNECTION = ("endpoint", "attempts", "retry_wait", "request_timeout")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist droplets`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     parsers = {
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_options(action, ApiConfig, only=names)
 
 
-def _add_own_options(parsers: dict[str, argparse.ArgumentParser]) -> None:
+def _add_own_options(parsers: dict[str, ArgumentParser]) -> None:
     """Add the options that say what an action is about."""
     add_options(parsers["up"], UpConfig)
     for name in ("setup", "hostfile", "down"):
@@ -156,9 +156,9 @@ def run(arguments: argparse.Namespace) -> None:
         check_run_name(arguments.run)
     wanted = None
     if arguments.action == "up":
-        wanted = _wanted(arguments)
-    ssh = SshConfig(**given_options(arguments, SshConfig))
-    config = ApiConfig(**given_options(arguments, ApiConfig))
+        wanted = given(arguments, UpConfig)
+    ssh = given(arguments, SshConfig)
+    config = given(arguments, ApiConfig)
     with contextlib.closing(Api(config)) as api:
         if wanted is not None:
             Creation(api, wanted).run()
@@ -230,19 +230,6 @@ def _size_row(size: Size, count: int, hours: float) -> list[str]:
         f"{price * count * hours:,.2f}",
         " ".join(size.regions) or "nowhere now",
     ]
-
-
-def _wanted(arguments: argparse.Namespace) -> UpConfig:
-    """What `up` creates.
-
-    Raises:
-        ConfigurationError: an option is missing or wrong.
-    """
-    given = given_options(arguments, UpConfig)
-    for field in dataclasses.fields(UpConfig):
-        if field.default is dataclasses.MISSING and given.get(field.name) in (None, ""):
-            raise ConfigurationError(f"--{field.name} is needed")
-    return UpConfig(**given)
 
 
 def _status(api: Api, run: str | None, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from launch.droplets.api import Api
 from launch.droplets.catalogue import Catalogue
@@ -21,6 +21,7 @@ from launch.droplets.network import ensure_firewall, ensure_vpc, parse_sources
 from launch.droplets.removal import destroy
 from launch.droplets.tags import RunTags, check_run_name, droplet_name
 from launch.droplets.user_data import own_commit, user_data
+from ten_dist.config.options import Options, at_least, metavar, more_than
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
 
@@ -31,12 +32,12 @@ _ABSENT_LISTINGS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UpConfig:
+class UpConfig(Options):
     """What to create; each field is an option of `ten-dist droplets up`."""
 
     run: str
     """Name of the run that the droplets are for."""
-    count: int = 1
+    count: Annotated[int, at_least(1)] = 1
     """How many droplets."""
     size: str
     """Size of each; `ten-dist droplets plan` has them with their prices."""
@@ -44,36 +45,30 @@ class UpConfig:
     """Region of all."""
     image: str
     """Image, by slug or number."""
-    ssh_key: str
+    ssh_key: Annotated[str, metavar("KEY,...")]
     """Keys of the account that may log in, by name, number or fingerprint, with commas."""
-    ssh_from: str
+    ssh_from: Annotated[str, metavar("ADDRESS,...")]
     """IP addresses and networks from where ssh is let in, with commas; 0.0.0.0/0 is
     from everywhere."""
-    max_hours: float
+    max_hours: Annotated[float, more_than(0)]
     """Hours after which `reap` destroys the droplets, from the first call for the run."""
-    max_dollars: float | None = None
+    max_dollars: Annotated[float | None, more_than(0)] = None
     """Dollars that the run may cost: more is not created, and `reap` destroys the
     droplets when they have cost it."""
-    repository: str
+    repository: Annotated[str, metavar("URL")]
     """URL that the droplets clone the code from, without a password."""
     commit: str | None = None
     """Commit or tag that they check out, by default that of this checkout."""
-    pip_index: str | None = None
+    pip_index: Annotated[str | None, metavar("URL")] = None
     """URL of a further package index, such as that of torch's builds for AMD GPUs."""
-    wait_minutes: float = 20.0
+    wait_minutes: Annotated[float, more_than(0)] = 20.0
     """Minutes to wait until all droplets run; what is not there then stays and is
     billed."""
-    poll_interval: float = 5.0
+    poll_interval: Annotated[float, more_than(0)] = 5.0
     """Seconds between looks at the droplets."""
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         check_run_name(self.run)
-        if self.count < 1:
-            raise ConfigurationError(f"--count must be 1 or more, not {self.count}")
-        for name in ("max_hours", "max_dollars", "wait_minutes", "poll_interval"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigurationError(f"--{name} must be more than 0, not {value}")
 
 
 class Creation:

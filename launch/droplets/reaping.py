@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from launch.droplets.api import Api, ApiConfig
 from launch.droplets.removal import reap_expired
 from ten_dist.arguments import LONGEST_SECONDS
+from ten_dist.config.options import Options, at_least
 from ten_dist.console import warn
-from ten_dist.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -20,20 +20,14 @@ _SECONDS_TO_END = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReapingConfig:
+class ReapingConfig(Options):
     """Whether to reap; each field is an option of `ten-dist supervise` and `launch`."""
 
-    reap_droplets: float = 0.0
+    GROUP: ClassVar[str] = "supervision"
+
+    reap_droplets: Annotated[float, at_least(0, most=LONGEST_SECONDS // 60)] = 0.0
     """Destroy DigitalOcean droplets that have expired or cost their budget, every N
     minutes, see `ten-dist droplets`; 0 is never."""
-
-    def __post_init__(self) -> None:
-        most = LONGEST_SECONDS // 60
-        if not 0 <= self.reap_droplets <= most:
-            raise ConfigurationError(
-                f"--reap_droplets must be from 0 to {most:,.0f}, not "
-                f"{self.reap_droplets}"
-            )
 
 
 def reaping(config: ReapingConfig) -> contextlib.AbstractContextManager[object]:

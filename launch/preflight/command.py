@@ -22,7 +22,8 @@ from launch.preflight.check import check_hosts
 from launch.preflight.settings import PreflightSettings
 from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
 from ten_dist.console import say
 from ten_dist.errors import EXIT_CONFIGURATION_ERROR, ConfigurationError
 from ten_dist.files import unwritable, write_json
@@ -30,14 +31,12 @@ from ten_dist.files import unwritable, write_json
 _OPTIONS = {f.name for f in dataclasses.fields(PreflightSettings)} - {"network_test"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist preflight`."""
-    hosts = parser.add_argument_group("hosts")
-    add_options(hosts, HostsConfig)
-    add_options(hosts, SshConfig)
-    checks = parser.add_argument_group("checks")
-    add_options(checks, PreflightSettings, only=_OPTIONS)
-    checks.add_argument(
+    add_options(parser, HostsConfig)
+    add_options(parser, SshConfig)
+    add_options(parser, PreflightSettings, only=_OPTIONS)
+    parser.group("checks").add_argument(
         "--no_network_test",
         dest="network_test",
         action="store_false",
@@ -59,13 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: an option is wrong, or the list of hosts.
     """
-    hosts = HostsConfig(**given_options(arguments, HostsConfig)).read()
+    hosts = given(arguments, HostsConfig).read()
     if arguments.json is not None:
         reason = unwritable(Path(arguments.json).absolute().parent)
         if reason is not None:
             raise ConfigurationError(f"--json {arguments.json}: its folder {reason}")
-    settings = PreflightSettings(**given_options(arguments, PreflightSettings))
-    remote = Remote(SshConfig(**given_options(arguments, SshConfig)))
+    settings = given(arguments, PreflightSettings)
+    remote = Remote(given(arguments, SshConfig))
     environment = rank_environment(arguments.env)
     report = check_hosts(hosts, remote, settings, environment, say)
     say(report.table())

@@ -11,13 +11,17 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
+from ten_dist.config.options import Options, at_least
+from ten_dist.config.training import CacheOptions
 from ten_dist.console import complain, say
 from ten_dist.data import Manifest, RemoteAccess, held_out_set
-from ten_dist.data.access import access_of, add_cache_options, load_set
+from ten_dist.data.access import access_of, load_set
 from ten_dist.data.documents import (
     DocumentLengths,
     document_lengths,
@@ -25,13 +29,24 @@ from ten_dist.data.documents import (
 )
 from ten_dist.data.tokenizer import set_tokenizer
 from ten_dist.data.verify import damages
-from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.errors import DataError
 
 _BAR = 40
-_MOST_SAMPLES = 1_000_000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions(Options):
+    """What is shown; each field is an option of `ten-dist data sample`."""
+
+    count: Annotated[int, at_least(1, most=1_000_000)] = 3
+    """Documents."""
+    max_tokens: Annotated[int, at_least(1)] = 200
+    """Most tokens to show of each."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the choice."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist data`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     inspect = actions.add_parser("inspect", help="what is in it", allow_abbrev=False)
@@ -43,21 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     # To verify is to see what the server has, not what a cache has.
     for action in (inspect, sample):
-        add_cache_options(action)
+        add_options(action, CacheOptions)
     inspect.add_argument("--json", action="store_true", help="print JSON instead")
-    sample.add_argument(
-        "--count", type=int, default=3, metavar="N", help="documents [default: 3]"
-    )
-    sample.add_argument(
-        "--max_tokens",
-        type=int,
-        default=200,
-        metavar="N",
-        help="most tokens to show of each [default: 200]",
-    )
-    sample.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the choice [default: 0]"
-    )
+    add_options(sample, SampleOptions)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,18 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigurationError: an option is out of range.
         DataError: the set is missing or damaged.
     """
-    sets = _sets(arguments.data, access_of(arguments, [arguments.data]))
+    cache = given(arguments, CacheOptions)
+    sets = _sets(arguments.data, access_of(cache, [arguments.data]))
     if arguments.action == "inspect":
         _inspect(sets, arguments.json)
     elif arguments.action == "verify":
         _verify(sets)
     else:
-        for name, least in (("count", 1), ("max_tokens", 1), ("seed", 0)):
-            if getattr(arguments, name) < least:
-                raise ConfigurationError(f"--{name} must be at least {least}")
-        if arguments.count > _MOST_SAMPLES:
-            raise ConfigurationError(f"--count must be at most {_MOST_SAMPLES:,}")
-        _sample(sets[0], arguments.count, arguments.max_tokens, arguments.seed)
+        _sample(sets[0], given(arguments, SampleOptions))
 
 
 def _sets(data: str, access: RemoteAccess) -> list[Manifest]:
@@ -173,10 +172,10 @@ def _verify(sets: list[Manifest]) -> None:
         )
 
 
-def _sample(manifest: Manifest, count: int, max_tokens: int, seed: int) -> None:
+def _sample(manifest: Manifest, options: SampleOptions) -> None:
     tokenizer = set_tokenizer(manifest)
-    for document in sample_documents(manifest, count, seed):
-        shown = document.tokens[:max_tokens].tolist()
+    for document in sample_documents(manifest, options.count, options.seed):
+        shown = document.tokens[: options.max_tokens].tolist()
         extent = f"{document.tokens.size:,} tokens"
         if len(shown) < document.tokens.size:
             extent = f"the first {len(shown):,} of {extent}"

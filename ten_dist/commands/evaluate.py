@@ -7,14 +7,21 @@ can be compared between tokenizers.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
 from ten_dist.config.model import IGNORED_TARGET
+from ten_dist.config.options import at_least, metavar
+from ten_dist.config.training import CacheOptions
 from ten_dist.console import say
 from ten_dist.data import (
     Manifest,
@@ -25,7 +32,7 @@ from ten_dist.data import (
     unigram_loss,
     verify_shards,
 )
-from ten_dist.data.access import access_of, add_cache_options, load_set
+from ten_dist.data.access import access_of, load_set
 from ten_dist.errors import ConfigurationError
 from ten_dist.evaluation import evaluate
 from ten_dist.run_folder import RunFolder
@@ -33,93 +40,66 @@ from ten_dist.run_record import RunRecord
 from ten_dist.trained_model import TrainedModel
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(CacheOptions):
+    """What is evaluated on; each field is an option of `ten-dist evaluate`."""
+
+    data: Annotated[str | None, metavar("DIR|URL")] = None
+    """Token shards; by default the run's validation data."""
+    seq_len: Annotated[int | None, at_least(1)] = None
+    """Row length; by default the run's."""
+    batch_size: Annotated[int, at_least(1)] = 8
+    """Rows at once."""
+    max_rows: Annotated[int | None, at_least(1)] = None
+    """Use only the first N rows; by default all."""
+    unigram_baseline: bool = False
+    """Also print the loss of the token frequencies of the run's training data."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist evaluate`."""
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument(
-        "--data",
-        metavar="DIR|URL",
-        help="token shards [default: the run's validation data]",
-    )
-    add_cache_options(parser)
-    parser.add_argument(
-        "--seq_len", type=int, metavar="N", help="row length [default: the run's]"
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="rows at once [default: 8]",
-    )
-    parser.add_argument(
-        "--max_rows",
-        type=int,
-        metavar="N",
-        help="use only the first N rows [default: all]",
-    )
-    parser.add_argument(
-        "--unigram_baseline",
-        action="store_true",
-        help="also print the loss of the token frequencies of the run's training data",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of lines"
-    )
+    add_options(parser, EvaluationOptions)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as the options say.
 
     Raises:
-        ConfigurationError: the folder, its checkpoint or the data is missing, damaged,
-            or does not fit the other two.
+        ConfigurationError: an option is out of range; the folder, its checkpoint or the
+            data is missing, damaged, or does not fit the other two.
     """
+    options = given(arguments, EvaluationOptions)
     folder = RunFolder(arguments.run)
     record = folder.read()
-    place = _held_out_place(arguments.data, record)
-    trained_on = record.data.train if arguments.unigram_baseline else {}
-    access = access_of(arguments, [place, *trained_on.values()])
+    place = _held_out_place(options.data, record)
+    trained_on = record.data.train if options.unigram_baseline else {}
+    access = access_of(options, [place, *trained_on.values()])
     manifest = _held_out_data(place, record, access)
     verify_shards(manifest, 0, 1)
-    for name in ("batch_size", "max_rows", "seq_len"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"--{name} must be 1 or more, not {value}")
-    seq_len = arguments.seq_len or record.schedule.seq_len
+    seq_len = options.seq_len or record.schedule.seq_len
     model = TrainedModel.load(folder)
-    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
-
     batches = evaluation_batches(
         manifest,
         seq_len=seq_len,
-        micro_batch_size=arguments.batch_size,
+        micro_batch_size=options.batch_size,
         rank=0,
         world_size=1,
-        max_rows=arguments.max_rows,
+        max_rows=options.max_rows,
     )
-
-    def counted(bar: tqdm) -> Iterator[TokenBatch]:
-        for batch in batches:
-            scored = batch.targets[batch.targets != IGNORED_TARGET].numpy()
-            np.add(counts, np.bincount(scored, minlength=counts.size), out=counts)
-            yield batch
-            bar.update(int((batch.rows >= 0).sum()))
-
-    with tqdm(
-        total=min(manifest.rows(seq_len), arguments.max_rows or sys.maxsize),
-        desc="evaluate",
-        unit="row",
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
-    ) as bar:
-        result = evaluate(model.compute_losses, counted(bar), manifest, model.device)
+    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+    rows = min(manifest.rows(seq_len), options.max_rows or sys.maxsize)
+    counted = _counted(batches, counts, rows)
+    with contextlib.closing(counted):
+        result = evaluate(model.compute_losses, counted, manifest, model.device)
     figures = {"checkpoint": str(model.checkpoint), **result.metrics()}
-    if arguments.unigram_baseline:
+    if options.unigram_baseline:
         figures["unigram_loss"] = unigram_loss(
             _training_counts(trained_on, record.data.shares, access), counts
         )
-    if arguments.json:
+    if options.json:
         say(json.dumps(figures))
         return
     say(f"checkpoint: {model.checkpoint}")
@@ -128,11 +108,30 @@ def run(arguments: argparse.Namespace) -> None:
         f"held-out loss {result.loss:.4f} nats a token, perplexity "
         f"{result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte"
     )
-    if arguments.unigram_baseline:
+    if options.unigram_baseline:
         say(
             f"unigram loss {figures['unigram_loss']:.4f} nats a token: token "
             "frequencies of the training data, on the same tokens"
         )
+
+
+def _counted(
+    batches: Iterable[TokenBatch], counts: np.ndarray, rows: int
+) -> Generator[TokenBatch]:
+    """The batches, under a progress bar of so many rows; adds what is scored of them to
+    the counts, [vocab_size]."""
+    with tqdm(
+        total=rows,
+        desc="evaluate",
+        unit="row",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+    ) as bar:
+        for batch in batches:
+            scored = batch.targets[batch.targets != IGNORED_TARGET].numpy()
+            np.add(counts, np.bincount(scored, minlength=counts.size), out=counts)
+            yield batch
+            bar.update(int((batch.rows >= 0).sum()))
 
 
 def _held_out_place(option: str | None, record: RunRecord) -> str:

@@ -7,13 +7,17 @@ whatever the length.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+from typing import Annotated
 
 import torch
 
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
+from ten_dist.config.options import Options, at_least, metavar, more_than
 from ten_dist.console import say
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
-from ten_dist.errors import ConfigurationError
 from ten_dist.model.sampling import PROMPT_PIECE
 from ten_dist.run_folder import RunFolder
 from ten_dist.threads import compute_in_one_thread
@@ -23,44 +27,28 @@ _PARAMETERS_FOR_THREADS = 50_000_000
 """With fewer, one token is too little work to share: threads only wait for each other."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions(Options):
+    """What is generated; each field is an option of `ten-dist generate`."""
+
+    prompt: Annotated[str, metavar("TEXT")] = ""
+    """Text to continue; by default the start of a document."""
+    max_new_tokens: Annotated[int, at_least(1)] = 200
+    """Most tokens to add; a document may end earlier."""
+    temperature: Annotated[float, at_least(0)] = 0.8
+    """0 takes the most likely token."""
+    top_k: Annotated[int | None, at_least(1)] = None
+    """Sample among the N most likely tokens; by default all."""
+    top_p: Annotated[float | None, more_than(0, most=1)] = None
+    """Sample among the likeliest tokens of this total; by default 1."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the sampling."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist generate`."""
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument(
-        "--prompt",
-        default="",
-        metavar="TEXT",
-        help="text to continue [default: the start of a document]",
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=int,
-        default=200,
-        metavar="N",
-        help="most tokens to add; a document may end earlier [default: 200]",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="0 takes the most likely token [default: 0.8]",
-    )
-    parser.add_argument(
-        "--top_k",
-        type=int,
-        metavar="N",
-        help="sample among the N most likely tokens [default: all]",
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        metavar="X",
-        help="sample among the likeliest tokens of this total [default: 1]",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the sampling [default: 0]"
-    )
+    add_options(parser, GenerationOptions)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -69,40 +57,31 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: the folder holds no usable run, or an option is out of range.
     """
-    if arguments.max_new_tokens < 1:
-        raise ConfigurationError(
-            f"--max_new_tokens must be 1 or more, not {arguments.max_new_tokens}"
-        )
-    if arguments.seed < 0:
-        raise ConfigurationError(f"--seed must be 0 or more, not {arguments.seed}")
+    options = given(arguments, GenerationOptions)
     folder = RunFolder(arguments.run)
     model = TrainedModel.load(folder)
     separator = folder.read().data.separator_id
     content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
     tokenizer = TextTokenizer.with_separator_id(content, separator)
     # Where the locale is not of UTF-8, what is not ASCII came as single bytes.
-    text = os.fsencode(arguments.prompt).decode("utf-8")
+    text = os.fsencode(options.prompt).decode("utf-8")
     prompt = tokenizer.encode([text])[0].tolist()
     # A document starts where another has ended.
     start = prompt or [separator]
     small = model.network.num_parameters() < _PARAMETERS_FOR_THREADS
     if small and len(start) <= PROMPT_PIECE:
         compute_in_one_thread()
-    generator = torch.Generator(model.device).manual_seed(arguments.seed)
-    try:
-        with model.autocast():
-            ids = model.network.generate(
-                torch.tensor([start], device=model.device),
-                arguments.max_new_tokens,
-                temperature=arguments.temperature,
-                top_k=arguments.top_k,
-                top_p=arguments.top_p,
-                stop_id=separator,
-                generator=generator,
-            )
-    except ValueError as error:
-        # What it raises begins with the name of the option.
-        raise ConfigurationError(f"--{error}") from None
+    generator = torch.Generator(model.device).manual_seed(options.seed)
+    with model.autocast():
+        ids = model.network.generate(
+            torch.tensor([start], device=model.device),
+            options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            stop_id=separator,
+            generator=generator,
+        )
     added = ids[0, len(start) :].tolist()
     if added[-1:] == [separator]:
         added.pop()

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given, given_options
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.run_options import add_model_options, given_model_options
 from ten_dist.config.training import TrainingConfig
@@ -43,18 +44,16 @@ _RUN_OPTIONS = (
 _SHIPPED = ("zero0", "zero1", "zero2", "zero3", "offload")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist plan`."""
-    run_options = parser.add_argument_group("run", "as those of ten-dist train")
-    add_options(run_options, TrainingConfig, only=_RUN_OPTIONS)
+    add_options(parser, TrainingConfig, only=_RUN_OPTIONS)
     add_options(
-        run_options,
+        parser,
         TrainingConfig,
         default_help=f"the fastest that fits of {', '.join(_SHIPPED)}",
         only=("deepspeed_config",),
     )
-    machine = parser.add_argument_group("machine")
-    add_options(machine, MachineOptions)
+    add_options(parser, MachineOptions)
     add_model_options(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the plan to FILE as JSON, too"
@@ -68,14 +67,14 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigurationError: an option is wrong, the batch does not divide over the GPUs,
             nothing fits into their memory, or the file cannot be written.
     """
-    given = given_options(arguments, TrainingConfig)
+    run_options = given_options(arguments, TrainingConfig)
     # As a dry run, it needs no data.
-    training = TrainingConfig(**given, dry_run=True)
+    training = TrainingConfig(**run_options, dry_run=True)
     plan = make_cost_plan(
         training,
         _configs(arguments, training.config),
-        _stages(given.get("deepspeed_config"), training.precision),
-        MachineOptions(**given_options(arguments, MachineOptions)),
+        _stages(run_options.get("deepspeed_config"), training.precision),
+        given(arguments, MachineOptions),
     )
     if arguments.json is not None:
         try:

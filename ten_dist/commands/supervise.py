@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given
 from ten_dist.errors import ConfigurationError
 from ten_dist.supervision.job import CommandJobs, find_output_dir
 from ten_dist.supervision.policy import SupervisionConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `ten-dist supervise`."""
     add_options(parser, SupervisionConfig)
     parser.add_argument(
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND",
         help="what to run: `ten-dist train ...`, `deepspeed ... launch/train.py ...` or "
-        "another launcher, with --output_dir among its options",
+        "another launcher, with --output_dir among its options or in its --config_file",
     )
 
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigurationError: the options or the command make no sense.
         TrainingError: processes of the job cannot be killed.
     """
-    config = SupervisionConfig(**given_options(arguments, SupervisionConfig))
+    config = given(arguments, SupervisionConfig)
     command = arguments.job[1:] if arguments.job[:1] == ["--"] else arguments.job
     if not command:
         raise ConfigurationError(

@@ -1,54 +1,31 @@
-"""Command-line options made from the fields of a configuration dataclass.
-
-A setting has one home: its name, type, default and help are those of the field.
-"""
+"""Command-line options made from the fields of an options dataclass."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import functools
-import inspect
-import itertools
-import textwrap
-import types
-import typing
-from collections.abc import Container
-from typing import Any
+from collections.abc import Callable, Container
+from typing import Any, TypeVar
 
-from ten_dist.arguments import real_number
-from ten_dist.config.model import parse_scales
+from ten_dist.arguments import ArgumentParser, real_number, whole_number
+from ten_dist.config.options import Option, Options, options_of
 
-_PLACEHOLDERS = {
-    "data": "DATA",
-    "val_data": "DIR|URL",
-    "data_cache": "DIR",
-    "data_cache_gigabytes": "N",
-    "output_dir": "DIR",
-    "python": "PATH",
-    "ssh_config": "FILE",
-    "hostfile": "FILE",
-    "hosts": "ADDRESS:N,...",
-    "deepspeed_config": "FILE",
-    "nvme_path": "DIR",
-    "resume": "auto|never|PATH",
-    "endpoint": "URL",
-    "repository": "URL",
-    "pip_index": "URL",
-    "ssh_key": "KEY,...",
-    "ssh_from": "ADDRESS,...",
+_CONVERTERS: dict[type, Callable[[str], Any]] = {
+    int: whole_number,
+    float: real_number,
+    str: str,
 }
+_Options = TypeVar("_Options", bound=Options)
 
 
 def add_options(
-    parser: argparse._ArgumentGroup | argparse.ArgumentParser,
-    config_class: type,
+    parser: ArgumentParser,
+    config_class: type[Options],
     *,
     default_help: str | None = None,
     only: Container[str] | None = None,
 ) -> None:
-    """Add one option for each field of the dataclass `config_class`, or some.
+    """Add one option for each field of `config_class`, or some, in their groups.
 
     An option that is not given does not appear in the parsed namespace.
 
@@ -58,28 +35,22 @@ def add_options(
         default_help: what the help says of a default, instead of the field's.
         only: fields that get an option; by default all.
     """
-    descriptions = field_descriptions(config_class)
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if only is not None and field.name not in only:
-            continue
-        description = descriptions[field.name]
-        default = default_help
-        if default is None and field.default not in (None, dataclasses.MISSING):
-            default = str(field.default)
-        if default is not None:
-            description = f"{description} [default: {default}]"
-        arguments: dict[str, Any] = {
-            "help": description.replace("%", "%%"),
-            "default": argparse.SUPPRESS,
-        }
-        if hints[field.name] is bool:
-            arguments["action"] = argparse.BooleanOptionalAction
-        else:
-            arguments["type"], arguments["metavar"] = _argument_type(
-                field.name, hints[field.name]
-            )
-        parser.add_argument(f"--{field.name}", **arguments)
+    for option in options_of(config_class).values():
+        if only is None or option.name in only:
+            place = parser.group(option.group) if option.group else parser
+            place.add_argument(f"--{option.name}", **_argument(option, default_help))
+            if default_help is not None:
+                option = dataclasses.replace(option, default=dataclasses.MISSING)
+            parser.declared[option.name] = option
+
+
+def given(namespace: argparse.Namespace, config_class: type[_Options]) -> _Options:
+    """The options of `config_class` as the command line gives them.
+
+    Raises:
+        ConfigurationError: an option is out of range, or two do not fit together.
+    """
+    return config_class(**given_options(namespace, config_class))
 
 
 def given_options(namespace: argparse.Namespace, config_class: type) -> dict[str, Any]:
@@ -88,44 +59,43 @@ def given_options(namespace: argparse.Namespace, config_class: type) -> dict[str
     return {name: value for name, value in vars(namespace).items() if name in names}
 
 
-@functools.cache
-def field_descriptions(config_class: type) -> dict[str, str]:
-    """The string that follows each field in the source of a dataclass, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
-    body = tree.body[0].body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
+def _argument(option: Option, default_help: str | None) -> dict[str, Any]:
+    """What `add_argument` takes for an option."""
+    required = option.default is dataclasses.MISSING
+    description = option.description
+    default = default_help
+    if default is None and not required and option.default not in (None, (), ""):
+        shown = option.default
+        default = ",".join(map(str, shown)) if isinstance(shown, tuple) else str(shown)
+    if default is not None:
+        description = f"{description} [default: {default}]"
+    argument: dict[str, Any] = {
+        "help": description.replace("%", "%%"),
+        "default": argparse.SUPPRESS,
+        "required": required,
     }
+    if option.kind is bool:
+        return argument | {"action": argparse.BooleanOptionalAction}
+    argument |= {"metavar": option.metavar}
+    if option.repeated:
+        return argument | {"action": "append"}
+    if option.several_words:
+        return argument | {"nargs": "+"}
+    return argument | {"type": _converter(option)}
 
 
-def _argument_type(name: str, hint: Any) -> tuple[Any, str]:
-    """Converter and placeholder of a field's type."""
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if name == "hten_scales":
-        return parse_scales_argument, "1,2,4"
-    if typing.get_origin(hint) is tuple:
-        return _number_pair, "A,B"
-    return hint, _PLACEHOLDERS.get(name) or {int: "N", float: "X", str: "NAME"}[hint]
+def _converter(option: Option) -> Callable[[str], Any]:
+    convert = _CONVERTERS[option.kind]
+    if option.length is None:
+        return convert
 
+    def values(text: str) -> tuple[Any, ...]:
+        parts = text.split(",")
+        if option.length not in (0, len(parts)):
+            raise argparse.ArgumentTypeError(
+                f"must be {option.length} values with commas, such as "
+                f"{option.metavar}, not {text!r}"
+            )
+        return tuple(convert(part) for part in parts)
 
-def parse_scales_argument(text: str) -> tuple[int, ...]:
-    """`parse_scales` with the error type that argparse shows."""
-    try:
-        return parse_scales(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _number_pair(text: str) -> tuple[float, float]:
-    try:
-        first, second = (real_number(part) for part in text.split(","))
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(
-            f"two numbers with a comma are needed, such as 0.1,0.1, not '{text}'"
-        ) from None
-    return first, second
+    return values

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from ten_dist.config.options import Options, at_least, metavar, more_than
 from ten_dist.errors import ConfigurationError
 
-EIGENVALUE_INITS = ("paper", "timescale")
-INPUT_NORMS = ("none", "static", "dynamic")
-ENERGY_KINDS = ("state", "eigenvalue")
-GATES = ("output", "state")
-MIXERS = ("eigenstate", "attention")
-CHECKPOINTING_MODES = ("none", "block")
-SCAN_BACKENDS = ("auto", "triton", "cpu", "blocked", "reference")
 EIGENSTATE_FIELDS = (
     "num_eigenstates",
     "hten_scales",
@@ -38,128 +31,89 @@ EIGENSTATE_FIELDS = (
 """Fields that say something of mixer `eigenstate` alone."""
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 # More than anyone builds; torch cannot count the elements of much larger ones.
-_LARGEST = {"n_layers": 10_000}
+_SIZE = at_least(1, most=2**24)
 IGNORED_TARGET = -100
 """Target id of positions that count in no loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemporalEigenstateConfig:
+class TemporalEigenstateConfig(Options):
     """Shape and mathematics of one Temporal Eigenstate Network.
 
     Every instance is valid: a :class:`ConfigurationError` that names the field is
     raised where a value, or a combination of values, cannot be built.
     """
 
-    vocab_size: int = 50257
+    GROUP: ClassVar[str] = "model"
+
+    vocab_size: Annotated[int, _SIZE] = 50257
     """Number of token ids; ids are 0 <= id < vocab_size."""
-    dim: int = 320
+    dim: Annotated[int, _SIZE] = 320
     """Width d of the residual stream."""
-    n_layers: int = 12
+    n_layers: Annotated[int, at_least(1, most=10_000)] = 12
     """Number of blocks (mixer and MLP)."""
-    num_eigenstates: int = 240
+    num_eigenstates: Annotated[int, _SIZE] = 240
     """Complex eigenstates K of a layer, those of all its scales together."""
-    num_heads: int = 4
+    num_heads: Annotated[int, _SIZE] = 4
     """Heads H of the block-diagonal coupling, in every scale, or of attention."""
-    mixer: str = "eigenstate"
+    mixer: Literal["eigenstate", "attention"] = "eigenstate"
     """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
-    hten_scales: tuple[int, ...] | None = None
+    hten_scales: Annotated[tuple[int, ...] | None, metavar("1,2,4")] = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     ffn_multiplier: float = 4
     """Hidden width of the MLP as a multiple of dim."""
-    dropout: float = 0.0
+    dropout: Annotated[float, at_least(0, below=1)] = 0.0
     """Dropout probability on the output of each mixer and MLP."""
-    energy_reg_weight: float = 0.01
+    energy_reg_weight: Annotated[float, at_least(0)] = 0.01
     """Weight of the energy term in the loss."""
-    energy_kind: str = "state"
+    energy_kind: Literal["state", "eigenvalue"] = "state"
     """`state`: mean |c|^2 an eigenstate; `eigenvalue`: sum of sigmoid(alpha)^2."""
-    z_loss_weight: float = 0.0
+    z_loss_weight: Annotated[float, at_least(0)] = 0.0
     """Weight of the squared log partition function in the loss, such as 1e-4."""
-    eigenvalue_init: str = "timescale"
+    eigenvalue_init: Literal["paper", "timescale"] = "timescale"
     """`timescale`: log-uniform memories; `paper`: alpha ~ U(-3, 0)."""
-    max_timescale: float = 2048.0
+    max_timescale: Annotated[float, more_than(1)] = 2048.0
     """Longest initial memory, in tokens, of the `timescale` initialisation."""
     depth_increasing_memory: bool = True
     """Let the longest initial memory of `timescale` grow from layer to layer, by the same
     factor, up to max_timescale in the last."""
-    selection_range: tuple[float, float] = (8.0, 0.1)
+    selection_range: Annotated[tuple[float, float], at_least(0), metavar("A,B")] = (
+        8.0,
+        0.1,
+    )
     """Largest modulation (s_a, s_w) of alpha and omega by the input."""
     learnable_selection_range: bool = True
     """Learn s_a and s_w of each eigenstate, from selection_range on."""
-    input_norm: str = "dynamic"
+    input_norm: Literal["none", "static", "dynamic"] = "dynamic"
     """Input gain g: `dynamic` sqrt(1-rho(t)^2), `static` sqrt(1-rho^2), `none` 1."""
     short_convolution: int = 0
     """Tokens that a causal convolution before each mixer sees; 0 for none."""
-    document_separator_id: int | None = None
+    document_separator_id: Annotated[int | None, at_least(0)] = None
     """Id of the token that ends a document, behind which a model starts anew: no document
     has any effect on another. None lets them run on."""
-    gate: str = "output"
+    gate: Literal["output", "state"] = "output"
     """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
-    gradient_checkpointing: str = "none"
+    gradient_checkpointing: Literal["none", "block"] = "none"
     """`block` recomputes each block in backward instead of keeping activations."""
-    scan_backend: str = "auto"
+    scan_backend: Literal["auto", "triton", "cpu", "blocked", "reference"] = "auto"
     """Backend of the eigenstate scan, see `recurrence.available_backends`."""
 
-    def __post_init__(self) -> None:
-        if self.hten_scales is not None:
-            object.__setattr__(self, "hten_scales", tuple(self.hten_scales))
-        object.__setattr__(self, "selection_range", tuple(self.selection_range))
-        for name in ("vocab_size", "dim", "n_layers", "num_eigenstates", "num_heads"):
-            value, most = getattr(self, name), _LARGEST.get(name, 2**24)
-            if not isinstance(value, int) or not 1 <= value <= most:
-                raise ConfigurationError(
-                    f"{name} must be a positive integer of at most {most:,}, "
-                    f"not {value!r}"
-                )
-        _check_choice("energy_kind", self.energy_kind, ENERGY_KINDS)
-        _check_choice("eigenvalue_init", self.eigenvalue_init, EIGENVALUE_INITS)
-        _check_choice("input_norm", self.input_norm, INPUT_NORMS)
-        _check_choice("gate", self.gate, GATES)
-        _check_choice("mixer", self.mixer, MIXERS)
-        _check_choice("scan_backend", self.scan_backend, SCAN_BACKENDS)
-        _check_choice(
-            "gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING_MODES
-        )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigurationError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not 0.0 <= self.energy_reg_weight < math.inf:
+    def check_together(self) -> None:
+        if not 1 <= self.ffn_multiplier * self.dim <= _SIZE.most:
             raise ConfigurationError(
-                f"energy_reg_weight must be 0 or more, not {self.energy_reg_weight}"
+                f"--ffn_multiplier must give a width from 1 to {_SIZE.most:,}, "
+                f"not {self.ffn_multiplier:g}"
             )
-        if not 0.0 <= self.z_loss_weight < math.inf:
+        if self.short_convolution not in (0, *range(2, 65)):
             raise ConfigurationError(
-                f"z_loss_weight must be 0 or more, not {self.z_loss_weight}"
-            )
-        if not 1 <= self.ffn_multiplier * self.dim <= 2**24:
-            raise ConfigurationError(
-                f"ffn_multiplier must give a width from 1 to {2**24:,}, "
-                f"not {self.ffn_multiplier}"
-            )
-        if not 1 < self.max_timescale < math.inf:
-            raise ConfigurationError(
-                f"max_timescale must be more than 1 token, not {self.max_timescale}"
-            )
-        if not isinstance(self.short_convolution, int) or (
-            self.short_convolution not in (0, *range(2, 65))
-        ):
-            raise ConfigurationError(
-                "short_convolution must be 0, or a width from 2 to 64, "
+                "--short_convolution must be 0, or a width from 2 to 64, "
                 f"not {self.short_convolution}"
             )
         separator = self.document_separator_id
-        if separator is not None and (
-            type(separator) is not int or not 0 <= separator < self.vocab_size
-        ):
+        if separator is not None and separator >= self.vocab_size:
             raise ConfigurationError(
                 f"document_separator_id must be a token id below {self.vocab_size}, "
-                f"or None, not {separator!r}"
-            )
-        if len(self.selection_range) != 2 or not all(
-            0 <= s < math.inf for s in self.selection_range
-        ):
-            raise ConfigurationError(
-                "selection_range must be two numbers of 0 or more, "
-                f"not {self.selection_range}"
+                f"not {separator}"
             )
         if self.hten_scales is not None:
             _check_scales(self.hten_scales)
@@ -237,29 +191,6 @@ class TemporalEigenstateConfig:
             fields.pop("hten_scales", None)
         return cls.from_dict(fields)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TemporalEigenstateConfig:
-        """Build from plain values, as `to_dict` writes them.
-
-        Raises:
-            ConfigurationError: a name is not a field, or a value is not valid.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigurationError(
-                f"unknown model option {', '.join(unknown)}: the fields are "
-                f"{', '.join(sorted(known))}"
-            )
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values of all fields, ready for JSON."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-
 
 # Sizes keep K divisible by 1 to 5 scales times H, so that --hten_scales can be given
 # with any preset. Parameter counts are those of vocabulary 50257 with the tied head.
@@ -307,27 +238,10 @@ PAPER: dict[str, Any] = {
 """Fields with which the recurrence is that of the paper, whatever the defaults are."""
 
 
-def parse_scales(text: str) -> tuple[int, ...]:
-    """Read `--hten_scales`, such as "1,2,4".
-
-    Raises:
-        ConfigurationError: it is not a comma-separated list of whole numbers.
-    """
-    try:
-        scales = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigurationError(
-            f"--hten_scales must be whole numbers with commas, such as 1,2,4, "
-            f"not '{text}'"
-        ) from None
-    _check_scales(scales)
-    return scales
-
-
 def _check_scales(scales: Sequence[int]) -> None:
     valid = (
         len(scales) > 0
-        and all(isinstance(s, int) and s > 0 and s & (s - 1) == 0 for s in scales)
+        and all(s > 0 and s & (s - 1) == 0 for s in scales)
         and scales[0] == 1
         and all(a < b for a, b in itertools.pairwise(scales))
     )
@@ -335,13 +249,6 @@ def _check_scales(scales: Sequence[int]) -> None:
         raise ConfigurationError(
             f"hten_scales {_join(scales)} must be increasing powers of two that start "
             "with 1, such as 1,2,4"
-        )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(
-            f"{name} must be one of {', '.join(choices)}, not {value!r}"
         )
 
 

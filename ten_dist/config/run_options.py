@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
-from ten_dist.config.command_line import add_options, given_options
+from ten_dist.arguments import ArgumentParser
+from ten_dist.config.command_line import add_options, given, given_options
 from ten_dist.config.model import (
     DEFAULT_HTEN_SCALES,
     PAPER,
     PRESETS,
     TemporalEigenstateConfig,
 )
+from ten_dist.config.options import options_of
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: ArgumentParser) -> None:
     """Add every option of `ten-dist train`."""
-    add_options(parser.add_argument_group("run"), TrainingConfig)
+    add_options(parser, TrainingConfig)
     add_model_options(parser)
     # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -36,14 +37,14 @@ def given_run(
     Raises:
         ConfigurationError: an option is out of range, or two do not fit together.
     """
-    training = TrainingConfig(**given_options(arguments, TrainingConfig))
+    training = given(arguments, TrainingConfig)
     return training, given_model_options(arguments, training.config)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: ArgumentParser) -> None:
     """Add the options that replace fields of the preset, see
     :func:`given_model_options`."""
-    model = parser.add_argument_group("model", "replace what the preset says")
+    model = parser.group("model", "replace what the preset says")
     model.add_argument(
         "--use_hten",
         action="store_true",
@@ -56,18 +57,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="the recurrence of the paper, exactly, instead of what measured best: "
         + ", ".join(f"{name} {value}" for name, value in PAPER.items()),
     )
+    # The separator is taken from the data, see --document_masking.
+    names = options_of(TemporalEigenstateConfig).keys() - {"document_separator_id"}
     add_options(
-        model,
-        TemporalEigenstateConfig,
-        default_help="the preset's",
-        # Taken from the data, see --document_masking.
-        only=_model_options(),
+        parser, TemporalEigenstateConfig, default_help="the preset's", only=names
     )
-
-
-def _model_options() -> set[str]:
-    fields = {field.name for field in dataclasses.fields(TemporalEigenstateConfig)}
-    return fields - {"document_separator_id"}
 
 
 def given_model_options(arguments: argparse.Namespace, preset: str) -> dict[str, Any]:

@@ -1,49 +1,35 @@
-"""How a command reads token sets behind URLs: the options of the cache, and what they say.
-
-Names, defaults and help are those of `ten-dist train`.
-"""
+"""How token sets behind URLs are read: the cache that the options ask for."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from ten_dist.config.command_line import add_options
-from ten_dist.config.training import TrainingConfig, check_cache_options
+from ten_dist.config.training import CacheOptions
 from ten_dist.data import Manifest, RemoteAccess, ShardCache, is_url
 from ten_dist.data.storage import Location
 from ten_dist.errors import ConfigurationError
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--data_cache` and `--data_cache_gigabytes`."""
-    add_options(parser, TrainingConfig, only=("data_cache", "data_cache_gigabytes"))
-
-
-def access_of(
-    arguments: argparse.Namespace, addresses: Iterable[str | None]
-) -> RemoteAccess:
-    """What the options of :func:`add_cache_options` ask for.
+def access_of(options: CacheOptions, addresses: Iterable[str | None]) -> RemoteAccess:
+    """What the options ask for.
 
     Raises:
         ConfigurationError: as :func:`chosen_cache`.
     """
-    directory = getattr(arguments, "data_cache", None)
-    gigabytes = getattr(arguments, "data_cache_gigabytes", None)
-    return RemoteAccess(cache=chosen_cache(directory, gigabytes, addresses))
+    return RemoteAccess(cache=chosen_cache(options, addresses))
 
 
 def chosen_cache(
-    directory: str | None, gigabytes: float | None, addresses: Iterable[str | None]
+    options: CacheOptions, addresses: Iterable[str | None]
 ) -> ShardCache | None:
     """The cache for the sets at some addresses; None where no folder is given.
 
     Raises:
-        ConfigurationError: the limit is out of range or lacks a folder; or none of the
-            sets is behind a URL, so that a cache would keep nothing.
+        ConfigurationError: none of the sets is behind a URL, so that a cache would keep
+            nothing.
     """
-    check_cache_options(directory, gigabytes)
+    directory, gigabytes = options.data_cache, options.data_cache_gigabytes
     if directory is None:
         return None
     if not any(is_url(address) for address in addresses if address):

@@ -42,8 +42,7 @@ def load_data(
         return None, {}
     options = parse_mixture(training.data)
     cache = chosen_cache(
-        training.data_cache,
-        training.data_cache_gigabytes,
+        training,
         [training.data, training.val_data, *(s.address for s in options or ())],
     )
     # A dry run writes nothing, this folder included.

@@ -8,8 +8,9 @@ data sheets that give them "with sparsity" give twice as much.
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Annotated, ClassVar
 
+from ten_dist.config.options import Options, at_least, more_than
 from ten_dist.errors import ConfigurationError
 from ten_dist.planning.communication import Topology
 from ten_dist.planning.step_time import Speeds
@@ -102,74 +103,44 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MachineOptions:
+class MachineOptions(Options):
     """The machines that a run is planned for; every field is an option."""
 
-    nodes: int = 1
+    GROUP: ClassVar[str] = "machine"
+
+    nodes: Annotated[int, at_least(1)] = 1
     """Machines."""
-    gpus_per_node: int = 8
+    gpus_per_node: Annotated[int, at_least(1)] = 8
     """GPUs of each."""
     device: str = "h100"
     """Kind of GPU, by data sheet: h100, h100_pcie, h200, a100, a100_40gb, l40s, mi300x or
     mi325x."""
-    gpu_memory_gib: float | None = None
+    gpu_memory_gib: Annotated[float | None, more_than(0)] = None
     """Memory of a GPU in GiB, instead of the data sheet's."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float | None, more_than(0)] = None
     """TFLOP/s of a GPU, instead of the data sheet's of dense bfloat16, which are those of
     float16 too; in float32 with --precision fp32."""
-    usable_memory: float = 0.9
+    usable_memory: Annotated[float, more_than(0, most=1)] = 0.9
     """Share of a GPU's memory that tensors can have: the rest goes to the driver, NCCL
     and what the allocator cannot use. Assumed."""
-    mfu: float = 0.3
+    mfu: Annotated[float, more_than(0, most=1)] = 0.3
     """Share of the peak that the operations reach. Assumed; `benchmarks.gpu` measures
     it."""
-    overlap: float = 0.0
+    overlap: Annotated[float, at_least(0, most=1)] = 0.0
     """Share of the computation behind which communication hides; none as long as
     overlap_comm is off in ds_configs/."""
-    node_gigabytes: float | None = None
+    node_gigabytes: Annotated[float | None, more_than(0)] = None
     """GB/s, one way, from a GPU to the others of its node, instead of the data
     sheet's."""
-    node_microseconds: float = 3.0
+    node_microseconds: Annotated[float, at_least(0)] = 3.0
     """Latency of a message in a node. Assumed."""
-    network_gigabits: float | None = None
+    network_gigabits: Annotated[float | None, more_than(0)] = None
     """Gbit/s, one way, from a whole node to the others; by default what nodes of such
     GPUs are usually built with."""
-    network_microseconds: float = 10.0
+    network_microseconds: Annotated[float, at_least(0)] = 10.0
     """Latency of a message between nodes. Assumed."""
-    dollars_per_gpu_hour: float | None = None
+    dollars_per_gpu_hour: Annotated[float | None, more_than(0)] = None
     """Price of one GPU for one hour, for the cost of the run."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "gpus_per_node"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(
-                    f"--{name} must be 1 or more, not {getattr(self, name)}"
-                )
-        for name in ("usable_memory", "mfu"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigurationError(
-                    f"--{name} must be more than 0 and at most 1, "
-                    f"not {getattr(self, name)}"
-                )
-        if not 0 <= self.overlap <= 1:
-            raise ConfigurationError(
-                f"--overlap must be between 0 and 1, not {self.overlap}"
-            )
-        for name in ("node_microseconds", "network_microseconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigurationError(
-                    f"--{name} must be 0 or more, not {getattr(self, name)}"
-                )
-        for name in (
-            "gpu_memory_gib",
-            "peak_tflops",
-            "node_gigabytes",
-            "network_gigabits",
-            "dollars_per_gpu_hour",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigurationError(f"--{name} must be more than 0, not {value}")
 
     @property
     def gpus(self) -> int:

@@ -16,6 +16,7 @@ from typing import IO, Protocol
 
 import psutil
 
+from ten_dist.config_file import options_in
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import without_stray_ranks
 
@@ -33,16 +34,21 @@ def find_output_dir(command: Sequence[str]) -> Path:
     Raises:
         ConfigurationError: it names none, or is a dry run, which has none.
     """
-    if "--dry_run" in command:
-        raise ConfigurationError(
-            "--dry_run writes nothing that shows its success: run it without supervisor"
-        )
-    found = None
+    # The last one counts, as for the command itself.
+    given = {}
     for word, value in zip(command, [*command[1:], None]):
         name, equals, joined = word.partition("=")
-        if name == "--output_dir":
-            # The last one counts, as for the command itself.
-            found = joined if equals else value
+        given[name] = joined if equals else value
+    in_file = {}
+    if path := given.get("--config_file"):
+        in_file = options_in(path)
+    for name in ("dry_run", "print_config"):
+        if f"--{name}" in given or in_file.get(name) == "true":
+            raise ConfigurationError(
+                f"--{name} writes nothing that shows its success: run it without "
+                "supervisor"
+            )
+    found = given.get("--output_dir") or in_file.get("output_dir")
     if not found:
         raise ConfigurationError(
             "the command has no --output_dir, where a supervisor sees how far it is: "

@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from ten_dist.arguments import LONGEST_SECONDS
-from ten_dist.errors import (
-    EXIT_CONFIGURATION_ERROR,
-    EXIT_STOPPED,
-    ConfigurationError,
-)
+from ten_dist.config.options import SECONDS, Options, at_least
+from ten_dist.errors import EXIT_CONFIGURATION_ERROR, EXIT_STOPPED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SupervisionConfig:
+class SupervisionConfig(Options):
     """When to restart and when to give up; each field is an option of
     `ten-dist supervise`."""
 
-    max_restarts: int = 10
+    GROUP: ClassVar[str] = "supervision"
+
+    max_restarts: Annotated[int, at_least(0)] = 10
     """Give up after N restarts in a row without a new checkpoint."""
-    max_failures_per_step: int = 3
+    max_failures_per_step: Annotated[int, at_least(1)] = 3
     """Give up when the same step has failed N times."""
-    backoff: float = 10.0
+    backoff: Annotated[float, SECONDS] = 10.0
     """Seconds before a restart, doubled with every restart in a row without a new
     checkpoint."""
-    max_backoff: float = 600.0
+    max_backoff: Annotated[float, SECONDS] = 600.0
     """Most seconds before a restart."""
-    grace: float = 60.0
+    grace: Annotated[float, SECONDS] = 60.0
     """Seconds that the job has to save and end after a signal, before it is killed."""
-    keep_lines: int = 50
+    keep_lines: Annotated[int, at_least(0)] = 50
     """Last lines of the job's output to show and log with a failure."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_restarts", "backoff", "max_backoff", "grace", "keep_lines"):
-            _require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("backoff", "max_backoff", "grace"):
-            most = f"{LONGEST_SECONDS:,.0f} or less"
-            _require(self, name, getattr(self, name) <= LONGEST_SECONDS, most)
-        limit = self.max_failures_per_step
-        _require(self, "max_failures_per_step", limit >= 1, "1 or more")
-
-
-def _require(config: SupervisionConfig, name: str, valid: bool, wanted: str) -> None:
-    if not valid:
-        raise ConfigurationError(
-            f"--{name} must be {wanted}, not {getattr(config, name)}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,8 +111,8 @@ def test_samples_are_whole_documents_of_the_set(capsys, token_data):
     ("arguments", "message"),
     [
         (["inspect", "nowhere"], "nowhere has no manifest.json"),
-        (["sample", "DATA", "--count", "0"], "--count must be at least 1"),
-        (["sample", "DATA", "--seed", "-1"], "--seed must be at least 0"),
+        (["sample", "DATA", "--count", "0"], "--count must be from 1"),
+        (["sample", "DATA", "--seed", "-1"], "--seed must be 0 or more"),
     ],
 )
 def test_refusals(capsys, token_data, arguments, message):

@@ -86,7 +86,7 @@ def test_short_documents_are_left_out(tmp_path, prepare, decoded):
     assert source["min_length"] == 3 and source["left_out"]["too_short"]["count"] == 2
     # What an option changes is another set of data.
     assert prepare(*arguments, "--output", output)[0] == 2
-    for wrong, expected in ((-1, "--min_length -1 is out of range"), (9, "no doc")):
+    for wrong, expected in ((-1, "--min_length must be 0 or more"), (9, "no doc")):
         status, _, errors = prepare(
             *arguments, "--output", tmp_path / "new", "--min_length", wrong
         )

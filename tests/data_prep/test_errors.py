@@ -36,7 +36,7 @@ BYTES = ("--tokenizer", "bytes")
     "arguments, expected",
     [
         ([], "give one of --input, --corpus and --dataset"),
-        (["--input", "x", "--corpus", "python-stdlib", *BYTES], "give one of --input"),
+        (["--input", "x", "--corpus", "python-stdlib", *BYTES], "cannot both be"),
         (
             ["--input", "{corpus}", *BYTES, "--dataset_split", "test"],
             "--dataset_split has an effect only with --dataset",
@@ -48,7 +48,10 @@ BYTES = ("--tokenizer", "bytes")
         ),
         (["--input", "{corpus}", "--vocab_size", "many"], "--vocab_size"),
         (["--input", "{corpus}", *BYTES, "--vocab_size", "999"], "999 is not that of"),
-        (["--input", "{corpus}", *BYTES, "--val_fraction", "1"], "--val_fraction 1 "),
+        (
+            ["--input", "{corpus}", *BYTES, "--val_fraction", "1"],
+            "--val_fraction must be 0 or more and below 1",
+        ),
         (["--input", "{corpus}", *BYTES, "--val_fraction", "nan"], "--val_fraction"),
         (
             ["--input", "{corpus}", *BYTES, "--shard_megabytes", "0"],
@@ -164,7 +167,7 @@ def test_help_explains_every_option(prepare):
     assert status == 0
     for option in ("--input", "--tokenizer", "--val_fraction", "--shard_megabytes"):
         assert option in said
-    assert "(default: 32)" in said
+    assert "[default: 32.0]" in said
 
 
 def test_byte_tokenizer_ids_are_the_bytes():

@@ -105,7 +105,7 @@ def test_documents_of_a_folder(
         ),
         ("{dataset}/none", [], "Couldn't find any data file at "),
         ("{dataset}:english", ["--include", "*"], "--include and --exclude have no"),
-        ("{dataset}:english", ["--corpus", "python-stdlib"], "give one of --input"),
+        ("{dataset}:english", ["--corpus", "python-stdlib"], "cannot both be given"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, dataset, prepare, name, options, expected):

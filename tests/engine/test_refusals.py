@@ -69,7 +69,7 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"seq_len": "10000000"}, "--seq_len"),
         ({"warmup_steps": "2"}, "--warmup_steps 2 does not fit"),
         ({"grace_seconds": "0"}, "--grace_seconds must be more than 0"),
-        ({"on_anomaly": "ignore"}, "--on_anomaly must be skip or rollback or stop"),
+        ({"on_anomaly": "ignore"}, "--on_anomaly must be one of skip, rollback, stop"),
         ({"spike_threshold": "-1"}, "--spike_threshold must be 0 or more"),
         ({"keep_checkpoint_every": "5"}, "without --keep_checkpoints"),
         (
@@ -88,7 +88,7 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ),
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
-        ({"tokens": "100"}, "--steps and --tokens both"),
+        ({"tokens": "100"}, "--steps and --tokens cannot both"),
         (
             {"precision": "bf16_params", "deepspeed_config": "zero0"},
             "--precision bf16_params needs ZeRO stage 1, 2 or 3",

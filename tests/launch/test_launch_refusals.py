@@ -29,9 +29,12 @@ def refusal(capsys, launch, train):
     [
         ([], "there are no hosts: give --hostfile FILE or --hosts"),
         (["--hostfile", "nowhere"], "--hostfile nowhere cannot be read"),
-        (["--hostfile", "f", *TWO_HOSTS], "--hostfile and --hosts both name the hosts"),
+        (
+            ["--hostfile", "f", *TWO_HOSTS],
+            "--hostfile and --hosts cannot both be given",
+        ),
         (["--hosts", "nowhere.invalid"], "nowhere.invalid does not resolve"),
-        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be ssh or slurm"),
+        ([*TWO_HOSTS, "--launcher", "mpi"], "--launcher must be one of ssh, slurm"),
         ([*TWO_HOSTS, "--min_hosts", 3], "--min_hosts 3 is more than the 2 hosts"),
         ([*TWO_HOSTS, "--host_timeout", 1], "--host_timeout must be from 10"),
         ([*TWO_HOSTS, "--env", "A"], "--env `A` is not NAME=VALUE"),

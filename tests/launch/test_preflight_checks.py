@@ -360,7 +360,7 @@ def test_the_table_has_hosts_then_errors_then_warnings():
     ("arguments", "message"),
     [
         ([], "give --hostfile"),
-        (["--hosts", "a:1", "--hostfile", "x"], "both name the hosts"),
+        (["--hosts", "a:1", "--hostfile", "x"], "cannot both be given"),
         (["--hostfile", "nowhere"], "--hostfile nowhere cannot be read"),
         (["--hosts", "127.0.0.1:1", "--backend", "mpi"], "--backend must be one of"),
         (["--hosts", "127.0.0.1:1", "--master_port", "0"], "--master_port must be"),

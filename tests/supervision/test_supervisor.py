@@ -208,7 +208,7 @@ result = subprocess.run(
             "--dry_run writes nothing",
         ),
         (["--", "no such program", "--output_dir", "RUN"], "cannot be started"),
-        (["--grace", "-1", "--", "true"], "--grace must be 0 or more"),
+        (["--grace", "-1", "--", "true"], "--grace must be from 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, message, tmp_path, capfd, monkeypatch):
