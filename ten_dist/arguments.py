@@ -42,6 +42,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """What stands for the arguments before they are parsed."""
         self.declared: dict[str, Any] = {}
         """What an option was made of, by name, where :mod:`ten_dist.config` has."""
+        self.passed_over: dict[str, Any] = {}
+        """Options of other commands that a file can have without effect here."""
 
     def group(
         self, title: str, description: str | None = None

@@ -148,14 +148,16 @@ def _expand(parser: ArgumentParser, arguments: list[str]) -> list[str]:
 def _options_for(
     parser: ArgumentParser, path: str, actions: Mapping[str, argparse.Action]
 ) -> Iterator[tuple[str, Any]]:
-    """Name and value of each option in a file, every one of which the command has."""
+    """Name and value of each option in a file that the command has."""
     recorded = _recorded(path)
     if recorded is not None:
         # It was not written for this command, which may have only some of its options.
         yield from ((n, value) for n, value in recorded.items() if n in actions)
         return
     content = _read(path)
-    titles = [str(g.title) for g in parser._action_groups if g._group_actions]
+    others = parser.passed_over
+    titles = {str(g.title) for g in parser._action_groups if g._group_actions}
+    titles.update(option.group for option in others.values())
     seen = set()
     for key, values in content.items():
         if isinstance(values, dict) and key not in titles:
@@ -164,14 +166,15 @@ def _options_for(
             )
         inner = values if isinstance(values, dict) else {key: values}
         for name, value in inner.items():
-            if name not in actions:
+            if name not in actions and name not in others:
                 raise ConfigurationError(
                     f"{path}: unknown option {nearest(name, actions)} (see --help)"
                 )
             if name in seen:
                 raise ConfigurationError(f"{path}: {name} is given twice: keep one")
             seen.add(name)
-            yield name, value
+            if name in actions:
+                yield name, value
 
 
 def _words(action: argparse.Action, value: Any, path: str) -> list[str]:

@@ -24,7 +24,7 @@ from tests.tools.documents import (
 )
 
 PARSERS = {**command_parsers(), "data_prep.shard": make_parser()}
-FOLDERS = r"(?:ten_dist|data_prep|launch|benchmarks|tests|docs|ds_configs)"
+FOLDERS = r"(?:ten_dist|data_prep|launch|benchmarks|tests|docs|ds_configs|recipes)"
 # Options of other programs that the documents name.
 FOREIGN_OPTIONS = {
     *("--allow-run-as-root", "--no-kill"),

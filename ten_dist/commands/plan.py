@@ -17,6 +17,7 @@ from pathlib import Path
 from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given, given_options
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.options import options_of
 from ten_dist.config.run_options import add_model_options, given_model_options
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
@@ -53,6 +54,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default_help=f"the fastest that fits of {', '.join(_SHIPPED)}",
         only=("deepspeed_config",),
     )
+    # The file of a training is that of its plan.
+    parser.passed_over.update(options_of(TrainingConfig))
     add_options(parser, MachineOptions)
     add_model_options(parser)
     parser.add_argument(
