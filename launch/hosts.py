@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -53,11 +53,9 @@ class HostsConfig(Options):
     def read(self, *, slurm: bool = False) -> list[Host]:
         """The hosts that the options name, or those of the Slurm allocation.
 
-        Args:
-            slurm: whether hosts that are not named have to be those of an allocation.
-
         Raises:
-            ConfigurationError: they name none, or some that cannot be used.
+            ConfigurationError: there are none, some cannot be used, or `slurm` asks for
+                an allocation and there is none.
         """
         if self.hostfile is not None:
             hosts = read_hostfile(Path(self.hostfile))
@@ -85,9 +83,8 @@ def read_hostfile(path: Path) -> list[Host]:
     text = read_user_text(
         path, f"--hostfile {path}", "it has a line `ADDRESS slots=GPUS` for each host"
     )
-    lines = text.splitlines()
     hosts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -114,12 +111,10 @@ def write_hostfile(path: Path, hosts: Sequence[Host]) -> None:
 
 
 def parse_hosts(text: str) -> list[Host]:
-    """The hosts of a list such as `10.0.0.2:8,10.0.0.3:8`; without `:N`, one slot.
+    """The hosts of a list such as `10.0.0.2:8,10.0.0.3:8`; else ConfigurationError.
 
-    An IPv6 address with slots stands in brackets: `[fd00::2]:8`.
-
-    Raises:
-        ConfigurationError: it is no such list.
+    Without `:N` a host has one slot. An IPv6 address with slots stands in brackets:
+    `[fd00::2]:8`.
     """
     hosts = []
     for part in text.split(","):
@@ -188,11 +183,7 @@ def _slurm_slots(environment: Mapping[str, str], nodes: int) -> list[int]:
 
 
 def _checked(hosts: Sequence[Host], source: str) -> list[Host]:
-    """The hosts, if each is possible and none stands twice.
-
-    Raises:
-        ConfigurationError: one is not, or there is none.
-    """
+    """The hosts; ConfigurationError where there is none, an impossible one, or one twice."""
     if not hosts:
         raise ConfigurationError(f"{source} names no host")
     seen = set()
@@ -218,12 +209,8 @@ def _checked(hosts: Sequence[Host], source: str) -> list[Host]:
 
 
 def check_names(hosts: Sequence[Host]) -> None:
-    """Find out whether the names can be used between several machines.
-
-    Raises:
-        ConfigurationError: one does not resolve here, two are the same machine, or one
-            of several is a loopback address, at which every machine finds itself.
-    """
+    """Raise ConfigurationError for a name that does not resolve here, for two names of one
+    machine, and for a loopback address, at which every machine finds itself, among several."""
     owners: dict[str, Host] = {}
     for host in hosts:
         try:
@@ -248,11 +235,7 @@ def check_names(hosts: Sequence[Host]) -> None:
 
 
 def resolve(name: str) -> list[str]:
-    """IP addresses of a name or address.
-
-    Raises:
-        OSError: it has none.
-    """
+    """IP addresses of a name or address; OSError where it has none."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except UnicodeError:
@@ -262,25 +245,24 @@ def resolve(name: str) -> list[str]:
     return sorted({str(entry[4][0]).partition("%")[0] for entry in found})
 
 
-def is_own(host: Host, own: Iterable[str] | None = None) -> bool:
-    """Whether a host is this machine.
+def count_slots(hosts: Iterable[Host]) -> int:
+    """Ranks that run on some hosts together."""
+    return sum(host.slots for host in hosts)
 
-    Args:
-        host: a host.
-        own: addresses of this machine, by default those of its interfaces.
-    """
+
+def is_own(host: Host, own: Container[str]) -> bool:
+    """Whether a host is this machine, whose addresses are `own`."""
     try:
-        addresses = resolve(host.address)
+        return any(address in own for address in resolve(host.address))
     except OSError:
         return False
-    return not set(addresses).isdisjoint(own_addresses() if own is None else own)
 
 
-def own_addresses() -> set[str]:
-    """IP addresses of this machine's interfaces."""
+def own_addresses() -> dict[str, str]:
+    """IP addresses of this machine, each with the name of its network interface."""
     return {
-        entry.address.partition("%")[0]
-        for entries in psutil.net_if_addrs().values()
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
         for entry in entries
         if entry.family in (socket.AF_INET, socket.AF_INET6)
     }

@@ -34,13 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigurationError: as :func:`ten_dist.commands.plan.run`; or there is no such
             size with GPUs, or an option contradicts it.
     """
-    if arguments.size is not None:
-        _take_size(arguments)
-    plan.run(arguments)
-
-
-def _take_size(arguments: argparse.Namespace) -> None:
-    """Set the options of a node to what `--size` has and costs now."""
+    if arguments.size is None:
+        plan.run(arguments)
+        return
     for name in ("gpus_per_node", "dollars_per_gpu_hour"):
         if name in arguments:
             raise ConfigurationError(
@@ -56,3 +52,4 @@ def _take_size(arguments: argparse.Namespace) -> None:
     )
     arguments.gpus_per_node = size.gpus
     arguments.dollars_per_gpu_hour = size.hourly_price / size.gpus
+    plan.run(arguments)

@@ -13,8 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
+from launch.hosts import own_addresses
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import read_user_text
 
@@ -46,10 +45,10 @@ def rank_environment(
     """Variables for all ranks.
 
     Args:
-        given: `NAME=VALUE` of each `--env`; these count most.
-        environment: the launching process's; of it NCCL, gloo, UCX and OpenMP settings and a
-            few more are taken, which count least.
-        folders: where `.deepspeed_env` is looked for; by default home, then here.
+        given: `NAME=VALUE` of each `--env`; these replace all others.
+        environment: of the launching process; the settings of NCCL, gloo, UCX and OpenMP
+            in it and a few more are taken, which others replace.
+        folders: folders with a `.deepspeed_env`; by default home, then the current one.
 
     Raises:
         ConfigurationError: something is not `NAME=VALUE`, or a file cannot be read.
@@ -84,11 +83,8 @@ def with_interface(environment: Mapping[str, str], interface: str) -> dict[str, 
 
 
 def interface_towards(address: str) -> str:
-    """The network interface of this machine on the way to an address.
-
-    Raises:
-        ConfigurationError: there is no way.
-    """
+    """The network interface of this machine that has the route to an address;
+    ConfigurationError where none has."""
     family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -100,10 +96,10 @@ def interface_towards(address: str) -> str:
                 f"{address} ({error.strerror}): give one in the network that joins the "
                 "hosts, --master_address"
             ) from None
-        own = probe.getsockname()[0]
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address.partition("%")[0] == own for entry in entries):
-            return name
+        own = probe.getsockname()[0].partition("%")[0]
+    interfaces = own_addresses()
+    if own in interfaces:
+        return interfaces[own]
     raise ConfigurationError(
         f"{socket.gethostname()} has no interface with its own address {own}: name "
         "one with --env NCCL_SOCKET_IFNAME=... --env GLOO_SOCKET_IFNAME=..."

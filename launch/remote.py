@@ -51,12 +51,10 @@ class SshConfig(Options):
         """Words between `ssh` and the host. Nothing is ever asked of the terminal."""
         words = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={self.connect_timeout}"]
         words += _ALIVE
-        if self.ssh_config is not None:
-            words = ["-F", str(Path(self.ssh_config).resolve()), *words]
-        if self.ssh_port is not None:
-            words += ["-p", str(self.ssh_port)]
-        if self.ssh_user is not None:
-            words += ["-l", self.ssh_user]
+        config = self.ssh_config and Path(self.ssh_config).resolve()
+        given = {"-F": config, "-p": self.ssh_port, "-l": self.ssh_user}
+        for option, value in given.items():
+            words += [] if value is None else [option, str(value)]
         return words
 
 
@@ -86,67 +84,60 @@ class Outcome:
 class Remote:
     """Runs commands on hosts.
 
-    Args:
-        ssh: how to reach them.
+    The host keys of new machines, whose addresses others may have had before, are taken
+    and kept in the file `new_host_keys`, in place of those that the user knows.
 
     Raises:
         ConfigurationError: there is no ssh here.
     """
 
-    def __init__(self, ssh: SshConfig) -> None:
+    def __init__(self, ssh: SshConfig, new_host_keys: str | None = None) -> None:
         if shutil.which("ssh") is None:
             raise ConfigurationError(
                 "there is no ssh on this machine: install its client (Debian: "
                 "openssh-client)"
             )
         self.ssh = ssh
+        self._options = ssh.options()
+        if new_host_keys is not None:
+            known = f"UserKnownHostsFile={new_host_keys}"
+            accept = ["-o", "StrictHostKeyChecking=accept-new", "-o", known]
+            self._options = [*accept, *self._options]
         self._own = own_addresses()
         self._waited_for: set[subprocess.Popen[bytes]] = set()
 
-    def is_own(self, host: Host) -> bool:
-        """Whether a host is this machine."""
-        return is_own(host, self._own)
-
-    def command(self, host: Host, words: Sequence[str]) -> list[str]:
-        """The command of this machine that runs `words` on a host."""
-        if self.is_own(host):
-            return list(words)
-        return ["ssh", *self.ssh.options(), host.address, shlex.join(words)]
-
     def start(
-        self, host: Host, words: Sequence[str], **options: Any
-    ) -> subprocess.Popen[bytes]:
-        """Start a command on a host; `options` are those of ``subprocess.Popen``.
-
-        When ssh ends, its command goes on: whoever starts one has to end it.
-        """
-        return subprocess.Popen(self.command(host, words), **options)
-
-    def run(
         self,
         host: Host,
         words: Sequence[str],
         *,
-        timeout: float,
-        stdin: bytes = b"",
-    ) -> Outcome:
-        """Run a command on a host and wait for its end.
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.PIPE,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on a host, with a pipe for its input.
 
-        Args:
-            host: where.
-            words: the command.
-            timeout: seconds to wait; what runs on another host then is left to itself.
-            stdin: what it reads.
+        When ssh ends, its command goes on: whoever starts one has to end it.
         """
+        command = list(words)
+        if not is_own(host, self._own):
+            command = ["ssh", *self._options, host.address, shlex.join(words)]
         # A session of its own: Ctrl-C is for the caller, who may have to clean up.
-        process = self.start(
-            host,
-            words,
+        return subprocess.Popen(
+            command,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
         )
+
+    def run(
+        self, host: Host, words: Sequence[str], *, timeout: float, stdin: bytes = b""
+    ) -> Outcome:
+        """Run a command on a host and wait for its end, for `timeout` seconds at most.
+
+        What still runs on another host after that is left to itself.
+        """
+        process = self.start(host, words)
         self._waited_for.add(process)
         try:
             output, errors = process.communicate(stdin, timeout)
@@ -160,25 +151,14 @@ class Remote:
             status = None
         finally:
             self._waited_for.discard(process)
-        return Outcome(
-            host,
-            status,
-            output.decode(errors="replace"),
-            errors.decode(errors="replace"),
-        )
+        texts = [stream.decode(errors="replace") for stream in (output, errors)]
+        return Outcome(host, status, *texts)
 
     def run_on_all(
-        self,
-        hosts: Sequence[Host],
-        words: Sequence[str],
-        *,
-        timeout: float,
-        stdin: bytes = b"",
+        self, hosts: Sequence[Host], words: Sequence[str], **options: Any
     ) -> list[Outcome]:
-        """Run a command on all hosts at once; the outcomes in their order."""
-        return self.on_all(
-            hosts, lambda host: self.run(host, words, timeout=timeout, stdin=stdin)
-        )
+        """As :meth:`run` on all hosts at once; the outcomes in their order."""
+        return self.on_all(hosts, lambda host: self.run(host, words, **options))
 
     def on_all(
         self, hosts: Sequence[Host], action: Callable[[Host], _Result]
@@ -206,13 +186,12 @@ def opened(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
+def text_of(file: IO[bytes]) -> str:
+    """All that is in a file that another process writes, if it is no more than 1 MiB."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that has a session of its own, and its children with it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def with_environment(words: Sequence[str], environment: dict[str, str]) -> list[str]:
-    """A command with variables set, and in the current folder, for another machine."""
-    settings = [f"{name}={value}" for name, value in environment.items()]
-    return ["env", "--chdir", os.getcwd(), *settings, *words]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launch.droplets.reaping import ReapingConfig, reaping
+from launch.droplets.removal import ReapingConfig, reaping
 from ten_dist.arguments import ArgumentParser
 from ten_dist.commands import supervise
 from ten_dist.config.command_line import add_options, given

@@ -52,8 +52,7 @@ def main() -> int:
 
 
 def _say(**event: Any) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(event), flush=True)
 
 
 def _clear(request: dict[str, Any]) -> dict[str, Any]:
@@ -84,11 +83,7 @@ def _serve(request: dict[str, Any]) -> None:
 
 
 def _check_folder(logs: Path) -> None:
-    """Find out whether this host sees the folder that the launcher has made.
-
-    Raises:
-        ConfigurationError: it does not.
-    """
+    """Raise ConfigurationError if this host does not see the folder that the launcher made."""
     deadline = time.monotonic() + _SECONDS_FOR_FOLDER
     while not logs.is_dir():
         if time.monotonic() > deadline:
@@ -108,7 +103,7 @@ def _read(requests: queue.Queue[dict[str, Any] | None]) -> None:
 def _talk(
     node: Node, requests: queue.Queue[dict[str, Any] | None], silence: float
 ) -> float | None:
-    """Do as the launcher says until it says end, or nothing any more.
+    """Do as the launcher says until it says end, or nothing for `silence` seconds.
 
     Returns:
         None after an orderly end; else seconds that the ranks have to save.

@@ -25,12 +25,11 @@ import shlex
 import shutil
 import sys
 
-from launch.cluster.config import Launch, LaunchConfig
+from launch.cluster.config import NAME, Launch, LaunchConfig
 from launch.cluster.jobs import HostsJobs
 from launch.cluster.own_node import own_node_rank, run_own_node
-from launch.cluster.slurm import srun_command
-from launch.droplets.reaping import ReapingConfig, reaping
-from launch.hosts import Host, HostsConfig
+from launch.droplets.removal import ReapingConfig, reaping
+from launch.hosts import HostsConfig, count_slots
 from launch.preflight.settings import DEFAULT_PORT
 from launch.rank_environment import add_environment_option, rank_environment
 from launch.remote import Remote, SshConfig
@@ -43,9 +42,7 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.supervision.job import CommandJobs, Jobs, find_output_dir
 from ten_dist.supervision.policy import SupervisionConfig
-from ten_dist.supervision.supervisor import Supervisor, tell
-
-_NAME = "ten-dist launch"
+from ten_dist.supervision.supervisor import Supervisor
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -82,10 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Launch as the options say.
-
-    Returns:
-        The exit status, see above.
+    """Launch as the options say; returns the exit status, see above.
 
     Raises:
         ConfigurationError: options, hosts or batch do not fit, or a host is not there.
@@ -102,48 +96,37 @@ def run(arguments: argparse.Namespace) -> int:
             "--, such as `ten-dist launch --hostfile hostfile -- --config nano "
             "--data DATA --output_dir RUN`"
         )
-    parser = ArgumentParser(prog=f"{_NAME} --", allow_abbrev=False)
+    parser = ArgumentParser(prog=f"{NAME} --", allow_abbrev=False)
     add_run_options(parser)
     add_config_file(parser)
     # Other hosts may not have the file.
     train = parser.expand(train)
     folder = RunFolder(find_output_dir(train))
-    hosts = _hosts(arguments, config)
-    training, _ = given_run(parser.parse_args(train))
-    _check_training(training, sum(host.slots for host in hosts))
-    folder.check_writable()
-    environment = rank_environment(arguments.env)
-    launch = Launch(
-        config, ssh, supervision, reaper, hosts, environment, training, train, folder
-    )
-    if arguments.no_ssh:
-        return _run_here(launch, arguments.dry_run)
-    if config.launcher == "slurm":
-        return _run_by_slurm(launch, arguments.dry_run)
-    return _run_by_ssh(launch, not arguments.no_preflight, arguments.dry_run)
-
-
-def _hosts(arguments: argparse.Namespace, config: LaunchConfig) -> list[Host]:
-    """The hosts that the options name.
-
-    Raises:
-        ConfigurationError: they name none, too few, or some that cannot be used.
-    """
     named = given(arguments, HostsConfig)
     hosts = named.read(slurm=config.launcher == "slurm")
     if config.min_hosts > len(hosts):
         raise ConfigurationError(
             f"--min_hosts {config.min_hosts} is more than the {len(hosts)} hosts"
         )
-    return hosts
+    training, _ = given_run(parser.parse_args(train))
+    _check_training(training, count_slots(hosts))
+    folder.check_writable()
+    environment = rank_environment(arguments.env)
+    launch = Launch(
+        config, ssh, supervision, reaper, hosts, environment, training, train, folder
+    )
+    # A port of the first host that all hosts know without asking.
+    port = config.master_port or DEFAULT_PORT
+    if arguments.no_ssh:
+        return _run_here(launch, port, arguments.dry_run)
+    if config.launcher == "slurm":
+        return _run_by_slurm(launch, port, arguments.dry_run)
+    return _run_by_ssh(launch, not arguments.no_preflight, arguments.dry_run)
 
 
 def _check_training(training: TrainingConfig, ranks: int) -> None:
-    """Check the options of the training as its ranks will, without the data.
-
-    Raises:
-        ConfigurationError: they are wrong, or the batch does not divide over the ranks.
-    """
+    """Check the options of the training as its ranks will, without the data;
+    ConfigurationError also where the batch does not divide over the ranks."""
     from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
     from ten_dist.schedule import make_schedule
 
@@ -153,18 +136,17 @@ def _check_training(training: TrainingConfig, ranks: int) -> None:
 
 def _run_by_ssh(launch: Launch, preflight: bool, dry_run: bool) -> int:
     """Start the ranks of all hosts, over ssh."""
-    jobs = HostsJobs(
-        launch, Remote(launch.ssh), [_NAME, *sys.argv[2:]], preflight, _tell
-    )
+    command = [NAME, *sys.argv[2:]]
+    jobs = HostsJobs(launch, Remote(launch.ssh), command, preflight)
     if dry_run:
         print("\n".join(jobs.describe()))
         return 0
     return _supervise(launch, jobs)
 
 
-def _run_by_slurm(launch: Launch, dry_run: bool) -> int:
+def _run_by_slurm(launch: Launch, port: int, dry_run: bool) -> int:
     """Have srun start this command with --no_ssh on all nodes."""
-    command = srun_command(launch, _known_port(launch))
+    command = _srun_command(launch, port)
     if dry_run:
         print(shlex.join(command))
         return 0
@@ -177,30 +159,44 @@ def _run_by_slurm(launch: Launch, dry_run: bool) -> int:
     return _supervise(launch, CommandJobs(command, launch.mark, keep_lines))
 
 
-def _run_here(launch: Launch, dry_run: bool) -> int:
+def _srun_command(launch: Launch, master_port: int) -> list[str]:
+    """A command that runs `ten-dist launch --no_ssh` once on every node.
+
+    Each task finds its number in SLURM_NODEID. Slurm itself ends all tasks when one fails
+    or its node is lost.
+    """
+    hosts = launch.hosts
+    nodes = str(len(hosts))
+    variables = [f"{name}={value}" for name, value in launch.environment.items()]
+    return [
+        "srun",
+        *("--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"),
+        *("--nodelist", ",".join(host.address for host in hosts)),
+        # By default a task gets one processor.
+        *("--cpu-bind", "none", "--kill-on-bad-exit=1", "--export=ALL"),
+        *(sys.executable, "-m", "ten_dist.cli", "launch", "--no_ssh"),
+        *("--hosts", ",".join(f"{host}:{host.slots}" for host in hosts)),
+        *("--master_address", launch.master_address(hosts)),
+        *("--master_port", str(master_port)),
+        *("--grace", f"{launch.supervision.grace:g}"),
+        *(word for text in variables for word in ("--env", text)),
+        *("--", *launch.train),
+    ]
+
+
+def _run_here(launch: Launch, port: int, dry_run: bool) -> int:
     """Start the ranks of this machine."""
-    node = own_node_rank(launch.config.node_rank, launch.hosts)
-    port = _known_port(launch)
+    hosts = launch.hosts
+    node = own_node_rank(launch.config.node_rank, hosts)
     if dry_run:
-        address = launch.master_address(launch.hosts)
         print(
-            f"host {node} of {len(launch.hosts)}: {launch.hosts[node]}, "
-            f"{launch.hosts[node].slots} ranks, master {address}:{port}"
+            f"host {node} of {len(hosts)}: {hosts[node]}, {hosts[node].slots} ranks, "
+            f"master {launch.master_address(hosts)}:{port}"
         )
         return 0
-    return run_own_node(launch, node, port, _tell)
-
-
-def _known_port(launch: Launch) -> int:
-    """A port of the first host that all hosts know without asking."""
-    return launch.config.master_port or DEFAULT_PORT
+    return run_own_node(launch, node, port)
 
 
 def _supervise(launch: Launch, jobs: Jobs) -> int:
-    folder, supervision = launch.folder.path, launch.supervision
     with reaping(launch.reaping):
-        return Supervisor(jobs, folder, supervision, _NAME).run()
-
-
-def _tell(message: str) -> None:
-    tell(_NAME, message)
+        return Supervisor(jobs, launch.folder.path, launch.supervision, NAME).run()

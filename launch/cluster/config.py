@@ -6,14 +6,22 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from launch.droplets.reaping import ReapingConfig
+from launch.droplets.removal import ReapingConfig
 from launch.hosts import Host, resolve
 from launch.remote import SshConfig
 from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.config.options import PORT, Options, at_least
 from ten_dist.config.training import TrainingConfig
 from ten_dist.run_folder import RunFolder
+from ten_dist.supervision import supervisor
 from ten_dist.supervision.policy import SupervisionConfig
+
+NAME = "ten-dist launch"
+
+
+def tell(message: str) -> None:
+    """Print a line of the launcher."""
+    supervisor.tell(NAME, message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +79,8 @@ class Launch:
         return self.folder.logs.resolve()
 
     def master_address(self, hosts: list[Host]) -> str:
-        """Address at which the ranks of a start on some of the hosts meet.
-
-        It is --master_address as long as the host that has it takes part.
-        """
+        """Address at which the ranks of a start on some of the hosts meet:
+        --master_address as long as the host that has it takes part."""
         if self.config.master_address is not None and hosts[0] == self.hosts[0]:
             return self.config.master_address
         return resolve(hosts[0].address)[0]

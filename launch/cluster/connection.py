@@ -1,36 +1,105 @@
-"""The launcher's end of a conversation with the agent of a host."""
+"""The launcher's end of its conversations with the agents of hosts."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import dataclasses
 import json
-import subprocess
+import os
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from launch.cluster.agent import ALIVE_SECONDS
-from launch.cluster.clearing import AGENT
 from launch.hosts import Host
-from launch.remote import Remote, opened, with_environment
+from launch.remote import Outcome, Remote, opened, text_of
+from ten_dist.errors import TrainingError
 
-_KEEP_LINES = 20
+# The same checkout and environment are on every host, at the same path.
+_AGENT = [sys.executable, "-m", "launch.cluster.agent"]
+_SECONDS_FOR_SIGKILL = 30.0
 _LONG_SILENCE_SECONDS = 3 * ALIVE_SECONDS
 
 
-class Connection:
-    """Starts an agent on a host and keeps what it says.
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a host that can take part has reported."""
+
+    host: Host
+    ended: list[str]
+    """What was left of earlier starts and had to be ended."""
+    port: int
+    """A free port."""
+
+
+def clear_hosts(
+    remote: Remote, hosts: Sequence[Host], mark: str, grace: float, master: str
+) -> tuple[list[Answer], dict[Host, str]]:
+    """End what earlier starts of a job have left on hosts, and ask for a free port of each.
 
     Args:
-        remote: how to reach hosts.
-        host: which one.
-        request: the first request, see :mod:`launch.cluster.agent`.
+        remote: reaches the hosts.
+        hosts: the hosts, at once.
+        mark: of the job, see :data:`ten_dist.supervision.job.MARK`.
+        grace: seconds between SIGTERM and SIGKILL.
+        master: address that the hosts need a route to.
+
+    Returns:
+        Answers of the hosts that can take part, and what is wrong with the others, to be
+        read after `host X`.
+
+    Raises:
+        TrainingError: a process of the job cannot be killed.
+    """
+    request = {"do": "clear", "mark": mark, "grace": grace, "master": master}
+    outcomes = remote.run_on_all(
+        hosts,
+        ["env", "--chdir", os.getcwd(), *_AGENT],
+        timeout=remote.ssh.connect_timeout + grace + _SECONDS_FOR_SIGKILL,
+        stdin=json.dumps(request).encode() + b"\n",
+    )
+    answers, complaints = [], {}
+    for outcome in outcomes:
+        found = _answer(outcome)
+        if isinstance(found, Answer):
+            answers.append(found)
+        else:
+            complaints[outcome.host] = found
+    return answers, complaints
+
+
+def _answer(outcome: Outcome) -> Answer | str:
+    """What an agent has said, or why its host cannot take part, to be read after its name.
+
+    Raises:
+        TrainingError: processes of an earlier start cannot be ended there.
+    """
+    if outcome.unreachable:
+        return f"does not answer: {outcome.complaint()}"
+    try:
+        said = json.loads(outcome.output.splitlines()[-1])
+    except (ValueError, IndexError):
+        return (
+            f"cannot run {' '.join(_AGENT)} ({outcome.complaint()}): the checkout and "
+            "its environment must be at the same path on every host"
+        )
+    if "error" not in said:
+        return Answer(outcome.host, said["ended"], said["port"])
+    if said["refused"]:
+        return f"cannot take part: {said['error']}"
+    raise TrainingError(f"host {outcome.host}: {said['error']}")
+
+
+class Connection:
+    """Starts an agent on a host with a first request, and keeps what it says.
 
     Attributes:
         host: the host.
         status: exit status of the command that starts its ranks; None before.
-        ended_ranks: ranks that have ended, in their order.
+        ended_ranks: ranks that have ended, in the order of their ends.
         gone: what had to be ended, once it has been told to end; None before.
         error: what it refuses or cannot do, and whether it refuses, or None.
         closed: whether it says no more.
@@ -43,28 +112,15 @@ class Connection:
         self.gone: list[str] | None = None
         self.error: tuple[str, bool] | None = None
         self.closed = False
-        self._heard = time.monotonic()
-        self._told = self._heard
-        self._errors: collections.deque[str] = collections.deque(maxlen=_KEEP_LINES)
-        # A session of its own: Ctrl-C is for the launcher, which has the ranks save.
-        self._process = remote.start(
-            host,
-            with_environment(AGENT, {}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._heard = self._told = time.monotonic()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        command = ["env", "--chdir", os.getcwd(), *_AGENT]
+        self._process = remote.start(host, command, stderr=self._errors)
         self._input = opened(self._process.stdin)
         self._output = opened(self._process.stdout)
-        self._complaints = opened(self._process.stderr)
         self.tell(**request)
-        self._readers = [
-            threading.Thread(target=read, daemon=True)
-            for read in (self._read_events, self._read_errors)
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def tell(self, **request: Any) -> None:
         """Send a request; one that no longer arrives is of no use any more."""
@@ -74,16 +130,12 @@ class Connection:
             self._input.flush()
 
     def keep_alive(self) -> None:
-        """Say now and then that the launcher is there."""
+        """Say every few seconds that the launcher is there."""
         if time.monotonic() - self._told >= ALIVE_SECONDS:
             self.tell(do="alive")
 
     def lost(self, patience: float) -> str | None:
-        """Why the host counts as lost, or None.
-
-        Args:
-            patience: seconds that it may be silent.
-        """
+        """Why the host, silent for `patience` seconds or more, counts as lost, or None."""
         if self.gone is not None or self.error is not None:
             return None
         silence = time.monotonic() - self._heard
@@ -93,20 +145,20 @@ class Connection:
             return f"no word for {silence:.0f} s" if given_up else None
         if not self.closed:
             return None
-        words = " ".join(list(self._errors)[-1:]) or f"status {self._process.poll()}"
-        return f"its connection ended ({words})"
+        errors = text_of(self._errors)
+        ending = Outcome(self.host, self._process.poll(), "", errors).complaint()
+        return f"its connection ended ({ending})"
 
     def close(self) -> None:
         """End the connection; the agent ends what it has not been told to end."""
         self._process.kill()
         self._process.wait()
-        for reader in self._readers:
-            reader.join(5.0)
-        for stream in (self._input, self._output, self._complaints):
+        self._reader.join(5.0)
+        for stream in (self._input, self._output, self._errors):
             with contextlib.suppress(OSError):
                 stream.close()
 
-    def _read_events(self) -> None:
+    def _read(self) -> None:
         for line in self._output:
             self._heard = time.monotonic()
             try:
@@ -114,18 +166,9 @@ class Connection:
             except ValueError:
                 # A greeting of the host's shell.
                 continue
-            if "status" in event:
-                self.status = event["status"]
-            if "ended_ranks" in event:
-                self.ended_ranks = event["ended_ranks"]
-            if "gone" in event:
-                self.gone = event["gone"]
+            self.status = event.get("status", self.status)
+            self.ended_ranks = event.get("ended_ranks", self.ended_ranks)
+            self.gone = event.get("gone", self.gone)
             if "error" in event:
                 self.error = event["error"], event["refused"]
         self.closed = True
-
-    def _read_errors(self) -> None:
-        for line in self._complaints:
-            text = line.decode(errors="replace").strip()
-            if text:
-                self._errors.append(text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable
 
-from launch.cluster.clearing import clear_hosts
-from launch.cluster.connection import Connection
+from launch.cluster.config import tell
+from launch.cluster.connection import Connection, clear_hosts
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
 from launch.remote import Remote
@@ -28,28 +28,12 @@ _MOST_LOGS = 2
 
 
 class HostsJob:
-    """Starts the ranks on all hosts, and ends them on all.
+    """Starts the ranks on all hosts, and ends them on all."""
 
-    Args:
-        start: what to start.
-        remote: how to reach the hosts.
-        host_timeout: seconds of silence after which a host is lost.
-        keep_lines: last lines of a rank that failed to show.
-        tell: prints a line.
-    """
-
-    def __init__(
-        self,
-        start: HostsStart,
-        remote: Remote,
-        host_timeout: float,
-        keep_lines: int,
-        tell: Callable[[str], None],
-    ) -> None:
+    def __init__(self, start: HostsStart, remote: Remote) -> None:
         self.reason: str | None = None
         self._start, self._remote = start, remote
-        self._host_timeout, self._keep_lines = host_timeout, keep_lines
-        self._tell = tell
+        self._host_timeout = start.launch.config.host_timeout
         self._status: int | None = None
         # How the first host ended, or the first one that failed, and when.
         self._first: tuple[int, float] | None = None
@@ -58,20 +42,20 @@ class HostsJob:
         self._last_lines: list[str] = []
         start.write()
         self._follower = Follower(rank_log(start.logs, 0))
-        self._connections = [
-            Connection(remote, host, self._request(node))
-            for node, host in enumerate(start.hosts)
-        ]
-
-    def _request(self, node: int) -> dict[str, object]:
-        start = self._start
-        return {
+        request = {
             "do": "start",
-            "part": start.on_node(node).to_dict(),
             "master": start.master_address,
             "logs": str(start.logs),
             "silence": self._host_timeout,
         }
+        self._connections = [
+            Connection(
+                remote,
+                host,
+                request | {"part": dataclasses.asdict(start.on_node(node))},
+            )
+            for node, host in enumerate(start.hosts)
+        ]
 
     def poll(self) -> int | None:
         """See :meth:`ten_dist.supervision.job.StartedJob.poll`."""
@@ -90,15 +74,18 @@ class HostsJob:
                 text, refused = connection.error
                 self.reason = f"{connection.host}: {text}"
                 return EXIT_CONFIGURATION_ERROR if refused else EXIT_FAILED
-        if self._find_lost():
+        for connection in self._connections:
+            why = connection.lost(self._host_timeout)
+            if why is not None:
+                self._lost.append(connection)
+                self.reason = f"host {connection.host} is lost, {why}"
+        if self._lost:
             return EXIT_FAILED
         for connection in self._connections:
-            for rank in connection.ended_ranks:
-                if rank not in self._ended_ranks:
-                    self._ended_ranks.append(rank)
+            new = [r for r in connection.ended_ranks if r not in self._ended_ranks]
+            self._ended_ranks += new
         now = time.monotonic()
-        for connection in self._connections:
-            status = connection.status
+        for status in (connection.status for connection in self._connections):
             # A host's success says nothing once another has failed.
             if status is not None and (
                 self._first is None or status and not self._first[0]
@@ -111,45 +98,30 @@ class HostsJob:
         complete = all(c.status is not None for c in self._connections)
         return status if complete or now - since >= patience else None
 
-    def _find_lost(self) -> bool:
-        for connection in self._connections:
-            why = connection.lost(self._host_timeout)
-            if why is not None:
-                self._lost.append(connection)
-                self.reason = f"host {connection.host} is lost, {why}"
-        return bool(self._lost)
-
     def _evidence(self) -> list[str]:
         """The last lines of the ranks that ended first, told where not seen already."""
         if self.reason is not None:
             return []
         start, lines, unseen = self._start, [], []
-        for rank in self._ended_ranks[:_MOST_LOGS] or self._ranks_of_failed_host():
+        keep = start.launch.supervision.keep_lines
+        # Where none is known, the first rank of the host whose launcher has failed.
+        failed = [node for node, c in enumerate(self._connections) if c.status]
+        first = start.ranks_of(failed[0] if failed else 0).start
+        for rank in self._ended_ranks[:_MOST_LOGS] or [first]:
             node = start.node_of(rank)
-            path = rank_log(start.logs, rank)
-            found = last_lines(path, self._keep_lines)
-            if not found:
-                # It never came to speak for itself.
-                path = start.node_log(node)
-                found = last_lines(path, self._keep_lines)
-            block = [
-                f"rank {rank} on {start.hosts[node]} was among the first to end, end of {path}:"
-            ]
-            block += [f"  {line}" for line in found]
+            # One that failed before it had a log has its words in that of the launcher.
+            paths = rank_log(start.logs, rank), start.node_log(node)
+            path = next((path for path in paths if last_lines(path, keep)), paths[1])
+            where = f"rank {rank} on {start.hosts[node]} was among the first to end"
+            block = [f"{where}, end of {path}:"]
+            block += [f"  {line}" for line in last_lines(path, keep)]
             lines += block
             if path != rank_log(start.logs, 0):
                 unseen += block
         self._follower.close()
         if unseen:
-            self._tell("\n".join(unseen))
+            tell("\n".join(unseen))
         return lines
-
-    def _ranks_of_failed_host(self) -> list[int]:
-        """The first rank of the host whose launcher ended first."""
-        for node, connection in enumerate(self._connections):
-            if connection.status:
-                return [self._start.ranks_of(node).start]
-        return [0]
 
     def send(self, number: int) -> None:
         """Pass a signal to the ranks of all hosts."""
@@ -178,10 +150,7 @@ class HostsJob:
         for connection in in_touch:
             connection.tell(do="end", grace=grace)
         deadline = time.monotonic() + grace + _SECONDS_FOR_SIGKILL
-        while (
-            any(not connection.closed for connection in in_touch)
-            and time.monotonic() < deadline
-        ):
+        while not all(c.closed for c in in_touch) and time.monotonic() < deadline:
             time.sleep(0.05)
         for connection in self._connections:
             connection.close()
@@ -194,17 +163,11 @@ class HostsJob:
         for connection in in_touch:
             if connection.error is not None:
                 raise TrainingError(f"{connection.host}: {connection.error[0]}")
-        ended = [
-            (len(connection.gone), connection.host)
-            for connection in in_touch
-            if connection.gone
-        ]
-        start = self._start
-        answers, _ = clear_hosts(
-            self._remote, unattended, start.launch.mark, 0.0, start.master_address
-        )
-        ended += [(len(a.ended), a.host) for a in answers if a.ended]
-        return [f"{count} processes on {host}" for count, host in ended]
+        mark, master = self._start.launch.mark, self._start.master_address
+        answers, _ = clear_hosts(self._remote, unattended, mark, 0.0, master)
+        ended = [(connection.gone, connection.host) for connection in in_touch]
+        ended += [(answer.ended, answer.host) for answer in answers]
+        return [f"{len(found)} processes on {host}" for found, host in ended if found]
 
     def last_lines(self) -> list[str]:
         """See :meth:`ten_dist.supervision.job.StartedJob.last_lines`."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from launch.cluster.clearing import Answer, clear_hosts
-from launch.cluster.config import Launch
+from launch.cluster.config import Launch, tell
+from launch.cluster.connection import Answer, clear_hosts
 from launch.cluster.job import HostsJob
 from launch.cluster.selection import micro_batch_option, select_hosts
 from launch.cluster.start import HostsStart
-from launch.hosts import Host
+from launch.hosts import Host, count_slots
 from launch.preflight.check import check_hosts
 from launch.preflight.settings import DEFAULT_PORT, PreflightSettings
 from launch.remote import Remote
@@ -24,12 +24,7 @@ _SECONDS_BETWEEN_QUESTIONS = 5.0
 class HostsJobs:
     """A training on several hosts as the job of a supervisor.
 
-    Args:
-        launch: what to start and where.
-        remote: how to reach the hosts.
-        command: words of the whole, for the log.
-        preflight: whether to check the hosts before the first start.
-        tell: prints a line.
+    `command` is for the log, and `preflight` has the hosts checked before the first start.
     """
 
     def __init__(
@@ -38,12 +33,10 @@ class HostsJobs:
         remote: Remote,
         command: Sequence[str],
         preflight: bool,
-        tell: Callable[[str], None],
     ) -> None:
         self.command = list(command)
-        self._preflight = preflight
         self._launch, self._remote = launch, remote
-        self._tell = tell
+        self._preflight = preflight
         self._taking_part = launch.hosts
         self._answers: list[Answer] | None = None
 
@@ -62,33 +55,23 @@ class HostsJobs:
                 f"host {host} {complaint}; set it right, or leave it out of the hosts"
             )
         self._answers = answers
-        return [
-            f"{len(answer.ended)} processes on {answer.host}"
-            for answer in answers
-            if answer.ended
-        ]
+        return [f"{len(a.ended)} processes on {a.host}" for a in answers if a.ended]
 
     def _check_hosts(self, answers: list[Answer]) -> None:
-        """Have a preflight of all hosts.
-
-        Raises:
-            ConfigurationError: there are errors; the table of them has been printed.
-        """
+        """Have a preflight of all hosts; ConfigurationError after printing what is wrong."""
         launch, training = self._launch, self._launch.training
         ports = [a.port for a in answers if a.host == launch.hosts[0]]
         port = launch.config.master_port or next(iter(ports), DEFAULT_PORT)
         settings = PreflightSettings(
-            data=training.data,
-            output_dir=training.output_dir,
-            master_port=port,
+            data=training.data, output_dir=training.output_dir, master_port=port
         )
         report = check_hosts(
-            launch.hosts, self._remote, settings, launch.environment, self._tell
+            launch.hosts, self._remote, settings, launch.environment, tell
         )
         if report.problems:
-            self._tell(f"preflight\n{report.table()}")
+            tell(f"preflight\n{report.table()}")
         else:
-            self._tell(f"all hosts are in order; {report.network_line()}")
+            tell(f"all hosts are in order; {report.network_line()}")
         if report.errors:
             raise ConfigurationError(
                 f"preflight has found {len(report.errors)} errors, see above: set them "
@@ -102,35 +85,22 @@ class HostsJobs:
         Raises:
             ConfigurationError: too few hosts answer, or the batch divides over none.
         """
-        answers = self._answers or self._answers_of_some()
+        chosen, free = self._chosen(self._answers)
         self._answers = None
-        chosen = select_hosts(
-            [answer.host for answer in answers],
-            self._launch.training.global_batch_size,
-            self._launch.config.min_hosts,
-        )
-        ranks = sum(host.slots for host in chosen)
-        self._tell_changes(chosen, answers, ranks)
-        free = {answer.host: answer.port for answer in answers}
+        self._tell_changes(chosen, set(free))
         port = self._launch.config.master_port or free[chosen[0]]
-        return HostsJob(
-            self._plan(chosen, port),
-            self._remote,
-            self._launch.config.host_timeout,
-            self._launch.supervision.keep_lines,
-            self._tell,
-        )
+        return HostsJob(self._plan(chosen, port), self._remote)
 
     def _plan(self, chosen: list[Host], port: int) -> HostsStart:
-        batch = self._launch.training.global_batch_size
-        ranks = sum(host.slots for host in chosen)
-        own = micro_batch_option(self._launch.training.micro_batch_size, batch, ranks)
+        training, folder = self._launch.training, self._launch.logs
+        ranks, micro_batch = count_slots(chosen), training.micro_batch_size
+        own = micro_batch_option(micro_batch, training.global_batch_size, ranks)
         if own:
-            self._tell(
-                f"{' '.join(own)} in place of {self._launch.training.micro_batch_size}, which "
-                f"does not divide the share of {ranks} ranks"
+            tell(
+                f"{' '.join(own)} in place of {micro_batch}, which does not divide the "
+                f"share of {ranks} ranks"
             )
-        logs = self._launch.logs / f"start_{next_number(self._launch.logs):03d}"
+        logs = folder / f"start_{next_number(folder):03d}"
         return HostsStart(
             launch=self._launch,
             hosts=chosen,
@@ -143,67 +113,69 @@ class HostsJobs:
 
     def describe(self) -> list[str]:
         """What the first start would do, one line a fact."""
-        start = self._plan(self._launch.hosts, self._launch.config.master_port or 0)
-        port = start.master_port or "PORT"
-        lines = [
-            f"{host}: ranks {', '.join(map(str, start.ranks_of(node)))}"
-            for node, host in enumerate(self._launch.hosts)
+        hosts = self._launch.hosts
+        start = self._plan(hosts, self._launch.config.master_port or 0)
+        address = f"{start.master_address}:{start.master_port or 'PORT'}"
+        return [
+            *(
+                f"{host}: ranks {', '.join(map(str, start.ranks_of(node)))}"
+                for node, host in enumerate(hosts)
+            ),
+            f"master: {address}, a free port if none is given",
+            "interface: that of each host on the way to the master",
+            *(f"{name}={value}" for name, value in start.exports().items()),
+            *(
+                f"on {host}: {shlex.join(start.node_command(node))}"
+                for node, host in enumerate(hosts)
+            ),
         ]
-        lines.append(
-            f"master: {start.master_address}:{port}, a free port if none is given"
-        )
-        lines.append("interface: that of each host on the way to the master")
-        lines += [f"{name}={value}" for name, value in start.exports().items()]
-        lines += [
-            f"on {host}: {shlex.join(start.node_command(node))}"
-            for node, host in enumerate(self._launch.hosts)
-        ]
-        return lines
 
-    def _answers_of_some(self) -> list[Answer]:
-        """Answers of the hosts that are there, as soon as they are enough."""
-        deadline = time.monotonic() + self._launch.config.host_timeout
+    def _chosen(
+        self, answers: list[Answer] | None
+    ) -> tuple[list[Host], dict[Host, int]]:
+        """The hosts of the next start, and a free port of each host that answers.
+
+        Without `answers` the hosts are asked, until enough of them have answered.
+        """
+        launch = self._launch
+        complaints: dict[Host, str] = {}
+        deadline = time.monotonic() + launch.config.host_timeout
         while True:
-            answers, complaints = self._ask(0.0)
+            if answers is None:
+                answers, complaints = self._ask(0.0)
             for host, complaint in complaints.items():
-                self._tell(f"host {host} {complaint}")
+                tell(f"host {host} {complaint}")
+            free = {answer.host: answer.port for answer in answers}
+            batch, fewest = launch.training.global_batch_size, launch.config.min_hosts
             try:
-                select_hosts(
-                    [answer.host for answer in answers],
-                    self._launch.training.global_batch_size,
-                    self._launch.config.min_hosts,
-                )
+                return select_hosts(list(free), batch, fewest), free
             except ConfigurationError:
                 # The network between may be what is down.
                 if not complaints or time.monotonic() >= deadline:
                     raise
-            else:
-                return answers
+            answers = None
             time.sleep(_SECONDS_BETWEEN_QUESTIONS)
 
     def _ask(self, grace: float) -> tuple[list[Answer], dict[Host, str]]:
-        master = self._launch.master_address(self._launch.hosts)
-        return clear_hosts(
-            self._remote, self._launch.hosts, self._launch.mark, grace, master
-        )
+        hosts, mark = self._launch.hosts, self._launch.mark
+        master = self._launch.master_address(hosts)
+        return clear_hosts(self._remote, hosts, mark, grace, master)
 
-    def _tell_changes(
-        self, chosen: list[Host], answers: list[Answer], ranks: int
-    ) -> None:
-        answering = {answer.host for answer in answers}
-        for host in self._launch.hosts:
+    def _tell_changes(self, chosen: list[Host], answering: Collection[Host]) -> None:
+        hosts, ranks = self._launch.hosts, count_slots(chosen)
+        for host in hosts:
             if host in answering and host not in chosen:
-                self._tell(
+                tell(
                     f"host {host} is left out: --global_batch_size "
-                    f"{self._launch.training.global_batch_size} divides over {ranks} ranks, "
-                    "but not with its own"
+                    f"{self._launch.training.global_batch_size} divides over {ranks} "
+                    "ranks, but not with its own"
                 )
             if host in chosen and host not in self._taking_part:
-                self._tell(f"host {host} takes part again")
+                tell(f"host {host} takes part again")
         self._taking_part = chosen
-        if len(chosen) < len(self._launch.hosts):
-            self._tell(
-                f"{len(chosen)} of {len(self._launch.hosts)} hosts, {ranks} ranks: "
+        if len(chosen) < len(hosts):
+            tell(
+                f"{len(chosen)} of {len(hosts)} hosts, {ranks} ranks: "
                 f"{', '.join(map(str, chosen))}"
             )
 

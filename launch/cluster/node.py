@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -45,29 +44,17 @@ class NodeStart:
     first_rank: int
     last_rank: int
 
-    @property
-    def ranks(self) -> range:
-        """Ranks of the host."""
-        return range(self.first_rank, self.last_rank + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Keyword arguments that make an equal one, as JSON can hold them."""
-        return dataclasses.asdict(self)
-
 
 class Node:
-    """This host's part of a job.
-
-    Args:
-        part: what is started.
-    """
+    """This host's part of a job."""
 
     def __init__(self, part: NodeStart) -> None:
         self._start = part.start
-        self._expected = part.ranks
+        self._expected = range(part.first_rank, part.last_rank + 1)
         self._ranks: dict[int, psutil.Process] = {}
         self._ended: list[int] = []
         self._looked = 0.0
+        marks = {MARK: part.mark, START: part.start}
         with Path(part.output).open("ab") as file:
             self._process = subprocess.Popen(
                 part.command,
@@ -75,12 +62,7 @@ class Node:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={
-                    **os.environ,
-                    **part.environment,
-                    MARK: part.mark,
-                    START: part.start,
-                },
+                env={**os.environ, **part.environment, **marks},
             )
 
     def poll(self) -> int | None:
@@ -101,14 +83,11 @@ class Node:
         self._looked = time.monotonic()
         for process in marked(self._start, START).values():
             rank = rank_of(process)
-            # Data workers of a rank have its variables, and are younger.
             if rank is None or rank not in self._expected:
                 continue
-            if (
-                rank not in self._ranks
-                or process.create_time() < self._ranks[rank].create_time()
-            ):
-                self._ranks[rank] = process
+            # Data workers of a rank have its variables, and are younger.
+            older = self._ranks.get(rank, process)
+            self._ranks[rank] = min(older, process, key=psutil.Process.create_time)
 
     def send(self, number: int) -> None:
         """Pass a signal to the ranks, or where there is none yet, to the command."""
@@ -127,14 +106,9 @@ class Node:
         return ended
 
     def abandon(self, seconds: float) -> None:
-        """End this start, whose launcher has gone.
-
-        Args:
-            seconds: time for the ranks to save what they can, if they are able to.
-        """
+        """End this start, whose launcher has gone, giving the ranks `seconds` to save."""
         deadline = time.monotonic() + seconds
         if seconds and signal_ranks(self._start, signal.SIGTERM, START):
             while marked(self._start, START) and time.monotonic() < deadline:
                 time.sleep(0.2)
-        end_processes(self._start, 0.0, START)
-        self._process.wait()
+        self.end(0.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cluster.config import Launch
+from launch.cluster.config import Launch, tell
 from launch.cluster.node import Node
 from launch.cluster.rank_logs import Follower, last_lines, rank_log
 from launch.cluster.start import HostsStart
@@ -28,14 +28,10 @@ _SECONDS_FOR_LEFTOVERS = 10.0
 
 
 def own_node_rank(given: int | None, hosts: Sequence[Host]) -> int:
-    """Which of the hosts this machine is.
-
-    Args:
-        given: --node_rank, or None.
-        hosts: all hosts.
+    """Number of this machine among the hosts: --node_rank, or that of Slurm.
 
     Raises:
-        ConfigurationError: nothing says it, or there is no such host.
+        ConfigurationError: neither is given, or there is no such host.
     """
     text = os.environ.get("SLURM_NODEID") if given is None else str(given)
     if text is None:
@@ -51,19 +47,10 @@ def own_node_rank(given: int | None, hosts: Sequence[Host]) -> int:
     return int(text)
 
 
-def run_own_node(
-    launch: Launch, node: int, master_port: int, tell: Callable[[str], None]
-) -> int:
-    """Start the ranks of this host, and wait for their end; they are not started again.
+def run_own_node(launch: Launch, node: int, master_port: int) -> int:
+    """Start the ranks of this host, which has the number `node`; returns their exit status.
 
-    Args:
-        launch: what to start and where.
-        node: which of the hosts this is.
-        master_port: port of the first host where the ranks meet.
-        tell: prints a line.
-
-    Returns:
-        Exit status: that of the training.
+    They are not started again.
 
     Raises:
         ConfigurationError: there is no way to the master.
@@ -86,39 +73,27 @@ def run_own_node(
             environment=with_interface(launch.environment, interface_towards(master)),
         )
         start.write()
-        status, ended = _run_to_the_end(start, node, tell)
+        ranks = start.ranks_of(node)
+        with PassedSignals(tell) as signals, contextlib.ExitStack() as ends:
+            tell(f"ranks {ranks[0]} to {ranks[-1]}, what they print is in {start.logs}")
+            if node == 0:
+                # Rank 0 speaks for all.
+                ends.callback(Follower(rank_log(start.logs, 0)).close)
+            job = Node(start.on_node(node))
+            ends.callback(job.end, _SECONDS_FOR_LEFTOVERS)
+            status = signals.wait(job, launch.supervision.grace)
+            ended = job.ended_ranks()
     if status == EXIT_CONFIGURATION_ERROR:
         _remove_logs(start, node)
     if status in (0, EXIT_CONFIGURATION_ERROR, EXIT_STOPPED):
         return status
-    for rank in [rank for rank in ended if rank][:1]:
+    # What rank 0 has printed was shown already.
+    rank = next((rank for rank in ended if rank), None)
+    if rank is not None:
         path = rank_log(start.logs, rank)
         lines = "\n".join(last_lines(path, launch.supervision.keep_lines))
         tell(f"rank {rank} ended early, end of {path}:\n{lines}")
     return status if 0 < status <= EXIT_HANG else EXIT_FAILED
-
-
-def _run_to_the_end(
-    start: HostsStart, node: int, tell: Callable[[str], None]
-) -> tuple[int, list[int]]:
-    """Start the ranks of a host and wait for them, passing signals on.
-
-    Returns:
-        Exit status, and the ranks that had ended by then, in their order.
-    """
-    ranks = start.ranks_of(node)
-    with PassedSignals(tell) as signals:
-        tell(f"ranks {ranks[0]} to {ranks[-1]}, what they print is in {start.logs}")
-        # Rank 0 speaks for all.
-        follower = Follower(rank_log(start.logs, 0)) if node == 0 else None
-        job = Node(start.on_node(node))
-        try:
-            status = signals.wait(job, start.launch.supervision.grace)
-            return status, job.ended_ranks()
-        finally:
-            job.end(_SECONDS_FOR_LEFTOVERS)
-            if follower is not None:
-                follower.close()
 
 
 def _remove_logs(start: HostsStart, node: int) -> None:
@@ -127,6 +102,5 @@ def _remove_logs(start: HostsStart, node: int) -> None:
         rank_log(start.logs, rank).unlink(missing_ok=True)
     start.node_log(node).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        start.logs.rmdir()
-        start.logs.parent.rmdir()
-        start.logs.parent.parent.rmdir()
+        for folder in (start.logs, *start.logs.parents[:2]):
+            folder.rmdir()

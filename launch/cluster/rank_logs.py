@@ -45,11 +45,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 class Follower:
-    """Shows a log at the terminal while it is written, from a thread.
-
-    Args:
-        path: the log; it need not be there yet.
-    """
+    """Shows a log, which need not be there yet, at the terminal while it is written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.hosts import Host
+from launch.hosts import Host, count_slots
 from ten_dist.errors import ConfigurationError
 from ten_dist.schedule import largest_micro_batch
 
@@ -16,13 +16,8 @@ def select_hosts(
 
     Of several choices it is the one with most ranks.
 
-    Args:
-        hosts: those that there are.
-        global_batch_size: rows of a step.
-        min_hosts: how few will do.
-
     Raises:
-        ConfigurationError: there is no such number.
+        ConfigurationError: no `min_hosts` or more will do.
     """
     # By number of ranks, the choice with most hosts.
     choices: dict[int, list[Host]] = {0: []}
@@ -32,30 +27,26 @@ def select_hosts(
             total = ranks + host.slots
             if total not in choices or len(choices[total]) < len(longer):
                 choices[total] = longer
-    dividing = {
-        ranks: chosen
+    dividing = [
+        (len(chosen), ranks)
         for ranks, chosen in choices.items()
         if ranks and global_batch_size % ranks == 0 and len(chosen) >= min_hosts
-    }
+    ]
     if dividing:
-        return dividing[max(dividing, key=lambda ranks: (len(dividing[ranks]), ranks))]
-    ranks = sum(host.slots for host in hosts)
+        return choices[max(dividing)[1]]
+    ranks = count_slots(hosts)
     left = f"{len(hosts)} host{'s' * (len(hosts) != 1)} with {ranks} ranks answer"
     if len(hosts) < min_hosts:
         raise ConfigurationError(
             f"{left}, fewer than --min_hosts {min_hosts}: bring back the others, or "
             "make it smaller"
         )
-    numbers = [n for n in range(1, ranks + 1) if global_batch_size % n == 0]
+    numbers = [str(n) for n in range(1, ranks + 1) if global_batch_size % n == 0]
     raise ConfigurationError(
         f"{left}, of which no {min_hosts} or more have a number of ranks that divides "
-        f"--global_batch_size {global_batch_size} ({_listed(numbers)} would): change "
-        "the slots of the hosts"
+        f"--global_batch_size {global_batch_size} ({', '.join(numbers[-8:])} would): "
+        "change the slots of the hosts"
     )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[-8:]))
 
 
 def micro_batch_option(
@@ -63,10 +54,7 @@ def micro_batch_option(
 ) -> list[str]:
     """Words that replace a `--micro_batch_size` which does not divide over the ranks left.
 
-    Args:
-        micro_batch_size: the option as it was given, or None.
-        global_batch_size: rows of a step, a multiple of `ranks`.
-        ranks: how many there are.
+    The global batch size, in rows, is a multiple of `ranks`.
     """
     if micro_batch_size is None or not global_batch_size % (micro_batch_size * ranks):
         return []

@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.cluster.config import Launch
 from launch.cluster.node import NodeStart
 from launch.cluster.rank_logs import RANK_LOGS
-from launch.hosts import Host, write_hostfile
+from launch.hosts import Host, count_slots, write_hostfile
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
@@ -19,26 +19,21 @@ _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 @dataclasses.dataclass(frozen=True)
 class HostsStart:
-    """A start of the ranks on all hosts that take part.
-
-    Args:
-        launch: the checked command line.
-        hosts: those that take part.
-        master_port: port of the first one where the ranks meet.
-        logs: folder of this start's logs, on all hosts.
-        hostfile: where DeepSpeed finds the hosts.
-        environment: variables of the ranks.
-        more: options of the training after those that were given.
-        identifier: unique to this start.
-    """
+    """A start of the ranks on all hosts that take part."""
 
     launch: Launch
     hosts: list[Host]
+    """Those that take part."""
     master_port: int
+    """Port of the first one where the ranks meet."""
     logs: Path
+    """Folder of this start's logs, on all hosts."""
     hostfile: Path
+    """File that DeepSpeed finds the hosts in."""
     environment: dict[str, str]
+    """Variables of the ranks."""
     more: Sequence[str] = ()
+    """Options of the training after those that were given."""
     identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -53,7 +48,7 @@ class HostsStart:
 
     def ranks_of(self, node: int) -> range:
         """Ranks that run on a host."""
-        first = sum(host.slots for host in self.hosts[:node])
+        first = count_slots(self.hosts[:node])
         return range(first, first + self.hosts[node].slots)
 
     def node_log(self, node: int) -> Path:
@@ -62,8 +57,7 @@ class HostsStart:
 
     def node_of(self, rank: int) -> int:
         """Number of the host that a rank runs on."""
-        nodes = range(len(self.hosts))
-        return next(node for node in nodes if rank in self.ranks_of(node))
+        return next(n for n, _ in enumerate(self.hosts) if rank in self.ranks_of(n))
 
     def exports(self) -> dict[str, str]:
         """Variables of the ranks, and where they write what they print."""

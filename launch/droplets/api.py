@@ -8,11 +8,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from launch.droplets.errors import TOKEN_VARIABLES, ApiError, NotSent
+from launch.droplets.errors import RATE_LIMITED, TOKEN_VARIABLES, ApiError, NotSent
 from ten_dist.arguments import LONGEST_SECONDS
 from ten_dist.config.options import Options, at_least, metavar, more_than
 from ten_dist.console import say, warn
@@ -54,12 +54,10 @@ class ApiConfig(Options):
 class Api:
     """A connection to the API, until :meth:`close`.
 
-    Args:
-        config: how it is reached.
-        environment: where the token is read from.
-
     Raises:
-        ConfigurationError: there is no token or PyDo, or the endpoint is no URL.
+        ConfigurationError: there is no token in `environment`, no PyDo, or the endpoint is
+            no URL; methods raise it for a token that is refused.
+        ApiError: of methods, a request was refused or has failed in all attempts.
     """
 
     def __init__(
@@ -112,31 +110,13 @@ class Api:
         return time.time() + self._exchange.clock_offset
 
     def read(self, call: Callable[..., _Result], **arguments: Any) -> _Result:
-        """Make a request that can be repeated, again and again while it fails passingly.
-
-        Args:
-            call: PyDo's method.
-            arguments: of the method.
-
-        Raises:
-            ApiError: it was refused, or failed in all attempts.
-            ConfigurationError: the token was refused.
-        """
+        """Make a request that can be repeated: call a method of PyDo's."""
         return self._attempts(lambda error: error.passing)(call, **arguments)
 
     def pages(
         self, call: Callable[..., Mapping[str, Any]], key: str, **filters: Any
     ) -> list[dict[str, Any]]:
-        """All objects of a listing, from all of its pages.
-
-        Args:
-            call: PyDo's method.
-            key: of the objects in its answers.
-            filters: arguments of the method.
-
-        Raises:
-            ApiError, ConfigurationError: as :meth:`read`.
-        """
+        """All objects of a listing, which stand under `key` in the answers of all pages."""
         for _ in range(3):
             found: dict[Any, dict[str, Any]] = {}
             number, last, total = 1, False, 0
@@ -153,35 +133,40 @@ class Api:
                 break
         return list(found.values())
 
-    def change(self, call: Callable[..., _Result], **arguments: Any) -> _Result | None:
-        """Make a request that changes something, and that may be repeated.
+    def change(
+        self,
+        call: Callable[..., _Result],
+        *,
+        once: bool = False,
+        done: Container[int | None] = (),
+        **arguments: Any,
+    ) -> _Result | None:
+        """Make a request that changes something: call a method of PyDo's.
 
         Args:
-            call: PyDo's method.
+            call: the method.
+            once: whether it must not be carried out twice. It is then repeated only after
+                the API has said that it did nothing, and a failure may be one of which it
+                is not known whether it was carried out.
+            done: statuses that say that an earlier attempt, or somebody else, did it.
             arguments: of the method.
 
         Returns:
-            Its answer; None for a dry run, which shows it and does not send it.
-
-        Raises:
-            ApiError, ConfigurationError: as :meth:`read`.
+            Its answer; None where it is done already, and for a dry run, which shows the
+            request and does not send it.
         """
-        return self._changed(lambda error: error.passing, call, arguments)
 
-    def change_once(
-        self, call: Callable[..., _Result], **arguments: Any
-    ) -> _Result | None:
-        """As :meth:`change`, for a request that must not be carried out twice.
+        def again(error: ApiError) -> bool:
+            return error.status == RATE_LIMITED if once else error.passing
 
-        It is repeated only after the API has said that it did nothing.
-
-        Raises:
-            ApiError: also where it is not known whether it was carried out.
-            ConfigurationError: as :meth:`read`.
-        """
-        return self._changed(
-            lambda error: error.passing and not error.unknown_outcome, call, arguments
-        )
+        try:
+            return self._attempts(again)(call, **arguments)
+        except NotSent as shown:
+            say(f"would {shown}")
+        except ApiError as error:
+            if error.status not in done:
+                raise
+        return None
 
     def ensure(
         self,
@@ -193,22 +178,15 @@ class Api:
     ) -> dict[str, Any]:
         """Find something or make it, once also where the answer of making it is lost.
 
-        Args:
-            find: looks for it.
-            call: PyDo's method that makes it.
-            key: of what was made in the answer.
-            body: argument of the method.
-            placeholder: what a dry run has in place of what it does not make.
-
-        Raises:
-            ApiError, ConfigurationError: as :meth:`change_once`.
+        PyDo's method `call` makes it from `body`, and its answer has it under `key`. A dry
+        run has `placeholder` in place of what it does not make.
         """
         for attempt in self.attempts_at_making():
             found = find()
             if found is not None:
                 return found
             with attempt:
-                answer = self.change_once(call, body=body)
+                answer = self.change(call, once=True, body=body)
                 return placeholder if answer is None else answer[key]
         raise AssertionError("tenacity raises what the last attempt did")
 
@@ -220,27 +198,12 @@ class Api:
         """
         return self._attempts(lambda error: error.unknown_outcome)
 
-    def _changed(
-        self,
-        again: Callable[[ApiError], bool],
-        call: Callable[..., _Result],
-        arguments: dict[str, Any],
-    ) -> _Result | None:
-        try:
-            return self._attempts(again)(call, **arguments)
-        except NotSent as shown:
-            say(f"would {shown}")
-            return None
-
     def _attempts(self, again: Callable[[ApiError], bool]) -> Retrying:
-        """Attempts, announced and with a wait between them.
-
-        Args:
-            again: whether an attempt that failed so may be repeated.
-        """
-        from tenacity import Retrying, retry_if_exception
+        """Attempts, announced and with a wait between them, while `again` allows one."""
+        from tenacity import Retrying, retry_if_exception, wait_exponential
 
         config = self.config
+        doubled = wait_exponential(config.retry_wait, _LONGEST_WAIT_SECONDS)
 
         def failure(state: RetryCallState) -> ApiError:
             assert state.outcome is not None
@@ -248,15 +211,8 @@ class Api:
             assert isinstance(error, ApiError)
             return error
 
-        def give_up(state: RetryCallState) -> bool:
-            return (
-                state.attempt_number >= config.attempts
-                or (failure(state).wait or 0) > _LONGEST_ASKED_SECONDS
-            )
-
-        def wait(state: RetryCallState) -> float:
-            doubled = config.retry_wait * 2 ** min(state.attempt_number - 1, 30)
-            return max(min(doubled, _LONGEST_WAIT_SECONDS), failure(state).wait or 0)
+        def asked(state: RetryCallState) -> float:
+            return failure(state).wait or 0.0
 
         def announce(state: RetryCallState) -> None:
             warn(
@@ -265,8 +221,11 @@ class Api:
             )
 
         return Retrying(
-            stop=give_up,
-            wait=wait,
+            stop=lambda state: (
+                state.attempt_number >= config.attempts
+                or asked(state) > _LONGEST_ASKED_SECONDS
+            ),
+            wait=lambda state: max(doubled(state), asked(state)),
             retry=retry_if_exception(lambda e: isinstance(e, ApiError) and again(e)),
             before_sleep=announce,
             reraise=True,
@@ -274,22 +233,17 @@ class Api:
 
 
 def _token(environment: Mapping[str, str]) -> str:
-    """The token of the environment.
-
-    Raises:
-        ConfigurationError: there is none, or it is none.
-    """
+    """The token of the environment; ConfigurationError without one that can be sent."""
     for name in TOKEN_VARIABLES:
         token = environment.get(name, "")
-        if not token:
-            continue
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
+        if re.fullmatch(r"[\x21-\x7e]+", token):
+            return token
+        if token:
             # A library would quote the header in its complaint.
             raise ConfigurationError(
                 f"{name} holds spaces, line ends or other characters that no token "
                 "has: set it again"
             )
-        return token
     raise ConfigurationError(
         f"there is no token: set {TOKEN_VARIABLES[0]} to a personal access token of the "
         "DigitalOcean account"
@@ -297,11 +251,7 @@ def _token(environment: Mapping[str, str]) -> str:
 
 
 def _checked_endpoint(endpoint: str) -> str:
-    """The URL of an API to which a token may be sent.
-
-    Raises:
-        ConfigurationError: it is no such URL.
-    """
+    """The URL of an API, if a token may be sent there; else ConfigurationError."""
     try:
         parts = urlsplit(endpoint)
         host = parts.hostname or ""
@@ -310,9 +260,8 @@ def _checked_endpoint(endpoint: str) -> str:
         )
     except ValueError:
         parts, local = urlsplit(""), False
-    if not parts.netloc or not (
-        parts.scheme == "https" or (parts.scheme == "http" and local)
-    ):
+    schemes = ("https", "http") if local else ("https",)
+    if not parts.netloc or parts.scheme not in schemes:
         raise ConfigurationError(
             "--endpoint must be a URL such as https://api.digitalocean.com: the token is "
             "sent there, so it has to be https"

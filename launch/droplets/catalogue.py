@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.droplets.api import Api
-from launch.droplets.errors import ApiError
+from launch.droplets.errors import NOT_FOUND, ApiError
 from ten_dist.errors import ConfigurationError
 
-_NOT_FOUND = 404
 _UNITS = {"gib": "GiB", "tib": "TiB"}
 
 
@@ -34,70 +33,47 @@ class Size:
     def of(cls, answer: dict[str, Any], open_regions: set[str]) -> Size:
         """A size of the API's answers."""
         gpu = answer.get("gpu_info") or {}
-        memory = gpu.get("vram") or {}
         disks = [
-            disk.get("size") or {}
+            _quantity(disk.get("size"))
             for disk in answer.get("disk_info") or []
             if disk.get("type") == "scratch"
         ]
-        model = f"{gpu.get('model', '')} {_quantity(memory)}".strip()
+        available = answer["regions"] if answer.get("available", True) else ()
         return cls(
             slug=answer["slug"],
             hourly_price=float(answer["price_hourly"]),
             gpus=gpu.get("count") or 0,
-            gpu_model=model,
+            gpu_model=f"{gpu.get('model', '')} {_quantity(gpu.get('vram'))}".strip(),
             vcpus=answer["vcpus"],
             memory_gib=answer["memory"] / 1024,
-            scratch=" + ".join(_quantity(disk) for disk in disks),
-            regions=tuple(
-                sorted(set(answer["regions"]) & open_regions)
-                if answer.get("available", True)
-                else ()
-            ),
+            scratch=" + ".join(disks),
+            regions=tuple(sorted(open_regions.intersection(available))),
         )
 
 
-def _quantity(amount: dict[str, Any]) -> str:
-    if not amount.get("amount"):
+def _quantity(amount: dict[str, Any] | None) -> str:
+    if not amount or not amount.get("amount"):
         return ""
     unit = str(amount.get("unit", ""))
     return f"{amount['amount']:g} {_UNITS.get(unit, unit)}".strip()
 
 
 class Catalogue:
-    """What can be bought.
-
-    Args:
-        api: where from.
-
-    Raises:
-        ApiError, ConfigurationError: as :meth:`Api.read`.
-    """
+    """What can be bought."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         regions = api.pages(api.client.regions.list, "regions")
-        self.regions = {region["slug"]: region for region in regions}
-        """The API's regions by their slugs."""
-        self._open = {
-            slug for slug, region in self.regions.items() if region["available"]
-        }
-        sizes = [
-            Size.of(answer, self._open)
-            for answer in api.pages(api.client.sizes.list, "sizes")
-        ]
-        self.sizes = {
-            size.slug: size
-            for size in sorted(sizes, key=lambda s: (s.hourly_price, s.slug))
-        }
+        self._regions = {region["slug"]: region["available"] for region in regions}
+        self._open = {slug for slug, is_open in self._regions.items() if is_open}
+        answers = api.pages(api.client.sizes.list, "sizes")
+        sizes = [Size.of(answer, self._open) for answer in answers]
+        sizes.sort(key=lambda size: (size.hourly_price, size.slug))
+        self.sizes = {size.slug: size for size in sizes}
         """Sizes by their slugs, the cheapest first."""
 
     def size(self, slug: str) -> Size:
-        """A size.
-
-        Raises:
-            ConfigurationError: there is none; the message names those with GPUs.
-        """
+        """A size; a ConfigurationError where there is none names those with GPUs."""
         if slug not in self.sizes:
             with_gpus = [size.slug for size in self.sizes.values() if size.gpus]
             raise ConfigurationError(
@@ -107,12 +83,8 @@ class Catalogue:
         return self.sizes[slug]
 
     def size_in(self, slug: str, region: str) -> Size:
-        """A size that can be created in a region now.
-
-        Raises:
-            ConfigurationError: the size or the region is unknown, or not available; the
-                message names the alternatives.
-        """
+        """A size that can be created in a region now; a ConfigurationError where the size
+        or the region is unknown or not available names the alternatives."""
         size = self.size(slug)
         self.check_region(region)
         if region not in size.regions:
@@ -127,29 +99,22 @@ class Catalogue:
         return size
 
     def check_region(self, region: str) -> None:
-        """Find out whether there is such a region.
-
-        Raises:
-            ConfigurationError: there is none, or it takes no droplets at the moment.
-        """
+        """Raise ConfigurationError for a region that is unknown or takes no droplets now."""
         if region not in self._open:
-            what = "is closed" if region in self.regions else "is unknown to the API"
+            what = "is closed" if region in self._regions else "is unknown to the API"
             raise ConfigurationError(
                 f"--region {region} {what}; there are {', '.join(sorted(self._open))}"
             )
 
     def image(self, name: str, region: str) -> str | int:
-        """The image of a slug or number, as a droplet's request wants it.
-
-        Raises:
-            ConfigurationError: there is none, or not in the region.
-        """
+        """The image of a slug or number, as a droplet's request has it; ConfigurationError
+        for one that is unknown, or not in the region."""
         identifier = int(name) if name.isdigit() else name
         images = self._api.client.images
         try:
             image = self._api.read(images.get, image_id=identifier)["image"]
         except ApiError as error:
-            if error.status != _NOT_FOUND:
+            if error.status != NOT_FOUND:
                 raise
             there = self._api.pages(images.list, "images")
             slugs = [
@@ -168,14 +133,11 @@ class Catalogue:
         return identifier
 
     def ssh_keys(self, names: Sequence[str]) -> list[int]:
-        """Identifiers of the account's ssh keys with these names, numbers or fingerprints.
-
-        Raises:
-            ConfigurationError: one is unknown, or a name is that of several.
-        """
+        """Identifiers of the account's ssh keys with these names, numbers or fingerprints;
+        ConfigurationError for one that is unknown, or a name of several."""
         there = self._api.pages(self._api.client.ssh_keys.list, "ssh_keys")
         found = []
-        for name in names:
+        for name in map(str.strip, names):
             matching = [
                 key["id"]
                 for key in there

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from launch.droplets.api import Api
 from launch.droplets.catalogue import Catalogue
 from launch.droplets.fleet import (
+    AMOUNT,
+    COUNT,
     Droplet,
+    RunTags,
+    check_run_name,
+    droplet_name,
     list_droplets,
     of_run,
     total_cost,
-    untagged_of_run,
 )
 from launch.droplets.network import ensure_firewall, ensure_vpc, parse_sources
-from launch.droplets.removal import destroy
-from launch.droplets.tags import RunTags, check_run_name, droplet_name
+from launch.droplets.removal import Patience, destroy
 from launch.droplets.user_data import own_commit, user_data
-from ten_dist.config.options import Options, at_least, metavar, more_than
+from ten_dist.config.options import Options, metavar, more_than
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
 
@@ -37,7 +40,7 @@ class UpConfig(Options):
 
     run: str
     """Name of the run that the droplets are for."""
-    count: Annotated[int, at_least(1)] = 1
+    count: Annotated[int, COUNT] = 1
     """How many droplets."""
     size: str
     """Size of each; `ten-dist droplets plan` has them with their prices."""
@@ -50,7 +53,7 @@ class UpConfig(Options):
     ssh_from: Annotated[str, metavar("ADDRESS,...")]
     """IP addresses and networks from where ssh is let in, with commas; 0.0.0.0/0 is
     from everywhere."""
-    max_hours: Annotated[float, more_than(0)]
+    max_hours: Annotated[float, AMOUNT]
     """Hours after which `reap` destroys the droplets, from the first call for the run."""
     max_dollars: Annotated[float | None, more_than(0)] = None
     """Dollars that the run may cost: more is not created, and `reap` destroys the
@@ -61,10 +64,10 @@ class UpConfig(Options):
     """Commit or tag that they check out, by default that of this checkout."""
     pip_index: Annotated[str | None, metavar("URL")] = None
     """URL of a further package index, such as that of torch's builds for AMD GPUs."""
-    wait_minutes: Annotated[float, more_than(0)] = 20.0
+    wait_minutes: Annotated[float, AMOUNT] = 20.0
     """Minutes to wait until all droplets run; what is not there then stays and is
     billed."""
-    poll_interval: Annotated[float, more_than(0)] = 5.0
+    poll_interval: Annotated[float, AMOUNT] = 5.0
     """Seconds between looks at the droplets."""
 
     def check_together(self) -> None:
@@ -78,18 +81,13 @@ class Creation:
     same request, and names that are the same in every call, so that it is found again
     when the answer was lost or this process ended.
 
-    Args:
-        api: where.
-        config: what.
-
     Raises:
         ConfigurationError: it cannot be as asked, or costs too much.
         ApiError: the API fails.
     """
 
     def __init__(self, api: Api, config: UpConfig) -> None:
-        self._api = api
-        self._config = config
+        self._api, self._config = api, config
         commit = config.commit or own_commit()
         script = user_data(config.repository, commit, config.pip_index)
         if len(script.encode()) > _LARGEST_USER_DATA:
@@ -97,24 +95,19 @@ class Creation:
         self._ssh_from = parse_sources(config.ssh_from)
         self._wanted = [droplet_name(config.run, i) for i in range(config.count)]
         catalogue = Catalogue(api)
-        size = catalogue.size(config.size)
+        self._price = catalogue.size(config.size).hourly_price
         catalogue.check_region(config.region)
         self._body: dict[str, Any] = {
             "region": config.region,
             "size": config.size,
             "image": catalogue.image(config.image, config.region),
-            "ssh_keys": catalogue.ssh_keys(
-                [name.strip() for name in config.ssh_key.split(",")]
-            ),
+            "ssh_keys": catalogue.ssh_keys(config.ssh_key.split(",")),
             "monitoring": True,
             "user_data": script,
         }
-        self._price = size.hourly_price
-        there = list_droplets(api)
-        ours = of_run(there, config.run) + untagged_of_run(there, config.run)
-        failed = self._failed_ids(ours)
-        self._failed = [droplet for droplet in ours if droplet.id in failed]
-        self._kept = [droplet for droplet in ours if droplet.id not in failed]
+        ours = of_run(list_droplets(api), config.run, untagged=True)
+        self._failed = self._failed_ids(ours)
+        self._kept = [droplet for droplet in ours if droplet.id not in self._failed]
         self._check_alike()
         names = {droplet.name for droplet in self._kept}
         self._missing = [name for name in self._wanted if name not in names]
@@ -131,7 +124,7 @@ class Creation:
 
         Raises:
             TrainingError: not all of it runs; what there is stays, with its tags.
-            ApiError, ConfigurationError: as :meth:`Api.change`.
+            ApiError, ConfigurationError: the API fails, or refuses the token.
         """
         api, run = self._api, self._config.run
         tags = self._tags.names()
@@ -141,8 +134,9 @@ class Creation:
             "tags": tags,
         }
         try:
-            self._replace_failed()
-            self._create()
+            self._destroy_failed()
+            for start in range(0, len(self._missing), _NAMES_PER_REQUEST):
+                self._create(self._missing[start : start + _NAMES_PER_REQUEST])
             if not api.config.dry_run:
                 self._wait()
         except BaseException:
@@ -168,9 +162,8 @@ class Creation:
         config = self._config
         known = [droplet.tags for droplet in droplets if droplet.tags is not None]
         expiries = [tags.expires for tags in known if tags.expires is not None]
-        budgets = [tags.budget for tags in known if tags.budget is not None]
-        if config.max_dollars is not None:
-            budgets.append(config.max_dollars)
+        limits = [config.max_dollars, *(tags.budget for tags in known)]
+        budgets = [budget for budget in limits if budget is not None]
         expires = min(expiries, default=math.floor(now + config.max_hours * 3600))
         if expires <= now:
             raise ConfigurationError(
@@ -180,7 +173,7 @@ class Creation:
         return RunTags(config.run, expires, min(budgets, default=None))
 
     def _check_cost(self, now: float) -> None:
-        until = self._tags.expires
+        until, budget = self._tags.expires, self._tags.budget
         assert until is not None
         hours = (until - now) / 3600
         new = len(self._missing) * self._price
@@ -191,7 +184,6 @@ class Creation:
             f"{len(self._kept)} there, {self._config.size} in {self._config.region}; "
             f"${rate:,.2f} an hour, ${cost:,.2f} until it expires in {hours:,.1f} hours"
         )
-        budget = self._tags.budget
         if self._missing and budget is not None and cost > budget:
             raise ConfigurationError(
                 f"run {self._config.run} would cost ${cost:,.2f} until it expires, more "
@@ -199,48 +191,43 @@ class Creation:
                 "give a smaller --count or fewer --max_hours"
             )
 
-    def _replace_failed(self) -> None:
+    def _destroy_failed(self) -> None:
         """Destroy the droplets whose creation failed, which are billed all the same."""
-        failed = {droplet.id for droplet in self._failed}
+        config = self._config
         left = destroy(
             self._api,
-            lambda: [d for d in list_droplets(self._api) if d.id in failed],
-            self._config.wait_minutes * 60,
-            self._config.poll_interval,
+            lambda: [d for d in list_droplets(self._api) if d.id in self._failed],
+            Patience(
+                wait_minutes=config.wait_minutes, poll_interval=config.poll_interval
+            ),
         )
         if left:
+            names = ", ".join(map(str, left))
             raise TrainingError(
-                f"{_listed(left)} could not be created, and not destroyed either"
+                f"{names} could not be created, and not destroyed either"
             )
 
-    def _create(self) -> None:
-        for start in range(0, len(self._missing), _NAMES_PER_REQUEST):
-            self._create_batch(self._missing[start : start + _NAMES_PER_REQUEST])
-
-    def _create_batch(self, names: Sequence[str]) -> None:
-        left = list(names)
+    def _create(self, names: Sequence[str]) -> None:
+        """Create droplets in one request."""
         for number, attempt in enumerate(self._api.attempts_at_making()):
             if number:
                 # Perhaps they are being created: look before asking for them again.
                 there = {droplet.name for droplet in list_droplets(self._api)}
-                left = [name for name in left if name not in there]
+                names = [name for name in names if name not in there]
             with attempt:
-                if left:
-                    body = {"names": left, **self._body}
-                    self._api.change_once(self._api.client.droplets.create, body=body)
+                if names:
+                    body = {"names": names, **self._body}
+                    create = self._api.client.droplets.create
+                    self._api.change(create, once=True, body=body)
 
     def _wait(self) -> None:
-        """Wait until all wanted droplets run, with their tags."""
+        """Wait until all wanted droplets run, with their tags; else TrainingError."""
         config, shown = self._config, None
         deadline = time.monotonic() + config.wait_minutes * 60
         absences = dict.fromkeys(self._wanted, 0)
         while True:
-            there = list_droplets(self._api)
-            ours = of_run(there, config.run) + untagged_of_run(there, config.run)
-            named = {
-                name: [droplet for droplet in ours if droplet.name == name]
-                for name in self._wanted
-            }
+            ours = of_run(list_droplets(self._api), config.run, untagged=True)
+            named = {name: [d for d in ours if d.name == name] for name in self._wanted}
             self._tag(ours)
             failed = self._failed_ids(ours)
             waiting: list[str] = []
@@ -260,16 +247,24 @@ class Creation:
             if not waiting or time.monotonic() >= deadline:
                 break
             time.sleep(config.poll_interval)
-        self._conclude(named, waiting, lost)
+        faults = self._faults(named, waiting, lost)
+        if faults:
+            raise TrainingError(
+                f"run {config.run} has {ready} of {len(named)} droplets: "
+                f"{'; '.join(faults)}"
+            )
+        say(
+            f"run {config.run} is up; next: `ten-dist droplets setup --run {config.run}` "
+            f"and `ten-dist droplets hostfile --run {config.run} --output hostfile`"
+        )
 
-    def _conclude(
-        self, named: dict[str, list[Droplet]], waiting: list[str], lost: list[str]
-    ) -> None:
-        """Say what comes next.
-
-        Raises:
-            TrainingError: not all is well.
-        """
+    def _faults(
+        self,
+        named: Mapping[str, Sequence[Droplet]],
+        waiting: Sequence[str],
+        lost: Sequence[str],
+    ) -> list[str]:
+        """What is not as it should be after waiting."""
         faults = []
         if lost:
             faults.append(f"{', '.join(lost)} could not be created or do not run")
@@ -286,30 +281,16 @@ class Creation:
                     f"all but one with `ten-dist droplets down --run {self._config.run} "
                     "--droplet ID`"
                 )
-        if faults:
-            ready = len(named) - len(waiting) - len(lost)
-            raise TrainingError(
-                f"run {self._config.run} has {ready} of {len(named)} droplets: "
-                f"{'; '.join(faults)}"
-            )
-        run = self._config.run
-        say(
-            f"run {run} is up; next: `ten-dist droplets setup --run {run}` and "
-            f"`ten-dist droplets hostfile --run {run} --output hostfile`"
-        )
+        return faults
 
     def _tag(self, droplets: Sequence[Droplet]) -> None:
         """Give the tags of the run to those that the API has not given them to yet."""
+        assign = self._api.client.tags.assign_resources
         for droplet in droplets:
-            if droplet.tags is not None and droplet.tags.expires is not None:
-                continue
-            resource = {"resource_id": str(droplet.id), "resource_type": "droplet"}
-            for tag in self._tags.names():
-                self._api.change(
-                    self._api.client.tags.assign_resources,
-                    tag_id=tag,
-                    body={"resources": [resource]},
-                )
+            if droplet.tags is None or droplet.tags.expires is None:
+                resource = {"resource_id": str(droplet.id), "resource_type": "droplet"}
+                for tag in self._tags.names():
+                    self._api.change(assign, tag_id=tag, body={"resources": [resource]})
 
     def _failed_ids(self, droplets: Sequence[Droplet]) -> set[int]:
         """Those whose creation the API has given up."""
@@ -317,15 +298,11 @@ class Creation:
         if not new:
             return set()
         # One page: the newest actions of the account.
-        client = self._api.client
-        answer = self._api.read(client.actions.list, per_page=200, page=1)
+        listing = self._api.client.actions.list
+        actions = self._api.read(listing, per_page=200, page=1)["actions"]
         return {
             action["resource_id"]
-            for action in answer["actions"]
+            for action in actions
             if action["resource_id"] in new
             and (action["type"], action["status"]) == ("create", "errored")
         }
-
-
-def _listed(droplets: Sequence[Droplet]) -> str:
-    return ", ".join(f"{droplet.name} ({droplet.id})" for droplet in droplets)

@@ -7,8 +7,9 @@ from ten_dist.errors import TrainingError
 TOKEN_VARIABLES = ("DIGITALOCEAN_TOKEN", "DIGITALOCEAN_ACCESS_TOKEN")
 """Environment variables that may hold the token; the first one that is set counts."""
 RATE_LIMITED = 429
-# Below 500, the ones that the same request may not get again: timeout, too early, too many.
-_PASSING_STATUSES = (408, 425, RATE_LIMITED)
+NOT_FOUND = 404
+# Below 500, those that the same request may not get again: timeout, too early, too many.
+_PASSING = (408, 425, RATE_LIMITED)
 
 
 class ApiError(TrainingError):
@@ -26,11 +27,7 @@ class ApiError(TrainingError):
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed later."""
-        return (
-            self.status is None
-            or self.status >= 500
-            or self.status in _PASSING_STATUSES
-        )
+        return self.status is None or self.status >= 500 or self.status in _PASSING
 
     @property
     def unknown_outcome(self) -> bool:

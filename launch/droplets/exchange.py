@@ -22,17 +22,11 @@ from ten_dist.errors import ConfigurationError
 
 
 class Exchange(HTTPPolicy):
-    """The policy.
-
-    Args:
-        token: what no message may hold.
-        dry_run: whether requests that would change something are shown, not sent.
-    """
+    """The policy: no message holds `token`, and a dry run changes nothing."""
 
     def __init__(self, token: str, dry_run: bool) -> None:
         super().__init__()
-        self._token = token
-        self._dry_run = dry_run
+        self._token, self._dry_run = token, dry_run
         self.clock_offset = 0.0
         """Seconds that the API's clock is ahead of this machine's."""
 
@@ -73,14 +67,11 @@ class Exchange(HTTPPolicy):
                 f"the API refuses the token ({reason}): set {TOKEN_VARIABLES[0]} to one "
                 "that is valid"
             )
-        raise ApiError(
-            f"{what}: status {status} ({reason})",
-            status,
-            self._wait_seconds(status, headers),
-        )
+        wait = self._wait_seconds(status, headers)
+        raise ApiError(f"{what}: status {status} ({reason})", status, wait)
 
     def _wait_seconds(self, status: int, headers: Mapping[str, str]) -> float | None:
-        """When the API wants to be asked again."""
+        """Seconds after which the API wants to be asked again, where it says so."""
         after = headers.get("Retry-After", "")
         if after.isdigit():
             return float(after)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from launch.droplets.api import Api
-from launch.droplets.errors import ApiError
-from launch.droplets.tags import PREFIX, run_tag
+from launch.droplets.errors import NOT_FOUND, ApiError
+from launch.droplets.fleet import PREFIX, run_tag
 from ten_dist.console import say
 from ten_dist.errors import ConfigurationError
 
@@ -17,17 +17,12 @@ _PROTOCOLS = ("tcp", "udp", "icmp")
 # How the API writes "every port".
 _ALL_PORTS = "0"
 _SSH_PORT = "22"
-_NOT_FOUND = 404
 _FORBIDDEN = 403
 _THERE_ALREADY = (409, 422)
 
 
 def parse_sources(text: str) -> list[str]:
-    """Addresses and networks of a list with commas.
-
-    Raises:
-        ConfigurationError: one is neither.
-    """
+    """Addresses and networks of a list with commas; ConfigurationError for anything else."""
     sources = [part.strip() for part in text.split(",") if part.strip()]
     for source in sources:
         try:
@@ -43,27 +38,15 @@ def parse_sources(text: str) -> list[str]:
 def ensure_firewall(
     api: Api, run: str, tags: Sequence[str], ssh_from: Sequence[str]
 ) -> None:
-    """Make the firewall of a run, or have it let in ssh from these sources only.
+    """Make the firewall of a run, or have it let in ssh from these addresses and networks.
 
-    It also lets in everything from droplets of the run, and everything out.
-
-    Args:
-        api: where.
-        run: its name.
-        tags: of the run's droplets.
-        ssh_from: IP addresses and networks.
-
-    Raises:
-        ApiError, ConfigurationError: as :meth:`Api.ensure`.
+    It also lets in everything from droplets of the run, and everything out. `tags` are
+    those that the droplets will have.
     """
     tag, name = run_tag(run), _name(run)
     # A firewall takes tags that exist only.
     for each in tags:
-        try:
-            api.change(api.client.tags.create, body={"name": each})
-        except ApiError as error:
-            if error.status not in _THERE_ALREADY:
-                raise
+        api.change(api.client.tags.create, done=_THERE_ALREADY, body={"name": each})
     body = {"name": name, "tags": [tag], **_rules(tag, ssh_from)}
     firewalls = api.client.firewalls
     firewall = api.ensure(
@@ -99,14 +82,7 @@ def _rules(tag: str, ssh_from: Sequence[str]) -> dict[str, Any]:
 
 
 def ensure_vpc(api: Api, run: str, region: str) -> str:
-    """Make the private network of a run in a region unless it is there.
-
-    Returns:
-        Its identifier.
-
-    Raises:
-        ApiError, ConfigurationError: as :meth:`Api.ensure`.
-    """
+    """Make the private network of a run in a region unless it is there; its identifier."""
     # With the region in its name: the VPC of a run that was elsewhere may have stayed.
     name = f"{_name(run)}-{region}"
     body = {"name": name, "region": region, "description": f"ten-dist run {run}"}
@@ -124,16 +100,13 @@ def remove_network(api: Api, run: str) -> None:
     """Remove the firewall and the VPCs of a run that has no droplets any more.
 
     They cost nothing: a VPC that cannot be removed is named, and stays.
-
-    Raises:
-        ApiError, ConfigurationError: as :meth:`Api.change`.
     """
-    client = api.client
+    client, gone = api.client, (NOT_FOUND,)
     for firewall in _firewalls(api, run):
-        _delete(api, client.firewalls.delete, firewall_id=firewall["id"])
+        api.change(client.firewalls.delete, done=gone, firewall_id=firewall["id"])
     for vpc in _vpcs(api, run):
         try:
-            _delete(api, client.vpcs.delete, vpc_id=vpc["id"])
+            api.change(client.vpcs.delete, done=gone, vpc_id=vpc["id"])
         except ApiError as error:
             if error.status != _FORBIDDEN:
                 raise
@@ -154,12 +127,3 @@ def _firewalls(api: Api, run: str) -> list[dict[str, Any]]:
 def _vpcs(api: Api, run: str) -> list[dict[str, Any]]:
     there = api.pages(api.client.vpcs.list, "vpcs")
     return [vpc for vpc in there if vpc["name"] == f"{_name(run)}-{vpc['region']}"]
-
-
-def _delete(api: Api, call: Callable[..., Any], **arguments: str) -> None:
-    try:
-        api.change(call, **arguments)
-    except ApiError as error:
-        # An earlier attempt, or somebody else, was faster.
-        if error.status != _NOT_FOUND:
-            raise

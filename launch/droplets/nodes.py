@@ -6,10 +6,10 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
-from launch.droplets.fleet import Droplet
+from launch.droplets.fleet import AMOUNT, Droplet
 from launch.droplets.user_data import LOG_FILE, READY_FILE
 from launch.hosts import Host
 from launch.remote import Outcome, Remote, SshConfig
@@ -63,43 +63,32 @@ done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _FreshSsh(SshConfig):
-    """Takes the host keys of new machines, whose addresses others may have had before."""
+class SetupConfig(SshConfig):
+    """Each field is an option of `ten-dist droplets setup`."""
 
-    known_hosts: str
+    GROUP: ClassVar[str] = ""
 
-    def options(self) -> list[str]:
-        return [
-            *("-o", "StrictHostKeyChecking=accept-new"),
-            *("-o", f"UserKnownHostsFile={self.known_hosts}"),
-            *super().options(),
-        ]
+    wait_minutes: Annotated[float, AMOUNT] = 30.0
+    """Give up after so many minutes."""
 
 
-def set_up(droplets: Sequence[Droplet], ssh: SshConfig, wait_minutes: float) -> None:
-    """Wait until all droplets are installed, and join them.
+def set_up(droplets: Sequence[Droplet], config: SetupConfig) -> None:
+    """Wait until all droplets are installed, and have the first one reach all over ssh.
 
-    Run again, it does the same without harm.
-
-    Args:
-        droplets: the first one is the one that reaches all, itself included, by their
-            private addresses.
-        ssh: how they are reached from here, by their public addresses.
-        wait_minutes: how long to wait for each.
+    It reaches them, itself included, by their private addresses; this machine by their
+    public ones. Run again, it does the same without harm.
 
     Raises:
         ConfigurationError: there is no ssh here.
         TrainingError: one is not reached or could not be installed.
     """
+    names = {Host(droplet.addresses[0], 1): droplet.name for droplet in droplets}
+    hosts = list(names)
+    # As droplets want it, whoever one is here.
+    ssh = dataclasses.replace(config, ssh_user=config.ssh_user or "root")
     with tempfile.TemporaryDirectory() as folder:
-        settings = dataclasses.asdict(ssh)
-        # As droplets want it, whoever one is here.
-        settings["ssh_user"] = ssh.ssh_user or "root"
-        known_hosts = str(Path(folder) / "known_hosts")
-        remote = Remote(_FreshSsh(**settings, known_hosts=known_hosts))
-        _wait(remote, droplets, wait_minutes * 60)
-        hosts = [Host(droplet.addresses[0], 1) for droplet in droplets]
-        names = {host: droplet.name for host, droplet in zip(hosts, droplets)}
+        remote = Remote(ssh, new_host_keys=f"{folder}/known_hosts")
+        _wait(remote, names, config.wait_minutes * 60)
 
         def script(where: Sequence[Host], text: str, *words: str) -> list[Outcome]:
             outcomes = remote.run_on_all(
@@ -122,35 +111,29 @@ def set_up(droplets: Sequence[Droplet], ssh: SshConfig, wait_minutes: float) -> 
     say(f"{droplets[0].name} reaches all {len(droplets)} over the private network")
 
 
-def _wait(remote: Remote, droplets: Sequence[Droplet], seconds: float) -> None:
-    """Wait until each has done its first start.
-
-    Raises:
-        TrainingError: one is not reached in time, or could not be installed, or they
-            have different commits.
-    """
+def _wait(remote: Remote, names: Mapping[Host, str], seconds: float) -> None:
+    """Wait until each host, a droplet with a name, has done its first start."""
     deadline = time.monotonic() + seconds
-    by_host = {Host(droplet.addresses[0], 1): droplet for droplet in droplets}
 
     def wait(host: Host) -> Outcome:
-        name, told = by_host[host].name, None
+        told = None
         while True:
             left = max(1.0, deadline - time.monotonic())
             outcome = remote.run(
                 host, ["bash", "-s"], timeout=left, stdin=_WAIT.encode()
             )
             if outcome.status == 0:
-                say(f"{name} is installed, commit {outcome.output.strip()}")
+                say(f"{names[host]} is installed, commit {outcome.output.strip()}")
             if not outcome.unreachable or time.monotonic() >= deadline:
                 return outcome
             if outcome.complaint() != told:
                 told = outcome.complaint()
-                say(f"waiting for {name} ({host}): {told}")
+                say(f"waiting for {names[host]} ({host}): {told}")
             time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
 
-    outcomes = remote.on_all(list(by_host), wait)
+    outcomes = remote.on_all(list(names), wait)
     faults = [
-        f"{by_host[outcome.host].name} ({outcome.host}): {outcome.complaint()}"
+        f"{names[outcome.host]} ({outcome.host}): {outcome.complaint()}"
         for outcome in outcomes
         if outcome.status != 0
     ]

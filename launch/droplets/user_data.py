@@ -21,10 +21,8 @@ LOG_FILE = ".ten-dist/setup.log"
 def user_data(repository: str, commit: str, pip_index: str | None = None) -> str:
     """The script that cloud-init runs: packages, scratch disks, checkout, environment.
 
-    Args:
-        repository: where git clones from.
-        commit: what it checks out.
-        pip_index: a further index that pip takes packages from.
+    It clones the URL `repository`, checks out a commit or tag, and has pip take packages
+    from the URL `pip_index`, too.
 
     Raises:
         ConfigurationError: a URL holds a password, which every program on a droplet
@@ -54,11 +52,7 @@ def _check_url(name: str, url: str) -> None:
 
 
 def own_commit() -> str:
-    """The commit of this checkout.
-
-    Raises:
-        ConfigurationError: this is no checkout.
-    """
+    """The commit of this checkout; ConfigurationError where this is none."""
     try:
         done = subprocess.run(
             ["git", "-C", str(_CHECKOUT), "rev-parse", "HEAD"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ from launch.hosts import Host
 from launch.preflight.findings import NetworkMeasurement, Problem
 from launch.preflight.gathering import lines_of, unreachable
 from launch.preflight.settings import PreflightSettings
-from launch.remote import SSH_FAILED, Outcome, Remote, opened
+from launch.remote import SSH_FAILED, Outcome, Remote, opened, text_of
 
 _WORKER = Path(__file__).with_name("all_reduce_worker.py")
 _GRACE = 3.0
@@ -35,7 +34,7 @@ class _Rank:
 
     def said(self) -> dict[str, Any]:
         """What it has printed so far."""
-        return lines_of(_text(self.output))
+        return lines_of(text_of(self.output))
 
 
 def rank_counts(hosts: Sequence[Host], backend: str) -> list[int]:
@@ -51,20 +50,10 @@ def measure(
     variables: Mapping[Host, Mapping[str, str]],
     master_address: str,
 ) -> tuple[NetworkMeasurement | None, list[Problem]]:
-    """Run it, in `settings.network_timeout` seconds.
+    """Run it, in `settings.network_timeout` seconds: what was measured, or what went wrong.
 
-    No process of it is left on any host.
-
-    Args:
-        hosts: those that take part, the master first.
-        remote: how to reach them.
-        settings: which Python and port, and how long it may take.
-        backend: gloo or nccl.
-        variables: environment variables of the ranks on each host.
-        master_address: where the ranks meet.
-
-    Returns:
-        What was measured, or what went wrong.
+    The master, at `master_address`, is the first of the hosts, and `variables` has the
+    environment variables of the ranks on each host. No process of it is left on any.
     """
     counts = rank_counts(hosts, backend)
     wanted = {
@@ -83,34 +72,17 @@ def measure(
             words += [settings.python, str(_WORKER)]
             for local_rank in range(count):
                 own = wanted | {"rank": len(ranks), "local_rank": local_rank}
-                command = [*words, json.dumps(own)]
                 output = files.enter_context(tempfile.TemporaryFile())
                 errors = files.enter_context(tempfile.TemporaryFile())
-                process = remote.start(
-                    host,
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=errors,
-                    start_new_session=True,
-                )
+                command = [*words, json.dumps(own)]
+                process = remote.start(host, command, stdout=output, stderr=errors)
                 ranks.append(_Rank(host, process, output, errors))
         late = _wait(ranks, deadline)
         problems = _problems(ranks, late, settings)
         if problems:
             return None, problems
-        return _measured(ranks, backend), []
-
-
-def _measured(ranks: Sequence[_Rank], backend: str) -> NetworkMeasurement:
-    """What the first rank has measured."""
-    found = ranks[0].said()
-    figures = {
-        field.name: found[field.name]
-        for field in dataclasses.fields(NetworkMeasurement)
-        if field.name in found
-    }
-    return NetworkMeasurement(backend=backend, ranks=len(ranks), **figures)
+        found = ranks[0].said()["measured"]
+        return NetworkMeasurement(backend=backend, ranks=len(ranks), **found), []
 
 
 def _end(ranks: Sequence[_Rank]) -> None:
@@ -127,26 +99,17 @@ def _end(ranks: Sequence[_Rank]) -> None:
 
 
 def _wait(ranks: Sequence[_Rank], deadline: float) -> bool:
-    """Wait until all have ended, one has failed, or the time is up.
-
-    Returns:
-        Whether the time is up.
-    """
+    """Wait until all have ended, one has failed, or the time is up, which is returned."""
+    failed = False
     while time.monotonic() < deadline:
         states = [rank.process.poll() for rank in ranks]
-        if all(state is not None for state in states):
+        if None not in states:
             return False
-        if any(states):
+        if any(states) and not failed:
+            failed = True
             deadline = min(deadline, time.monotonic() + _GRACE)
-            break
         time.sleep(0.05)
-    else:
-        return True
-    while time.monotonic() < deadline and any(
-        rank.process.poll() is None for rank in ranks
-    ):
-        time.sleep(0.05)
-    return False
+    return not failed
 
 
 def _problems(
@@ -155,27 +118,20 @@ def _problems(
     """What went wrong; one for each host at most."""
     found: dict[Host, Problem] = {}
     for rank in ranks:
-        if rank.host in found:
-            continue
         status = rank.process.poll()
+        outcome = Outcome(rank.host, status, "", text_of(rank.errors))
         stage = rank.said().get("stage", "starting Python")
+        if status == SSH_FAILED:
+            found.setdefault(rank.host, unreachable(outcome))
+            continue
         if status is None and late:
-            found[rank.host] = Problem(
-                rank.host,
-                f"the all-reduce did not end in {settings.network_timeout} s: it is "
-                f"still {stage}",
-                _cure(stage),
-            )
+            limit = settings.network_timeout
+            what = f"the all-reduce did not end in {limit} s: it is still {stage}"
         elif status:
-            outcome = Outcome(rank.host, status, "", _text(rank.errors))
-            if status == SSH_FAILED:
-                found[rank.host] = unreachable(outcome)
-            else:
-                found[rank.host] = Problem(
-                    rank.host,
-                    f"the all-reduce failed while {stage}: {outcome.complaint()[:300]}",
-                    _cure(stage),
-                )
+            what = f"the all-reduce failed while {stage}: {outcome.complaint()[:300]}"
+        else:
+            continue
+        found.setdefault(rank.host, Problem(rank.host, what, _cure(stage)))
     return list(found.values())
 
 
@@ -194,8 +150,3 @@ def _cure(stage: str) -> str:
         "open all TCP ports between the hosts on that network; where GLOO_SOCKET_IFNAME "
         "or NCCL_SOCKET_IFNAME is set, correct it; NCCL_DEBUG=INFO has NCCL tell more"
     )
-
-
-def _text(file: IO[bytes]) -> str:
-    """All that is in a file that another process writes."""
-    return os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from launch.hosts import Host
 from launch.preflight.all_reduce import measure, rank_counts
 from launch.preflight.connections import connect
-from launch.preflight.findings import ERROR, HostReport, NetworkMeasurement, Problem
+from launch.preflight.findings import ERROR, NetworkMeasurement, Problem
 from launch.preflight.gathering import ROOT, gather_reports
 from launch.preflight.gpus import check_gpus, chosen_backend
 from launch.preflight.machine import (
     check_clock,
+    check_code,
     check_data,
     check_disks,
+    check_packages,
+    check_python,
     check_sections,
 )
 from launch.preflight.network import (
@@ -24,7 +27,6 @@ from launch.preflight.network import (
 )
 from launch.preflight.report import PreflightReport
 from launch.preflight.settings import PreflightSettings
-from launch.preflight.software import check_code, check_packages, check_python
 from launch.rank_environment import with_interface
 from launch.remote import Remote
 
@@ -36,14 +38,10 @@ def check_hosts(
     environment: Mapping[str, str],
     tell: Callable[[str], None] = lambda line: None,
 ) -> PreflightReport:
-    """Find out whether a run can begin on some hosts.
+    """Check whether a run can begin on some hosts, of which the first has the master.
 
-    Args:
-        hosts: the hosts, the one with the master first.
-        remote: how to reach them.
-        settings: what to check.
-        environment: variables of the ranks, see :mod:`launch.rank_environment`.
-        tell: is given a line before each step that takes a while.
+    `environment` has the variables of the ranks, see :mod:`launch.rank_environment`, and
+    `tell` is given a line before each step that takes seconds.
 
     Raises:
         ConfigurationError: an option is wrong.
@@ -52,9 +50,16 @@ def check_hosts(
     reports, problems = gather_reports(hosts, remote, settings)
     interfaces, addresses, unusable = private_interfaces(reports, settings)
     backend = chosen_backend(reports, settings.backend, environment)
-    problems += unusable
-    problems += _compare(reports, settings, backend)
     problems += [
+        *unusable,
+        *check_sections(reports),
+        *check_clock(reports, settings),
+        *check_python(reports),
+        *check_code(reports, str(ROOT)),
+        *check_packages(reports),
+        *check_gpus(reports, backend),
+        *check_disks(reports, settings),
+        *check_data(reports, settings),
         *check_interfaces(reports, interfaces, addresses),
         *check_names(reports, interfaces),
         *check_master_port(reports, settings),
@@ -86,22 +91,6 @@ def check_hosts(
         no_measurement=reason,
         shared_output=shared,
     )
-
-
-def _compare(
-    reports: Sequence[HostReport], settings: PreflightSettings, backend: str
-) -> list[Problem]:
-    """What is wrong with the hosts by themselves, or differs between them."""
-    return [
-        *check_sections(reports),
-        *check_clock(reports, settings),
-        *check_python(reports),
-        *check_code(reports, str(ROOT)),
-        *check_packages(reports),
-        *check_gpus(reports, backend),
-        *check_disks(reports, settings),
-        *check_data(reports, settings),
-    ]
 
 
 def _reason_not_to_measure(

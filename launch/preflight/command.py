@@ -50,10 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the hosts and print the table.
-
-    Returns:
-        The exit status, see above.
+    """Check the hosts and print the table; returns the exit status, see above.
 
     Raises:
         ConfigurationError: an option is wrong, or the list of hosts.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from launch.hosts import Host
 from launch.preflight.findings import HostReport, Problem
@@ -28,63 +27,49 @@ def connect(
         Whether all see the same output folder, None where that is unknown; and problems.
     """
     token = secrets.token_hex(8)
+    hosts = [report.host for report in reports]
     output = reports[0].section("output")
     writable = output is not None and output["problem"] is None
-    numbers = {report.host: number for number, report in enumerate(reports)}
-    peers = [_peer(report, addresses) for report in reports]
+    peers = [
+        {"address": addresses[r.host], "port": r.facts["network"]["meeting_port"]}
+        for r in reports
+    ]
 
     def meet(host: Host) -> tuple[bool | None, list[Problem]]:
         wanted = {
-            "me": numbers[host],
+            "me": hosts.index(host),
             "peers": peers,
             "folder": output["existing"] if writable else None,
             "token": token,
             "seconds": _SECONDS,
         }
-        outcome = run_script(remote, host, settings, "meeting.py", wanted)
+        outcome = run_script(remote, host, settings.python, "meeting.py", wanted)
         found = lines_of(outcome.output)
         if outcome.status == SSH_FAILED:
             return None, [unreachable(outcome)]
         if "unreached" not in found:
             what = f"it could not meet the others: {outcome.complaint()}"
             return None, [Problem(host, what, f"look at `ssh {host}` by hand")]
-        problems = [
-            _unreached(host, reports[int(other)].host, peers[int(other)], reason)
-            for other, reason in found["unreached"].items()
-        ]
+        cure = "open all TCP ports between the hosts on that network, in both firewalls"
+        problems = []
+        for number, reason in found["unreached"].items():
+            peer = peers[int(number)]
+            where = f"{hosts[int(number)]} at {peer['address']} port {peer['port']}"
+            problems.append(Problem(host, f"it cannot reach {where}: {reason}", cure))
         return found["shared"], problems
 
-    results = remote.on_all(list(numbers), meet)
+    results = remote.on_all(hosts, meet)
     problems = [problem for _, found in results for problem in found]
     seen = [shared for shared, _ in results[1:]]
     for report, shared in zip(reports[1:], seen):
         if shared is False:
-            problems.append(
-                Problem(
-                    report.host,
-                    f"--output_dir {settings.output_path()} is not the folder that "
-                    f"{reports[0].host} has under that name",
-                    "put it on a file system that all hosts share: every rank writes "
-                    "its part of a checkpoint there",
-                )
+            problem = report.problem(
+                f"--output_dir {settings.output_path()} is not the folder that "
+                f"{hosts[0]} has under that name",
+                "put it on a file system that all hosts share: every rank writes its "
+                "part of a checkpoint there",
             )
+            problems.append(problem)
     if False in seen:
         return False, problems
     return (None if None in seen else True), problems
-
-
-def _peer(report: HostReport, addresses: Mapping[Host, str]) -> dict[str, Any]:
-    """Where the others meet a host."""
-    port = report.facts["network"]["meeting_port"]
-    return {"address": addresses[report.host], "port": port}
-
-
-def _unreached(
-    host: Host, other: Host, peer: Mapping[str, Any], reason: str
-) -> Problem:
-    """The problem of a host that cannot reach another."""
-    return Problem(
-        host,
-        f"it cannot reach {other} at {peer['address']} port {peer['port']}: {reason}",
-        "open all TCP ports between the hosts on that network, in the firewalls of both",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.hosts import Host
@@ -14,14 +14,11 @@ ERROR, WARNING = "error", "warning"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a host."""
+    """What is wrong with a host, or with None for all of them, and what to do."""
 
     host: Host | None
-    """Which one; None where it is with all of them."""
     what: str
-    """What is wrong."""
     cure: str
-    """What to do."""
     severity: str = ERROR
     """`error` where a run would fail or compute something else, or `warning`."""
 
@@ -43,6 +40,10 @@ class HostReport:
         found = self.facts.get(name)
         return None if isinstance(found, dict) and "error" in found else found
 
+    def problem(self, what: str, cure: str, severity: str = ERROR) -> Problem:
+        """A problem of the host."""
+        return Problem(self.host, what, cure, severity)
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkMeasurement:
@@ -59,18 +60,31 @@ class NetworkMeasurement:
     be compared with the speed of the link, whatever the number of ranks."""
 
 
+def unlike(
+    reports: Sequence[HostReport],
+    value_of: Callable[[HostReport], str | None],
+    what: str,
+    cure: str,
+    severity: str = ERROR,
+) -> Iterator[Problem]:
+    """A problem for each host that has another value than most, see :func:`differing`.
+
+    In `what` and `cure`, {mine} stands for its value, {theirs} for that of most, and
+    {host} for a host that has it.
+    """
+    for report, typical in differing(reports, value_of):
+        words = {"mine": value_of(report), "theirs": value_of(typical)}
+        words["host"] = str(typical.host)
+        yield report.problem(what.format(**words), cure.format(**words), severity)
+
+
 def differing(
     reports: Sequence[HostReport], value_of: Callable[[HostReport], Hashable | None]
 ) -> list[tuple[HostReport, HostReport]]:
     """The hosts that have another value than most, each with a host that has theirs.
 
-    Args:
-        reports: of the hosts.
-        value_of: a host's value; None where it has none, which is passed over.
-
-    Returns:
-        Pairs of a host that differs and the one that stands for most, which is the first
-        host where there are as many with another value.
+    A host without a value, for which `value_of` is None, is passed over. Where two values
+    are as frequent, that of the first host counts.
     """
     values = [(value_of(report), report) for report in reports]
     known = [(value, report) for value, report in values if value is not None]

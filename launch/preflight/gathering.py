@@ -44,16 +44,16 @@ _SSH_FAULTS = (
         "ssh does not know its name",
         "correct it, or give its address",
     ),
+    ("", "ssh fails: {complaint}", "`ssh {host} true` must work without any question"),
 )
+"""What ssh says, as a regular expression, what that means, and the cure."""
 
 
 def gather_reports(
     hosts: Sequence[Host], remote: Remote, settings: PreflightSettings
 ) -> tuple[list[HostReport], list[Problem]]:
-    """Ask all hosts at once what they are and have.
-
-    Returns:
-        The reports of those that answered, and a problem for each that did not.
+    """Ask all hosts at once what they are and have: reports, and a problem for each host
+    that gives none.
 
     Raises:
         ConfigurationError: `settings.data` is not what `ten-dist train` takes.
@@ -70,7 +70,7 @@ def gather_reports(
             "seconds": settings.report_timeout,
         }
         start = time.time()
-        outcome = run_script(remote, host, settings, "probe.py", wanted)
+        outcome = run_script(remote, host, settings.python, "probe.py", wanted)
         end = time.time()
         facts = lines_of(outcome.output)
         if outcome.status != 0 or "ended" not in facts:
@@ -88,23 +88,14 @@ def gather_reports(
 
 
 def run_script(
-    remote: Remote,
-    host: Host,
-    settings: PreflightSettings,
-    name: str,
-    wanted: dict[str, Any],
+    remote: Remote, host: Host, python: str, name: str, wanted: dict[str, Any]
 ) -> Outcome:
-    """Run a file of this folder on a host, which need not have it.
+    """Run a file of this folder, with an argument in JSON, on a host that may not have it.
 
-    Args:
-        remote: how to reach the host.
-        host: where.
-        settings: which Python, and how long it may take.
-        name: of the file.
-        wanted: what to give it.
+    `wanted` has the key `seconds`, after which the script ends by itself.
     """
-    words = ["env", settings.python, "-", json.dumps(wanted)]
-    # ssh has its own time to connect, and the script ends by itself.
+    words = ["env", python, "-", json.dumps(wanted)]
+    # ssh has its own time to connect.
     timeout = wanted["seconds"] + remote.ssh.connect_timeout + 5
     source = (_FOLDER / name).read_bytes()
     return remote.run(host, words, timeout=timeout, stdin=source)
@@ -127,41 +118,29 @@ def _no_report(
     outcome: Outcome, facts: dict[str, Any], settings: PreflightSettings
 ) -> Problem:
     """Why a host gave no report."""
-    host = outcome.host
+    host, python, complaint = outcome.host, settings.python, outcome.complaint()
     if outcome.status == SSH_FAILED:
         return unreachable(outcome)
     if outcome.status == 127:
-        return Problem(
-            host,
-            f"it has no {settings.python}",
-            f"run launch/environment.sh there, in {ROOT}, or give --python",
-        )
-    if "begin" in facts:
-        return Problem(
-            host,
-            f"its report did not get beyond `{facts['begin']}`: {outcome.complaint()}",
+        what = f"it has no {python}"
+        cure = f"run launch/environment.sh there, in {ROOT}, or give --python"
+    elif "begin" in facts:
+        what = f"its report did not get beyond `{facts['begin']}`: {complaint}"
+        cure = (
             f"is a file system or device of it stuck? `ssh {host} dmesg` may tell; "
-            "--report_timeout gives it more time",
+            "--report_timeout gives it more time"
         )
-    return Problem(
-        host,
-        f"it gave no report: {outcome.complaint()}",
-        f"try `ssh {host} {settings.python} -V`, which must answer at once",
-    )
+    else:
+        what = f"it gave no report: {complaint}"
+        cure = f"try `ssh {host} {python} -V`, which must answer at once"
+    return Problem(host, what, cure)
 
 
 def unreachable(outcome: Outcome) -> Problem:
     """The problem of a host that ssh did not reach, or lost."""
-    complaint = outcome.complaint()
-    for pattern, what, cure in _SSH_FAULTS:
-        if re.search(pattern, outcome.errors):
-            return Problem(
-                outcome.host,
-                what.format(complaint=complaint),
-                cure.format(host=outcome.host),
-            )
-    return Problem(
-        outcome.host,
-        f"ssh fails: {complaint}",
-        f"`ssh {outcome.host} true` must work without any question",
+    what, cure = next(
+        (what.format(complaint=outcome.complaint()), cure.format(host=outcome.host))
+        for pattern, what, cure in _SSH_FAULTS
+        if re.search(pattern, outcome.errors)
     )
+    return Problem(outcome.host, what, cure)

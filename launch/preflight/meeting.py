@@ -9,6 +9,7 @@ and it removes the file when all have looked or the time is up. Prints one JSON 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ def main(wanted):
                 pass
         greeting = f"{wanted['token']} {me}\n".encode()
         everyone = set(range(len(peers))) - {me}
-        visited = Visitors(server, greeting, everyone)
+        visited = greet_visitors(server, greeting, everyone)
         shared = None
 
         def visit(number):
@@ -58,9 +59,9 @@ def main(wanted):
                 problem = str(error.strerror or error)
             return problem
 
-        with concurrent.futures.ThreadPoolExecutor(max(len(everyone), 1)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(len(everyone)) as pool:
             problems = dict(zip(everyone, pool.map(visit, everyone)))
-        visited.wait(deadline)
+        visited.wait(max(deadline - time.monotonic(), 0))
     finally:
         server.close()
         if me == 0 and marker is not None and os.path.exists(marker):
@@ -69,57 +70,39 @@ def main(wanted):
     print(json.dumps({"unreached": unreached, "shared": shared}), flush=True)
 
 
-class Visitors:
-    """Greets whoever connects, until all who are expected have left."""
+def greet_visitors(server, greeting, expected):
+    """Greet whoever connects, in threads; the event is set when all expected have left."""
+    missing, all_left = set(expected), threading.Event()
 
-    def __init__(self, server, greeting, expected):
-        self._server, self._greeting = server, greeting
-        self._missing = set(expected)
-        self._all_left = threading.Event()
-        if not self._missing:
-            self._all_left.set()
-        threading.Thread(target=self._accept, daemon=True).start()
+    def greet(connection):
+        with connection, contextlib.suppress(OSError, ValueError):
+            connection.sendall(greeting)
+            missing.discard(int(connection.makefile().readline()))
+            if not missing:
+                all_left.set()
 
-    def wait(self, deadline):
-        """Wait until all have left, or the time is up."""
-        self._all_left.wait(max(deadline - time.monotonic(), 0))
+    def accept():
+        # Until the server is closed.
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                threading.Thread(target=greet, args=(connection,), daemon=True).start()
 
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            threading.Thread(
-                target=self._greet, args=(connection,), daemon=True
-            ).start()
-
-    def _greet(self, connection):
-        with connection:
-            try:
-                connection.sendall(self._greeting)
-                self._missing.discard(int(connection.makefile().readline()))
-            except (OSError, ValueError):
-                return
-        if not self._missing:
-            self._all_left.set()
+    threading.Thread(target=accept, daemon=True).start()
+    return all_left
 
 
 def listener(port):
     """A socket that listens at all addresses."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=256
-        )
-    return socket.create_server(("", port), backlog=256)
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    return socket.create_server(
+        ("", port), family=family, dualstack_ipv6=dual, backlog=256
+    )
 
 
 def reach(address, deadline):
-    """Connect to a host; one that does not listen yet is tried again.
-
-    Raises:
-        OSError: it could not be reached in time.
-    """
+    """Connect to a host; one that does not listen yet is tried again."""
     while True:
         try:
             # Long enough for the kernel to ask three times.

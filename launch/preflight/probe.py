@@ -2,8 +2,8 @@
 
 Needs nothing but the standard library and Python 3.7: what is missing on the host is to
 be reported, not to fail. Prints a JSON object a line: `{"begin": SECTION}` before and
-`{SECTION: ...}` after each section, so that a host that hangs shows where, and last
-`{"clock": SECONDS}`, the time when it was printed.
+`{SECTION: ...}` after each section, so that a host that hangs shows where. The first and
+the last line, `started` and `ended`, have the host's time.
 """
 
 from __future__ import annotations
@@ -167,11 +167,9 @@ def resolved(name):
 
 def listener(port):
     """A socket that listens as torch's store does, at all addresses."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True
-        )
-    return socket.create_server(("", port))
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=dual)
 
 
 def port_owner(port):
@@ -214,7 +212,9 @@ def output(path):
     """Whether a folder can be written to, or made; nothing of it stays."""
     if path is None:
         return None
-    existing = existing_part(path)
+    existing = path
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".preflight_") as file:
             file.write(b"\0" * 4096)
@@ -224,13 +224,6 @@ def output(path):
     except OSError as error:
         problem = error.strerror
     return {"existing": existing, "problem": problem, **space(existing)}
-
-
-def existing_part(path):
-    """The part of a path that is there."""
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def token_set(address):
@@ -273,6 +266,8 @@ def output_of(*words):
             words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=20,
             check=False,
         )
@@ -280,11 +275,8 @@ def output_of(*words):
         return {"status": None, "output": "", "errors": "no answer in 20 s"}
     except OSError as error:
         return {"status": None, "output": "", "errors": str(error.strerror)}
-    return {
-        "status": done.returncode,
-        "output": done.stdout.decode(errors="replace"),
-        "errors": done.stderr.decode(errors="replace").strip(),
-    }
+    errors = done.stderr.strip()
+    return {"status": done.returncode, "output": done.stdout, "errors": errors}
 
 
 if __name__ == "__main__":

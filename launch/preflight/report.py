@@ -9,6 +9,7 @@ from typing import Any
 from launch.hosts import Host
 from launch.preflight.findings import ERROR, HostReport, NetworkMeasurement, Problem
 from launch.preflight.gpus import devices
+from launch.table import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +50,19 @@ class PreflightReport:
 
     def table(self) -> str:
         """A line for each host, one for the network, and one for each problem."""
-        lines = _columns(
-            [
-                ["host", "slots", "interface", "MTU", "clock", "commit", "torch"]
-                + ["GPUs", "free disk", "shared memory"],
-                *(self._host_row(host) for host in self.hosts),
-            ]
-        )
+        heading = ["host", "slots", "interface", "MTU", "clock", "commit", "torch"]
+        heading += ["GPUs", "free disk", "shared memory"]
+        lines = table([heading, *(self._host_row(host) for host in self.hosts)])
         lines += ["", self.network_line()]
         if self.shared_output is not None:
             shared = "shared" if self.shared_output else "not shared"
             lines.append(f"output folder: {shared} by all hosts")
         if self.problems:
             rows = [
-                [
-                    problem.severity,
-                    str(problem.host or "all hosts"),
-                    f"{problem.what} -> {problem.cure}",
-                ]
-                for problem in sorted(self.problems, key=lambda p: p.severity)
+                [p.severity, str(p.host or "all hosts"), f"{p.what} -> {p.cure}"]
+                for p in sorted(self.problems, key=lambda problem: problem.severity)
             ]
-            lines += ["", *_columns(rows)]
+            lines += ["", *table(rows)]
         warnings = len(self.problems) - len(self.errors)
         lines += ["", f"errors: {len(self.errors)}, warnings: {warnings}"]
         return "\n".join(lines)
@@ -110,6 +103,7 @@ class PreflightReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
+        problems = self.problems
         return {
             "hosts": [
                 {
@@ -124,37 +118,13 @@ class PreflightReport:
             "master_address": self.master_address,
             "shared_output": self.shared_output,
             "network": self.measurement and dataclasses.asdict(self.measurement),
-            "problems": [
-                {
-                    "severity": problem.severity,
-                    "host": problem.host and problem.host.address,
-                    "what": problem.what,
-                    "cure": problem.cure,
-                }
-                for problem in self.problems
-            ],
+            "problems": [{**vars(p), "host": p.host and str(p.host)} for p in problems],
             "reports": [
-                {
-                    "host": report.host.address,
-                    "clock_offset": report.clock_offset,
-                    **report.facts,
-                }
-                for report in self.reports
+                {"host": str(r.host), "clock_offset": r.clock_offset, **r.facts}
+                for r in self.reports
             ],
         }
 
 
 def _gigabytes(space: Mapping[str, Any] | None) -> str:
     return f"{space['free'] / 1e9:.1f} GB" if space else "-"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their cells below each other."""
-    count = max(len(row) for row in rows)
-    padded = [[*row, *[""] * (count - len(row))] for row in rows]
-    # The last column is as long as its lines are.
-    widths = [max(len(row[c]) for row in padded) for c in range(count - 1)] + [0]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        for row in padded
-    ]

@@ -47,11 +47,8 @@ class PreflightSettings(Options):
     """Seconds that the all-reduce may take, starting Python and torch included."""
 
     def data_addresses(self) -> list[str]:
-        """Folders, whole, and URLs of the token sets that `data` names.
-
-        Raises:
-            ConfigurationError: it is not what `ten-dist train` takes.
-        """
+        """Absolute folders and URLs of the token sets in `data`; ConfigurationError where
+        it is not what `ten-dist train` takes."""
         if self.data is None:
             return []
         # Imports torch, which takes seconds.
@@ -62,5 +59,5 @@ class PreflightSettings(Options):
         return [a if is_url(a) else os.path.abspath(a) for a in addresses]
 
     def output_path(self) -> Path | None:
-        """`output_dir`, whole: a host has another current folder."""
+        """`output_dir`, absolute: a host has another current folder."""
         return None if self.output_dir is None else Path(self.output_dir).absolute()

@@ -470,7 +470,7 @@ def test_what_the_api_does_not_have_is_named(droplets):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--count", 0), "--count must be 1 or more and at most 100,000, not 0"),
+        (("--count", 0), "--count must be from 1 to 100,000, not 0"),
         (("--run", "Not_a_name"), "--run Not_a_name: a run's name has"),
         (("--max_hours", 0), "--max_hours must be more than 0"),
         (("--max_dollars", "0"), "--max_dollars must be more than 0"),

@@ -6,6 +6,7 @@ from launch.hosts import (
     Host,
     check_names,
     is_own,
+    own_addresses,
     parse_hosts,
     read_hostfile,
     slurm_hosts,
@@ -115,6 +116,8 @@ def test_names_that_no_other_machine_could_use_are_refused():
 
 
 def test_this_machine_knows_itself():
-    assert is_own(Host("localhost", 1))
-    assert not is_own(Host("192.0.2.1", 1))
-    assert not is_own(Host("nowhere.invalid", 1))
+    own = own_addresses()
+    assert own["127.0.0.1"] == "lo"
+    assert is_own(Host("localhost", 1), own)
+    assert not is_own(Host("192.0.2.1", 1), own)
+    assert not is_own(Host("nowhere.invalid", 1), own)

@@ -14,11 +14,16 @@ from launch.preflight.gpus import (
     parse_devices,
     parse_processes,
 )
-from launch.preflight.machine import check_clock, check_disks
+from launch.preflight.machine import (
+    check_clock,
+    check_code,
+    check_disks,
+    check_packages,
+    check_python,
+)
 from launch.preflight.network import check_interfaces, check_names, private_interfaces
 from launch.preflight.report import PreflightReport
 from launch.preflight.settings import PreflightSettings
-from launch.preflight.software import check_code, check_packages, check_python
 from launch.remote import Outcome
 from ten_dist.cli import main
 
