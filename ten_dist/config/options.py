@@ -215,7 +215,10 @@ def options_of(config_class: type[Options]) -> Mapping[str, Option]:
     """Every field of an options dataclass, by name: its own, then those of its bases."""
     # Reading the source of a class takes milliseconds.
     if "_OPTIONS" not in vars(config_class):
-        config_class._OPTIONS = dict(_options(config_class))
+        options: dict[str, Option] = {}
+        for name, option in _options(config_class):
+            options.setdefault(name, option)
+        config_class._OPTIONS = options
     return config_class._OPTIONS
 
 
