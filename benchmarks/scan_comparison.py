@@ -2,7 +2,7 @@
 
 import torch
 
-from ten_dist.recurrence import eigenstate_scan_with_energy
+from ten_dist.recurrence import ScanInputs, eigenstate_scan_with_energy
 
 NAMES = ("states", "final", "energy")
 # Largest error of each result relative to its largest value.
@@ -21,8 +21,9 @@ def make_inputs(steps, width, dtype, *, batch=3, modulated=True, initial=True):
         "beta": normal(batch, steps, 2 * width).to(dtype),
         "alpha": torch.logit(torch.linspace(0.05, 0.9999, width)),
         "omega": normal(width, scale=3.0),
-        "decay_range": torch.full((width,), 0.5),
-        "rotation_range": normal(width, scale=2.0).abs(),
+        "ranges": torch.stack(
+            [torch.full((width,), 0.5), normal(width, scale=2.0).abs()]
+        ),
     }
     if modulated:
         inputs["modulation"] = normal(batch, steps, 2 * width, scale=2.0).to(dtype)
@@ -48,14 +49,8 @@ def run(inputs, backend, input_norm, wide=False, resets=None):
         name: (tensor.double() if wide else tensor).detach().clone().requires_grad_()
         for name, tensor in inputs.items()
     }
-    arguments = dict(leaves)
-    arguments["selection_range"] = (
-        arguments.pop("decay_range"),
-        arguments.pop("rotation_range"),
-    )
-    results = eigenstate_scan_with_energy(
-        **arguments, input_norm=input_norm, backend=backend, resets=resets
-    )
+    scan_inputs = ScanInputs(**leaves, input_norm=input_norm, resets=resets)
+    results = eigenstate_scan_with_energy(scan_inputs, backend)
     generator = torch.Generator().manual_seed(1)
     loss = 0.0
     for result, scale in zip(results, (1.0, 1.0, 1e-2)):

@@ -10,7 +10,12 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.model.weight_initialization import fill_normal, fill_orthonormal
-from ten_dist.recurrence import eigenstate_scan_with_energy, initial_eigenvalues
+from ten_dist.recurrence import (
+    ScanInputs,
+    as_ranges,
+    eigenstate_scan_with_energy,
+    initial_eigenvalues,
+)
 
 RECURRENCE_PARAMETERS = (
     "alpha_offset",
@@ -51,6 +56,8 @@ class EigenstateMixer(nn.Module):
 
     # DeepSpeed reads this name: these buffers stay float32 where parameters do not.
     _keep_in_fp32_modules_strict = ("alpha_base", "omega_base")
+    alpha_base: Tensor
+    omega_base: Tensor
 
     def __init__(
         self, config: TemporalEigenstateConfig, layer: int = 0, step: int = 1
@@ -142,20 +149,14 @@ class EigenstateMixer(nn.Module):
         """
         beta, modulation, gate = self._split(linear(inputs, self.input_weight), dim=-1)
         alpha = self.alpha
-        selection_range = self.selection_range
-        if self.selection is not None:
-            selection_range = at_least_float32(self.selection).unbind()
-        states, state, energy = eigenstate_scan_with_energy(
-            beta,
-            alpha,
-            self.omega,
-            modulation,
-            selection_range,
-            self.input_norm,
-            state,
-            self.scan_backend,
-            resets,
+        if self.selection is None:
+            ranges = as_ranges(self.selection_range, alpha)
+        else:
+            ranges = at_least_float32(self.selection)
+        scanned = ScanInputs(
+            beta, alpha, self.omega, ranges, modulation, state, resets, self.input_norm
         )
+        states, state, energy = eigenstate_scan_with_energy(scanned, self.scan_backend)
         gate = gate + self.gate_bias.to(gate.dtype)
         weight = self._coupled_output_weight()
         if self.gates_state:

@@ -18,62 +18,40 @@ from torch import Tensor
 from ten_dist.recurrence.eigenvalues import (
     EigenvalueTerms,
     eigenvalue_terms,
+    entering_state,
     input_gain_derivative,
-    state_dtype,
     state_energy,
     to_complex,
     to_halves,
 )
+from ten_dist.recurrence.inputs import ScanInputs
 
 
-def blocked_scan(
-    beta: Tensor,
-    alpha: Tensor,
-    omega: Tensor,
-    modulation: Tensor | None,
-    ranges: Tensor,
-    input_norm: str,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`eigenstate_scan` on any device that runs torch.
+def blocked_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """`eigenstate_scan` on any device that runs torch, with the energy.
 
     Kept for backward: the arguments and the returned states, which the caller holds
     anyway. Eigenvalues are computed again in backward.
     """
-    states, final_state = _BlockedScan.apply(
-        beta, alpha, omega, modulation, ranges, initial_state, resets, input_norm
-    )
+    states, final_state = _BlockedScan.apply(*inputs)
     return states, final_state, state_energy(states)
 
 
 class _BlockedScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        beta: Tensor,
-        alpha: Tensor,
-        omega: Tensor,
-        modulation: Tensor | None,
-        ranges: Tensor,
-        initial_state: Tensor | None,
-        resets: Tensor | None,
-        input_norm: str,
-    ) -> tuple[Tensor, Tensor]:
-        dtype = state_dtype(beta)
-        terms = _terms(alpha, omega, modulation, ranges, input_norm, dtype)
-        drive = to_complex(beta.to(dtype))
+    def forward(ctx, *arguments) -> tuple[Tensor, Tensor]:
+        """States and final state; `arguments` are the fields of ScanInputs."""
+        *tensors, ctx.input_norm = arguments
+        inputs = ScanInputs(*arguments).in_state_dtype()
+        terms = eigenvalue_terms(inputs)
+        drive = to_complex(inputs.beta)
+        eigenvalue = _carrying(terms, drive, inputs.resets)
         if terms.gain is not None:
             drive = drive * terms.gain
-        entering = _initial(initial_state, drive)
-        scanned = affine_scan(_carrying(terms, drive, resets), drive, entering)
-        final_state = to_halves(scanned[:, -1])
-        states = to_halves(scanned).to(beta.dtype)
-        ctx.save_for_backward(
-            beta, alpha, omega, modulation, ranges, initial_state, resets, states
-        )
-        ctx.input_norm = input_norm
-        return states, final_state
+        scanned = affine_scan(eigenvalue, drive, entering_state(inputs))
+        states = to_halves(scanned).to(tensors[0].dtype)
+        ctx.save_for_backward(*tensors, states)
+        return states, to_halves(scanned[:, -1])
 
     @staticmethod
     def backward(ctx, grad_states: Tensor, grad_final: Tensor):
@@ -83,60 +61,53 @@ class _BlockedScan(torch.autograd.Function):
         # and every other gradient follows from G_t and the product
         #     z_t = conj(G_t) lambda_t c_{t-1}.
         # A reset makes lambda_t zero in both: nothing flows back over it either.
-        beta, alpha, omega, modulation, ranges, initial_state, resets, states = (
-            ctx.saved_tensors
-        )
-        dtype = state_dtype(beta)
-        terms = _terms(alpha, omega, modulation, ranges, ctx.input_norm, dtype)
-        drive = to_complex(beta.to(dtype))
-        eigenvalue = _carrying(terms, drive, resets)
+        *tensors, states = ctx.saved_tensors
+        inputs = ScanInputs(*tensors, ctx.input_norm).in_state_dtype()
+        dtype = inputs.beta.dtype
+        terms = eigenvalue_terms(inputs)
+        drive = to_complex(inputs.beta)
+        eigenvalue = _carrying(terms, drive, inputs.resets)
         adjoint = _adjoint(
             eigenvalue, to_complex(grad_states.to(dtype)), to_complex(grad_final)
         )
-        before = torch.cat(
-            [
-                _initial(initial_state, drive).unsqueeze(1),
-                to_complex(states[:, :-1].to(dtype)),
-            ],
-            dim=1,
-        )
+        entering = entering_state(inputs).unsqueeze(1)
+        before = torch.cat([entering, to_complex(states[:, :-1].to(dtype))], dim=1)
         product = adjoint.conj() * eigenvalue * before
         grad_logit = torch.sigmoid(-terms.logit) * product.real
         grad_rotation = -product.imag
 
         grad_beta = adjoint
-        grad_alpha = torch.zeros_like(alpha, dtype=dtype)
+        grad_alpha = torch.zeros_like(inputs.alpha)
         if terms.gain is not None:
             grad_beta = adjoint * terms.gain
             grad_gain = (adjoint.conj() * drive).real
-            if ctx.input_norm == "dynamic":
+            if inputs.input_norm == "dynamic":
                 grad_logit = grad_logit + grad_gain * input_gain_derivative(terms.logit)
             else:
-                slope = input_gain_derivative(alpha.to(dtype))
+                slope = input_gain_derivative(inputs.alpha)
                 grad_alpha = (grad_gain * slope).sum(dim=(0, 1))
         grad_alpha = grad_alpha + grad_logit.sum(dim=(0, 1))
+        grad_omega = grad_rotation.sum(dim=(0, 1))
 
-        grad_modulation, grad_ranges = None, torch.zeros_like(ranges)
-        if modulation is not None:
-            bounded = torch.tanh(modulation.to(dtype))
+        grad_modulation, grad_ranges = None, torch.zeros_like(inputs.ranges)
+        if inputs.modulation is not None:
+            bounded = torch.tanh(inputs.modulation)
             grad_scaled = torch.cat([grad_logit, grad_rotation], dim=-1)
-            grad_ranges = (bounded * grad_scaled).sum(dim=(0, 1)).view_as(ranges)
-            grad_modulation = grad_scaled.mul_(ranges.to(dtype).flatten())
-            grad_modulation = grad_modulation.mul_(1 - bounded**2).to(modulation.dtype)
+            grad_ranges = (bounded * grad_scaled).sum(dim=(0, 1)).view_as(grad_ranges)
+            grad_modulation = grad_scaled.mul_(inputs.ranges.flatten())
+            grad_modulation = grad_modulation.mul_(1 - bounded**2)
         grad_initial = None
-        if initial_state is not None:
+        if inputs.initial_state is not None:
             grad_initial = to_halves(eigenvalue[:, 0].conj() * adjoint[:, 0])
-            grad_initial = grad_initial.to(initial_state.dtype)
-        return (
-            to_halves(grad_beta).to(beta.dtype),
-            grad_alpha.to(alpha.dtype),
-            grad_rotation.sum(dim=(0, 1)).to(omega.dtype),
-            grad_modulation,
-            grad_ranges.to(ranges.dtype),
-            grad_initial,
-            None,
-            None,
+        gradients = (
+            *(to_halves(grad_beta), grad_alpha, grad_omega),
+            *(grad_ranges, grad_modulation, grad_initial),
         )
+        converted = (
+            None if gradient is None else gradient.to(tensor.dtype)
+            for gradient, tensor in zip(gradients, tensors)
+        )
+        return *converted, None, None
 
 
 def affine_scan(coefficient: Tensor, drive: Tensor, entering: Tensor) -> Tensor:
@@ -190,32 +161,9 @@ def _adjoint(eigenvalue: Tensor, grad_states: Tensor, grad_final: Tensor) -> Ten
     return reversed_adjoint.flip(1)
 
 
-def _terms(
-    alpha: Tensor,
-    omega: Tensor,
-    modulation: Tensor | None,
-    ranges: Tensor,
-    input_norm: str,
-    dtype: torch.dtype,
-) -> EigenvalueTerms:
-    return eigenvalue_terms(
-        alpha.to(dtype),
-        omega.to(dtype),
-        None if modulation is None else modulation.to(dtype),
-        ranges.to(dtype),
-        input_norm,
-    )
-
-
 def _carrying(terms: EigenvalueTerms, drive: Tensor, resets: Tensor | None) -> Tensor:
     """What multiplies the state before each step, [B, T, K]: 0 at a reset."""
     eigenvalue = terms.eigenvalue.expand_as(drive)
     if resets is None:
         return eigenvalue
     return eigenvalue.masked_fill(resets.unsqueeze(-1), 0.0)
-
-
-def _initial(initial_state: Tensor | None, drive: Tensor) -> Tensor:
-    if initial_state is None:
-        return torch.zeros_like(drive[:, 0])
-    return to_complex(initial_state.to(drive.real.dtype))

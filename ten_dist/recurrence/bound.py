@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ten_dist.recurrence.eigenvalues import eigenvalue_terms, state_dtype
+from ten_dist.recurrence.eigenvalues import eigenvalue_terms
+from ten_dist.recurrence.inputs import ScanInputs
 
 
 @dataclasses.dataclass
@@ -27,36 +28,19 @@ class EnergyBound:
     """Least of 1 - |lambda|: 1 over the longest memory, in tokens."""
 
     @torch.no_grad()
-    def see(
-        self,
-        beta: Tensor,
-        alpha: Tensor,
-        omega: Tensor,
-        modulation: Tensor | None,
-        ranges: Tensor,
-        input_norm: str,
-        initial_state: Tensor | None,
-        states: Tensor,
-    ) -> None:
+    def see(self, inputs: ScanInputs, states: Tensor) -> None:
         """Take in a scan: its arguments, and the states [B, T, 2K] that it gave."""
-        dtype = state_dtype(beta)
-        beta, states = beta.to(dtype), states.to(dtype)
-        terms = eigenvalue_terms(
-            alpha.to(dtype),
-            omega.to(dtype),
-            None if modulation is None else modulation.to(dtype),
-            ranges.to(dtype),
-            input_norm,
-        )
-        inputs = beta.unflatten(-1, (2, -1))
+        inputs = inputs.in_state_dtype()
+        terms = eigenvalue_terms(inputs)
+        beta = inputs.beta
+        steps = torch.arange(1, beta.shape[1] + 1, device=beta.device, dtype=beta.dtype)
+        beta = beta.unflatten(-1, (2, -1))
         if terms.gain is not None:
-            inputs = inputs * terms.gain.unsqueeze(-2)
-        largest_input = inputs.flatten(-2).norm(dim=-1).amax(dim=1, keepdim=True)
-        steps = torch.arange(1, beta.shape[1] + 1, device=beta.device, dtype=dtype)
-        bound = steps * largest_input
-        if initial_state is not None:
-            bound = bound + initial_state.to(dtype).norm(dim=-1, keepdim=True)
-        norms = states.norm(dim=-1)
+            beta = beta * terms.gain.unsqueeze(-2)
+        bound = steps * beta.flatten(-2).norm(dim=-1).amax(dim=1, keepdim=True)
+        if inputs.initial_state is not None:
+            bound = bound + inputs.initial_state.norm(dim=-1, keepdim=True)
+        norms = states.to(steps.dtype).norm(dim=-1)
         # Where nothing came in, nothing may come out.
         ratio = torch.where(norms == 0, 0.0, norms / bound).max().item()
         # A value that is no number must not be lost in a comparison.

@@ -15,37 +15,21 @@ import torch
 from torch import Tensor
 
 from ten_dist import native
-from ten_dist.recurrence.operator import register_tracing, unit_stride
+from ten_dist.recurrence.inputs import ScanInputs, unit_stride
+from ten_dist.recurrence.operator import register_tracing
 
 
-def cpu_scan(
-    beta: Tensor,
-    alpha: Tensor,
-    omega: Tensor,
-    modulation: Tensor | None,
-    ranges: Tensor,
-    input_norm: str,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def cpu_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` for float32, bfloat16 and float16 on the CPU, with the energy.
 
     The operator is the one that :func:`unavailable` has loaded. It has no float16, which
     trains on GPUs: such inputs are converted to float32, in memory of their own, and the
     states back. They are then rounded once, and backward works with those from before.
     """
+    beta, alpha, omega, ranges, modulation, initial_state, resets, input_norm = inputs
     if beta.dtype == torch.float16:
-        states, final_state, energy = cpu_scan(
-            beta.float(),
-            alpha,
-            omega,
-            modulation,
-            ranges,
-            input_norm,
-            initial_state,
-            resets,
-        )
-        return states.to(beta.dtype), final_state, energy
+        states, *others = cpu_scan(inputs._replace(beta=beta.float()))
+        return states.to(beta.dtype), *others
     return torch.ops.ten_dist_cpu.scan_forward(
         unit_stride(beta),
         alpha.float().contiguous(),

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ten_dist.recurrence.inputs import ScanInputs, state_dtype
+
 
 class EigenvalueTerms(NamedTuple):
     """What multiplies the state and the input at each step.
@@ -24,35 +26,20 @@ class EigenvalueTerms(NamedTuple):
     """g, real; None stands for 1."""
 
 
-def state_dtype(beta: Tensor) -> torch.dtype:
-    """Real dtype in which the state of input `beta` is carried."""
-    return torch.float64 if beta.dtype == torch.float64 else torch.float32
-
-
-def eigenvalue_terms(
-    alpha: Tensor,
-    omega: Tensor,
-    modulation: Tensor | None,
-    ranges: Tensor,
-    input_norm: str,
-) -> EigenvalueTerms:
-    """Terms of the recurrence for base values [K] and modulation [B, T, 2K] or None.
-
-    `ranges` [2, K] are s_a and s_w. All arguments are of one real dtype, which the terms
-    have too.
-    """
-    if modulation is None:
+def eigenvalue_terms(inputs: ScanInputs) -> EigenvalueTerms:
+    """Terms of the recurrence, in the one real dtype that all of `inputs` have."""
+    alpha, omega, ranges = inputs.alpha, inputs.omega, inputs.ranges
+    if inputs.modulation is None:
         logit, rotation = alpha, omega
     else:
-        p, q = modulation.chunk(2, dim=-1)
+        p, q = inputs.modulation.chunk(2, dim=-1)
         logit = alpha + ranges[0] * torch.tanh(p)
         rotation = omega + ranges[1] * torch.tanh(q)
     decay = torch.sigmoid(logit)
     eigenvalue = torch.polar(decay, rotation.expand_as(decay).contiguous())
-    if input_norm == "none":
-        gain = None
-    else:
-        gain = input_gain(alpha if input_norm == "static" else logit)
+    gain = None
+    if inputs.input_norm != "none":
+        gain = input_gain(alpha if inputs.input_norm == "static" else logit)
     return EigenvalueTerms(logit, decay, eigenvalue, gain)
 
 
@@ -69,6 +56,13 @@ def input_gain_derivative(logit: Tensor) -> Tensor:
     """d sqrt(1 - rho^2) / d logit = -rho^2 sqrt((1 - rho) / (1 + rho))."""
     decay = torch.sigmoid(logit)
     return -(decay**2) * torch.sqrt(torch.sigmoid(-logit) / (1 + decay))
+
+
+def entering_state(inputs: ScanInputs) -> Tensor:
+    """[B, K] complex state before the first step."""
+    if inputs.initial_state is None:
+        return to_complex(torch.zeros_like(inputs.beta[:, 0]))
+    return to_complex(inputs.initial_state)
 
 
 def to_complex(halves: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What the registered operators of the scan lack: shapes for tracing, and autograd.
+"""Shapes of what the registered operators of the scan return, for tracing.
 
-A namespace registers `scan_forward` and `scan_backward` with torch. Fake implementations
-let a graph hold them; autograd is added here where the operators bring none.
+A namespace registers `scan_forward` and `scan_backward` with torch. With these fake
+implementations a graph of `torch.compile` holds them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def unit_stride(tensor: Tensor) -> Tensor:
-    """`tensor` itself where neighbours in its last dimension are neighbours in memory."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+from ten_dist.recurrence.inputs import ScanInputs
 
 
 def register_tracing(namespace: str) -> None:
@@ -21,84 +18,40 @@ def register_tracing(namespace: str) -> None:
     torch.library.register_fake(f"{namespace}::scan_backward", _fake_backward)
 
 
-def register_autograd(namespace: str) -> None:
-    """Make `scan_backward` of `namespace` the backward of its `scan_forward`.
+def empty_states(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Memory for the states and the final state."""
+    batch, _, halves = inputs.beta.shape
+    return _contiguous_like(inputs.beta), inputs.alpha.new_empty(batch, halves)
 
-    It is given None for gradients of the final state and of the energy that are missing.
+
+def empty_gradients(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the gradients of beta, modulation and initial state.
+
+    An operator cannot return None: without a modulation, its gradient has no elements.
     """
-    scan_backward = getattr(torch.ops, namespace).scan_backward
-
-    def save(ctx, inputs, output) -> None:
-        *tensors, input_norm = inputs
-        ctx.save_for_backward(*tensors, output[0])
-        ctx.input_norm = input_norm
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx, grad_states, grad_final, grad_energy):
-        beta, alpha, omega, ranges, modulation, initial, resets, states = (
-            ctx.saved_tensors
-        )
-        if grad_states is None:
-            grad_states = torch.zeros_like(states)
-        grad_beta, grad_modulation, grad_base, grad_initial = scan_backward(
-            unit_stride(grad_states),
-            None if grad_final is None else grad_final.contiguous(),
-            None if grad_energy is None else grad_energy.contiguous(),
-            states,
-            beta,
-            alpha,
-            omega,
-            ranges,
-            modulation,
-            initial,
-            resets,
-            ctx.input_norm,
-        )
-        return (
-            grad_beta,
-            grad_base[0],
-            grad_base[1],
-            grad_base[2:],
-            grad_modulation if modulation is not None else None,
-            grad_initial if initial is not None else None,
-            None,
-            None,
-        )
-
-    torch.library.register_autograd(
-        f"{namespace}::scan_forward", backward, setup_context=save
-    )
-
-
-def _fake_forward(beta, alpha, omega, ranges, modulation, initial, resets, input_norm):
-    batch, _, width = beta.shape
+    beta, modulation = inputs.beta, inputs.modulation
     return (
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-        alpha.new_empty(batch, width),
-        alpha.new_empty(batch, width // 2),
+        _contiguous_like(beta),
+        beta.new_empty(0) if modulation is None else _contiguous_like(modulation),
+        inputs.alpha.new_empty(beta.shape[0], beta.shape[2]),
     )
+
+
+def _contiguous_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+# A schema of an operator has no tuples: it lists the fields of ScanInputs, in their order.
+def _fake_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = ScanInputs(*arguments)
+    energy = inputs.alpha.new_empty(inputs.beta.shape[0], inputs.alpha.shape[0])
+    return *empty_states(inputs), energy
 
 
 def _fake_backward(
-    grad_states,
-    grad_final,
-    grad_energy,
-    states,
-    beta,
-    alpha,
-    omega,
-    ranges,
-    modulation,
-    initial,
-    resets,
-    input_norm,
-):
-    batch, _, width = beta.shape
-    return (
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-        beta.new_empty(0)
-        if modulation is None
-        else torch.empty_like(modulation, memory_format=torch.contiguous_format),
-        alpha.new_empty(4, width // 2),
-        alpha.new_empty(batch, width),
-    )
+    grad_states: Tensor, grad_final: Tensor, grad_energy: Tensor, states: Tensor, *rest
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = ScanInputs(*rest)
+    grad_beta, grad_modulation, grad_initial = empty_gradients(inputs)
+    grad_base = inputs.alpha.new_empty(4, inputs.alpha.shape[0])
+    return grad_beta, grad_modulation, grad_base, grad_initial

@@ -37,6 +37,7 @@ from ten_dist.recurrence.triton_chunks import (
     load_pair,
     load_rows,
     load_states_before,
+    moved,
     place_of_program,
     store_pair,
 )
@@ -58,12 +59,8 @@ def _adjoint(entering, gradient, state, energy_weight, ENERGY: tl.constexpr):
 @triton.jit
 def _reduce_steps(
     carried,
-    gradient,
-    gradient_step,
-    modulation,
-    modulation_step,
-    resets,
-    states,
+    rows,
+    strides,
     terms,
     energy_weight,
     mask,
@@ -74,12 +71,14 @@ def _reduce_steps(
     COUNT: tl.constexpr,
 ):
     entering, product = carried
+    gradient, modulation, resets, states = rows
+    gradient_step, modulation_step, _, _ = strides
     flags = load_flags(resets, -1, RESET, COUNT)
-    gradients = load_rows(gradient, -gradient_step, mask, WIDTH, COUNT)
+    gradients = load_rows(gradient, gradient_step, mask, WIDTH, COUNT)
     logits = gradients
     current = gradients
     if MODULATED:
-        logits = load_rows(modulation, -modulation_step, mask, WIDTH, COUNT)
+        logits = load_rows(modulation, modulation_step, mask, WIDTH, COUNT)
     if ENERGY:
         current = load_rows(states, -2 * WIDTH, mask, WIDTH, COUNT)
     for i in tl.static_range(COUNT):
@@ -121,10 +120,13 @@ def reduce_backward(
     count = tl.minimum(steps - index * chunk, chunk)
     last = index.to(tl.int64) * chunk + count - 1
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
-    gradient += row * gradient_batch + last * gradient_step + k
-    modulation += row * modulation_batch + last * modulation_step + k
-    resets += row * steps + last
-    states += (row * steps + last) * 2 * WIDTH + k
+    rows = (
+        gradient + row * gradient_batch + last * gradient_step + k,
+        modulation + row * modulation_batch + last * modulation_step + k,
+        resets + row * steps + last,
+        states + (row * steps + last) * 2 * WIDTH + k,
+    )
+    strides = (-gradient_step, -modulation_step, -1, -2 * WIDTH)
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     energy_weight = zero
     if ENERGY:
@@ -135,12 +137,8 @@ def reduce_backward(
     for _ in range(count // UNROLL):
         carried = _reduce_steps(
             carried,
-            gradient,
-            gradient_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
+            rows,
+            strides,
             terms,
             energy_weight,
             mask,
@@ -150,19 +148,12 @@ def reduce_backward(
             RESET,
             UNROLL,
         )
-        gradient -= UNROLL * gradient_step
-        modulation -= UNROLL * modulation_step
-        resets -= UNROLL
-        states -= UNROLL * 2 * WIDTH
+        rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
         carried = _reduce_steps(
             carried,
-            gradient,
-            gradient_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
+            rows,
+            strides,
             terms,
             energy_weight,
             mask,
@@ -172,10 +163,7 @@ def reduce_backward(
             RESET,
             1,
         )
-        gradient -= gradient_step
-        modulation -= modulation_step
-        resets -= 1
-        states -= 2 * WIDTH
+        rows = moved(rows, strides, 1)
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
     store_pair(local + place, carried[0], mask, WIDTH)
     store_pair(product + place, carried[1], mask, WIDTH)
@@ -184,18 +172,10 @@ def reduce_backward(
 @triton.jit
 def _scan_steps(
     carried,
-    gradient,
-    gradient_step,
-    beta,
-    beta_step,
-    modulation,
-    modulation_step,
-    resets,
-    states,
-    initial,
-    grad_beta,
-    grad_modulation,
+    rows,
+    strides,
     step,
+    initial,
     terms,
     energy_weight,
     mask,
@@ -208,16 +188,18 @@ def _scan_steps(
     COUNT: tl.constexpr,
 ):
     entering, current, sums = carried
+    gradient, beta, modulation, resets, states, grad_beta, grad_modulation = rows
+    gradient_step, beta_step, modulation_step, _, _, _, _ = strides
     sum_logit, sum_rotation, sum_decay_range, sum_rotation_range = sums
-    gradients = load_rows(gradient, -gradient_step, mask, WIDTH, COUNT)
+    gradients = load_rows(gradient, gradient_step, mask, WIDTH, COUNT)
     flags = load_flags(resets, -1, RESET, COUNT)
     before = load_states_before(states, initial, step, mask, WIDTH, HAS_INITIAL, COUNT)
     logits = gradients
     inputs = gradients
     if MODULATED:
-        logits = load_rows(modulation, -modulation_step, mask, WIDTH, COUNT)
+        logits = load_rows(modulation, modulation_step, mask, WIDTH, COUNT)
     if GAIN != NO_GAIN:
-        inputs = load_rows(beta, -beta_step, mask, WIDTH, COUNT)
+        inputs = load_rows(beta, beta_step, mask, WIDTH, COUNT)
     for i in tl.static_range(COUNT):
         value = eigenvalue(terms, logits[i], MODULATED)
         adjoint = _adjoint(entering, gradients[i], current, energy_weight, ENERGY)
@@ -299,14 +281,20 @@ def scan_backward(
     step = index * chunk + count - 1
     last = index.to(tl.int64) * chunk + count - 1
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
-    gradient += row * gradient_batch + last * gradient_step + k
-    beta += row * beta_batch + last * beta_step + k
-    modulation += row * modulation_batch + last * modulation_step + k
-    resets += row * steps + last
     place = (row * steps + last) * 2 * WIDTH + k
     states += place
-    grad_beta += place
-    grad_modulation += place
+    rows = (
+        gradient + row * gradient_batch + last * gradient_step + k,
+        beta + row * beta_batch + last * beta_step + k,
+        modulation + row * modulation_batch + last * modulation_step + k,
+        resets + row * steps + last,
+        # A step reads the state before it.
+        states - 2 * WIDTH,
+        grad_beta + place,
+        grad_modulation + place,
+    )
+    width = 2 * WIDTH
+    strides = (-gradient_step, -beta_step, -modulation_step, -1, -width, -width, -width)
     initial += row * 2 * WIDTH + k
     place = row * tl.num_programs(1) + index
     zero = tl.full((BLOCK,), 0.0, tl.float32)
@@ -321,23 +309,14 @@ def scan_backward(
         )
         pair = load_pair(states, mask, WIDTH)
         current = (pair[0].to(tl.float32), pair[1].to(tl.float32))
-    states -= 2 * WIDTH
     carried = (carried_in, current, (zero, zero, zero, zero))
     for _ in range(count // UNROLL):
         carried = _scan_steps(
             carried,
-            gradient,
-            gradient_step,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
-            initial,
-            grad_beta,
-            grad_modulation,
+            rows,
+            strides,
             step,
+            initial,
             terms,
             energy_weight,
             mask,
@@ -349,29 +328,15 @@ def scan_backward(
             HAS_INITIAL,
             UNROLL,
         )
-        gradient -= UNROLL * gradient_step
-        beta -= UNROLL * beta_step
-        modulation -= UNROLL * modulation_step
-        resets -= UNROLL
-        states -= UNROLL * 2 * WIDTH
-        grad_beta -= UNROLL * 2 * WIDTH
-        grad_modulation -= UNROLL * 2 * WIDTH
+        rows = moved(rows, strides, UNROLL)
         step -= UNROLL
     for _ in range(count % UNROLL):
         carried = _scan_steps(
             carried,
-            gradient,
-            gradient_step,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
-            initial,
-            grad_beta,
-            grad_modulation,
+            rows,
+            strides,
             step,
+            initial,
             terms,
             energy_weight,
             mask,
@@ -383,13 +348,7 @@ def scan_backward(
             HAS_INITIAL,
             1,
         )
-        gradient -= gradient_step
-        beta -= beta_step
-        modulation -= modulation_step
-        resets -= 1
-        states -= 2 * WIDTH
-        grad_beta -= 2 * WIDTH
-        grad_modulation -= 2 * WIDTH
+        rows = moved(rows, strides, 1)
         step -= 1
     first = mask & (index == 0)
     store_pair(grad_initial + row * 2 * WIDTH + k, carried[0], first, WIDTH)

@@ -52,6 +52,15 @@ def load_pair(pointer, mask, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def moved(pointers, steps, count):
+    """The pointers, each moved by `count` of its own steps."""
+    result = ()
+    for i in tl.static_range(len(pointers)):
+        result = result + (pointers[i] + count * steps[i],)
+    return result
+
+
+@triton.jit
 def load_rows(pointer, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     """Both halves of COUNT rows, `step` elements from one to the next."""
     rows = ()
@@ -111,22 +120,14 @@ def store_pair(pointer, pair, mask, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _carry_steps(
-    carried,
-    product,
-    local,
-    entering,
-    step,
-    mask,
-    WIDTH: tl.constexpr,
-    COUNT: tl.constexpr,
-):
+def _carry_steps(carried, rows, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
+    product, local, entering = rows
     products = load_rows(product, step, mask, WIDTH, COUNT)
     locals_ = load_rows(local, step, mask, WIDTH, COUNT)
     for i in tl.static_range(COUNT):
         store_pair(entering + i * step, carried, mask, WIDTH)
-        moved = multiply(products[i], carried)
-        carried = (moved[0] + locals_[i][0], moved[1] + locals_[i][1])
+        carried = multiply(products[i], carried)
+        carried = (carried[0] + locals_[i][0], carried[1] + locals_[i][1])
     return carried
 
 
@@ -157,38 +158,30 @@ def carry(
         first += count - 1
         step = -step
     place = (row * chunks + first) * 2 * WIDTH + k
-    product += place
-    local += place
-    entering += place
+    rows = (product + place, local + place, entering + place)
+    strides = (step, step, step)
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     carried = (zero, zero)
     if HAS_ENTERING:
         place = row * tl.num_programs(1) + index
         carried = load_pair(entering_group + place * 2 * WIDTH + k, mask, WIDTH)
     for _ in range(count // UNROLL):
-        carried = _carry_steps(
-            carried, product, local, entering, step, mask, WIDTH, UNROLL
-        )
-        product += UNROLL * step
-        local += UNROLL * step
-        entering += UNROLL * step
+        carried = _carry_steps(carried, rows, step, mask, WIDTH, UNROLL)
+        rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
-        carried = _carry_steps(carried, product, local, entering, step, mask, WIDTH, 1)
-        product += step
-        local += step
-        entering += step
+        carried = _carry_steps(carried, rows, step, mask, WIDTH, 1)
+        rows = moved(rows, strides, 1)
 
 
 @triton.jit
-def _compose_steps(
-    carried, product, local, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr
-):
+def _compose_steps(carried, rows, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
+    product, local = rows
     products = load_rows(product, step, mask, WIDTH, COUNT)
     locals_ = load_rows(local, step, mask, WIDTH, COUNT)
     state, total = carried
     for i in tl.static_range(COUNT):
-        moved = multiply(products[i], state)
-        state = (moved[0] + locals_[i][0], moved[1] + locals_[i][1])
+        state = multiply(products[i], state)
+        state = (state[0] + locals_[i][0], state[1] + locals_[i][1])
         total = multiply(products[i], total)
     return state, total
 
@@ -216,18 +209,16 @@ def compose(
         first += count - 1
         step = -step
     place = (row * chunks + first) * 2 * WIDTH + k
-    product += place
-    local += place
+    rows = (product + place, local + place)
+    strides = (step, step)
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     carried = ((zero, zero), (zero + 1.0, zero))
     for _ in range(count // UNROLL):
-        carried = _compose_steps(carried, product, local, step, mask, WIDTH, UNROLL)
-        product += UNROLL * step
-        local += UNROLL * step
+        carried = _compose_steps(carried, rows, step, mask, WIDTH, UNROLL)
+        rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
-        carried = _compose_steps(carried, product, local, step, mask, WIDTH, 1)
-        product += step
-        local += step
+        carried = _compose_steps(carried, rows, step, mask, WIDTH, 1)
+        rows = moved(rows, strides, 1)
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
     store_pair(group_local + place, carried[0], mask, WIDTH)
     store_pair(group_product + place, carried[1], mask, WIDTH)

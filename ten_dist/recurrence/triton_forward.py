@@ -29,6 +29,7 @@ from ten_dist.recurrence.triton_chunks import (
     load_flags,
     load_pair,
     load_rows,
+    moved,
     place_of_program,
     store_pair,
 )
@@ -39,24 +40,21 @@ _NOT_SPECIALIZED = [*SIZES, "beta_batch", "modulation_batch"]
 @triton.jit
 def _step(state, beta, value, terms, GAIN: tl.constexpr):
     """lambda c + g beta."""
-    moved = multiply(value, state)
+    carried = multiply(value, state)
     real = beta[0].to(tl.float32)
     imaginary = beta[1].to(tl.float32)
     if GAIN != NO_GAIN:
         gain = step_gain(terms, value, GAIN)
         real *= gain
         imaginary *= gain
-    return moved[0] + real, moved[1] + imaginary
+    return carried[0] + real, carried[1] + imaginary
 
 
 @triton.jit
 def _reduce_steps(
     carried,
-    beta,
-    beta_step,
-    modulation,
-    modulation_step,
-    resets,
+    rows,
+    strides,
     terms,
     mask,
     WIDTH: tl.constexpr,
@@ -66,6 +64,8 @@ def _reduce_steps(
     COUNT: tl.constexpr,
 ):
     state, product = carried
+    beta, modulation, resets = rows
+    beta_step, modulation_step, _ = strides
     flags = load_flags(resets, 1, RESET, COUNT)
     inputs = load_rows(beta, beta_step, mask, WIDTH, COUNT)
     logits = inputs
@@ -108,49 +108,24 @@ def reduce_forward(
     start = index.to(tl.int64) * chunk
     count = tl.minimum(steps - index * chunk, chunk)
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
-    beta += row * beta_batch + start * beta_step + k
-    modulation += row * modulation_batch + start * modulation_step + k
-    resets += row * steps + start
+    rows = (
+        beta + row * beta_batch + start * beta_step + k,
+        modulation + row * modulation_batch + start * modulation_step + k,
+        resets + row * steps + start,
+    )
+    strides = (beta_step, modulation_step, 1)
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     carried = ((zero, zero), (zero + 1.0, zero))
     for _ in range(count // UNROLL):
         carried = _reduce_steps(
-            carried,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            terms,
-            mask,
-            WIDTH,
-            MODULATED,
-            GAIN,
-            RESET,
-            UNROLL,
+            carried, rows, strides, terms, mask, WIDTH, MODULATED, GAIN, RESET, UNROLL
         )
-        beta += UNROLL * beta_step
-        modulation += UNROLL * modulation_step
-        resets += UNROLL
+        rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
         carried = _reduce_steps(
-            carried,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            terms,
-            mask,
-            WIDTH,
-            MODULATED,
-            GAIN,
-            RESET,
-            1,
+            carried, rows, strides, terms, mask, WIDTH, MODULATED, GAIN, RESET, 1
         )
-        beta += beta_step
-        modulation += modulation_step
-        resets += 1
+        rows = moved(rows, strides, 1)
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
     store_pair(local + place, carried[0], mask, WIDTH)
     store_pair(product + place, carried[1], mask, WIDTH)
@@ -159,12 +134,8 @@ def reduce_forward(
 @triton.jit
 def _scan_steps(
     carried,
-    beta,
-    beta_step,
-    modulation,
-    modulation_step,
-    resets,
-    states,
+    rows,
+    strides,
     terms,
     mask,
     WIDTH: tl.constexpr,
@@ -174,6 +145,8 @@ def _scan_steps(
     COUNT: tl.constexpr,
 ):
     state, energy = carried
+    beta, modulation, resets, states = rows
+    beta_step, modulation_step, _, _ = strides
     flags = load_flags(resets, 1, RESET, COUNT)
     inputs = load_rows(beta, beta_step, mask, WIDTH, COUNT)
     logits = inputs
@@ -221,10 +194,13 @@ def scan_forward(
     start = index.to(tl.int64) * chunk
     count = tl.minimum(steps - index * chunk, chunk)
     terms = load_terms(alpha, omega, ranges, k, mask, WIDTH)
-    beta += row * beta_batch + start * beta_step + k
-    modulation += row * modulation_batch + start * modulation_step + k
-    resets += row * steps + start
-    states += (row * steps + start) * 2 * WIDTH + k
+    rows = (
+        beta + row * beta_batch + start * beta_step + k,
+        modulation + row * modulation_batch + start * modulation_step + k,
+        resets + row * steps + start,
+        states + (row * steps + start) * 2 * WIDTH + k,
+    )
+    strides = (beta_step, modulation_step, 1, 2 * WIDTH)
     place = row * chunks + index
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     state = (zero, zero)
@@ -233,46 +209,14 @@ def scan_forward(
     carried = (state, zero)
     for _ in range(count // UNROLL):
         carried = _scan_steps(
-            carried,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
-            terms,
-            mask,
-            WIDTH,
-            MODULATED,
-            GAIN,
-            RESET,
-            UNROLL,
+            carried, rows, strides, terms, mask, WIDTH, MODULATED, GAIN, RESET, UNROLL
         )
-        beta += UNROLL * beta_step
-        modulation += UNROLL * modulation_step
-        resets += UNROLL
-        states += UNROLL * 2 * WIDTH
+        rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
         carried = _scan_steps(
-            carried,
-            beta,
-            beta_step,
-            modulation,
-            modulation_step,
-            resets,
-            states,
-            terms,
-            mask,
-            WIDTH,
-            MODULATED,
-            GAIN,
-            RESET,
-            1,
+            carried, rows, strides, terms, mask, WIDTH, MODULATED, GAIN, RESET, 1
         )
-        beta += beta_step
-        modulation += modulation_step
-        resets += 1
-        states += 2 * WIDTH
+        rows = moved(rows, strides, 1)
     tl.store(energy + place * WIDTH + k, carried[1], mask=mask)
     last = index == chunks - 1
     store_pair(final + row * 2 * WIDTH + k, carried[0], mask & last, WIDTH)

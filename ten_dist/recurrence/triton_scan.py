@@ -21,10 +21,11 @@ import os
 import torch
 from torch import Tensor
 
+from ten_dist.recurrence.inputs import ScanInputs, unit_stride
 from ten_dist.recurrence.operator import (
-    register_autograd,
+    empty_gradients,
+    empty_states,
     register_tracing,
-    unit_stride,
 )
 
 BLOCK = 32
@@ -43,35 +44,26 @@ CARRY_GROUP = 64
 OLDEST_GPU = (8, 0)
 """Compute capability from which Triton supports GPUs."""
 
+# A schema of an operator has no tuples: it lists the fields of ScanInputs, in their order.
 _ARGUMENTS = (
     "Tensor beta, Tensor alpha, Tensor omega, Tensor ranges, Tensor? modulation, "
-    "Tensor? initial, Tensor? resets, str input_norm"
+    "Tensor? initial_state, Tensor? resets, str input_norm"
 )
 
 
-def triton_scan(
-    beta: Tensor,
-    alpha: Tensor,
-    omega: Tensor,
-    modulation: Tensor | None,
-    ranges: Tensor,
-    input_norm: str,
-    initial_state: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def triton_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
     """`eigenstate_scan` for float32, bfloat16 and float16, with the energy.
 
     :func:`unavailable` is None for the device of `beta`.
     """
+    initial = inputs.initial_state
     return _scan_forward(
-        beta,
-        alpha.float(),
-        omega.float(),
-        ranges.float(),
-        modulation,
-        None if initial_state is None else initial_state.float(),
-        resets,
-        input_norm,
+        *inputs._replace(
+            alpha=inputs.alpha.float(),
+            omega=inputs.omega.float(),
+            ranges=inputs.ranges.float(),
+            initial_state=None if initial is None else initial.float(),
+        )
     )
 
 
@@ -123,39 +115,30 @@ def chunk_steps(steps: int) -> int:
     mutates_args=(),
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
-def _scan_forward(beta, alpha, omega, ranges, modulation, initial, resets, input_norm):
+def _scan_forward(*arguments):
     from ten_dist.recurrence import triton_forward
 
-    batch, steps, width = beta.shape[0], beta.shape[1], beta.shape[2] // 2
-    chunk = chunk_steps(steps)
-    chunks = -(-steps // chunk)
-    options = _options(width, UNROLL) | _variant(modulation, input_norm)
-    options["RESET"] = resets is not None
-    inputs, strides = _with_strides(beta, beta if modulation is None else modulation)
-    base = tuple(t.contiguous() for t in (alpha, omega, ranges))
-    initial = None if initial is None else initial.contiguous()
-    flags = _flags(resets, beta)
-    sizes = (steps, chunk, *strides)
-    states = torch.empty_like(beta, memory_format=torch.contiguous_format)
-    final = alpha.new_empty(batch, 2 * width)
-    energy = alpha.new_empty(batch, chunks, width)
-    with _on_device_of(beta):
-        entering = initial
-        if chunks > 1:
-            product = alpha.new_empty(batch, chunks, 2 * width)
-            local = torch.empty_like(product)
-            triton_forward.reduce_forward[_grid(batch, width, chunks)](
-                *inputs, flags, *base, product, local, *sizes, **options
+    inputs = ScanInputs(*arguments)
+    alpha, initial = inputs.alpha, inputs.initial_state
+    launch = _Launch(inputs, UNROLL)
+    options = launch.options | launch.gain
+    rows, strides = _with_strides(inputs.beta, launch.logits)
+    sizes = (*launch.sizes, *strides)
+    states, final = empty_states(inputs)
+    energy = alpha.new_empty(launch.batch, launch.chunks, launch.width)
+    entering = None if initial is None else initial.contiguous()
+    with _on_device_of(inputs.beta):
+        if launch.chunks > 1:
+            product, local = launch.empty_transitions(alpha)
+            triton_forward.reduce_forward[launch.grid](
+                *rows, *launch.base, product, local, *sizes, **options
             )
-            entering = _carry(product, local, initial, reverse=False)
-        triton_forward.scan_forward[_grid(batch, width, chunks)](
-            *inputs,
-            flags,
-            *base,
+            entering = _carry(product, local, entering, reverse=False)
+        triton_forward.scan_forward[launch.grid](
+            *rows,
+            *launch.base,
             alpha if entering is None else entering,
-            states,
-            final,
-            energy,
+            *(states, final, energy),
             *sizes,
             HAS_ENTERING=entering is not None,
             **options,
@@ -171,91 +154,102 @@ def _scan_forward(beta, alpha, omega, ranges, modulation, initial, resets, input
         f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-def _scan_backward(
-    grad_states,
-    grad_final,
-    grad_energy,
-    states,
-    beta,
-    alpha,
-    omega,
-    ranges,
-    modulation,
-    initial,
-    resets,
-    input_norm,
-):
+def _scan_backward(grad_states, grad_final, grad_energy, states, *arguments):
     from ten_dist.recurrence import triton_backward
 
-    batch, steps, width = beta.shape[0], beta.shape[1], beta.shape[2] // 2
-    chunk = chunk_steps(steps)
-    chunks = -(-steps // chunk)
-    grid = _grid(batch, width, chunks)
-    variant = _variant(modulation, input_norm)
-    options = _options(width, UNROLL_BACKWARD)
-    options |= {"ENERGY": grad_energy is not None, "RESET": resets is not None}
-    flags = _flags(resets, beta)
-    logits = beta if modulation is None else modulation
-    base = tuple(t.contiguous() for t in (alpha, omega, ranges))
-    has_initial = initial is not None
-    initial = initial.contiguous() if has_initial else alpha
+    inputs = ScanInputs(*arguments)
+    alpha, initial = inputs.alpha, inputs.initial_state
+    launch = _Launch(inputs, UNROLL_BACKWARD)
+    options = launch.options | {"ENERGY": grad_energy is not None}
     weight = alpha if grad_energy is None else grad_energy.contiguous()
     states = states.contiguous()
-    grad_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
-    grad_modulation = (
-        beta.new_empty(0)
-        if modulation is None
-        else torch.empty_like(modulation, memory_format=torch.contiguous_format)
-    )
-    grad_initial = alpha.new_empty(batch, 2 * width)
-    sums = alpha.new_empty(batch, chunks, 4, width)
-    with _on_device_of(beta):
-        entering = None if grad_final is None else grad_final.contiguous()
-        if chunks > 1:
-            product = alpha.new_empty(batch, chunks, 2 * width)
-            local = torch.empty_like(product)
-            (gradient, logits), strides = _with_strides(grad_states, logits)
-            triton_backward.reduce_backward[grid](
-                gradient,
-                weight,
-                states,
-                logits,
-                flags,
-                *base,
-                product,
-                local,
-                steps,
-                chunk,
-                *strides,
-                MODULATED=variant["MODULATED"],
+    grad_beta, grad_modulation, grad_initial = empty_gradients(inputs)
+    sums = alpha.new_empty(launch.batch, launch.chunks, 4, launch.width)
+    entering = None if grad_final is None else grad_final.contiguous()
+    with _on_device_of(inputs.beta):
+        if launch.chunks > 1:
+            product, local = launch.empty_transitions(alpha)
+            (gradient, logits), strides = _with_strides(grad_states, launch.logits)
+            triton_backward.reduce_backward[launch.grid](
+                *(gradient, weight, states, logits),
+                *launch.base,
+                *(product, local),
+                *(*launch.sizes, *strides),
                 **options,
             )
             entering = _carry(product, local, entering, reverse=True)
-        inputs, strides = _with_strides(grad_states, beta, logits)
-        gradient, drive, logits = inputs
-        triton_backward.scan_backward[grid](
-            gradient,
-            weight,
-            alpha if entering is None else entering,
-            states,
-            drive,
-            logits,
-            flags,
-            *base,
-            initial,
+        rows, strides = _with_strides(grad_states, inputs.beta, launch.logits)
+        gradient, drive, logits = rows
+        triton_backward.scan_backward[launch.grid](
+            *(gradient, weight, alpha if entering is None else entering, states),
+            *(drive, logits),
+            *launch.base,
+            alpha if initial is None else initial.contiguous(),
             grad_beta,
-            grad_beta if modulation is None else grad_modulation,
-            grad_initial,
-            sums,
-            steps,
-            chunk,
-            *strides,
-            HAS_INITIAL=has_initial,
+            grad_beta if inputs.modulation is None else grad_modulation,
+            *(grad_initial, sums),
+            *(*launch.sizes, *strides),
+            HAS_INITIAL=initial is not None,
             HAS_ENTERING=entering is not None,
             **options,
-            **variant,
+            **launch.gain,
         )
     return grad_beta, grad_modulation, sums.sum(dim=(0, 1)), grad_initial
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.input_norm = inputs
+    ctx.save_for_backward(*tensors, output[0])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_states, grad_final, grad_energy):
+    *tensors, states = ctx.saved_tensors
+    inputs = ScanInputs(*tensors, ctx.input_norm)
+    if grad_states is None:
+        grad_states = torch.zeros_like(states)
+    grad_beta, grad_modulation, grad_base, grad_initial = _scan_backward(
+        grad_states, grad_final, grad_energy, states, *inputs
+    )
+    return (
+        grad_beta,
+        *(grad_base[0], grad_base[1], grad_base[2:]),
+        None if inputs.modulation is None else grad_modulation,
+        None if inputs.initial_state is None else grad_initial,
+        *(None, None),
+    )
+
+
+class _Launch:
+    """What the kernels of one direction are launched with alike."""
+
+    def __init__(self, inputs: ScanInputs, unroll: int) -> None:
+        self.batch, steps, halves = inputs.beta.shape
+        self.width = halves // 2
+        chunk = chunk_steps(steps)
+        self.chunks = -(-steps // chunk)
+        self.sizes = (steps, chunk)
+        self.grid = _grid(self.batch, self.width, self.chunks)
+        modulated = inputs.modulation is not None
+        # Where there is none, the kernels get any tensor in its place, which they ignore.
+        self.logits = inputs.beta if inputs.modulation is None else inputs.modulation
+        flags = inputs.beta
+        if inputs.resets is not None:
+            flags = inputs.resets.contiguous().view(torch.uint8)
+        base = (inputs.alpha, inputs.omega, inputs.ranges)
+        self.base = (flags, *(tensor.contiguous() for tensor in base))
+        self.options = _options(self.width, unroll) | {
+            "MODULATED": modulated,
+            "RESET": inputs.resets is not None,
+        }
+        gain = ("none", "static", "dynamic").index(inputs.input_norm)
+        # Without modulation, the dynamic gain is the static one.
+        self.gain = {"GAIN": gain if modulated else min(gain, 1)}
+
+    def empty_transitions(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for the product and the local end state of each chunk, [B, chunks, 2K]."""
+        product = like.new_empty(self.batch, self.chunks, 2 * self.width)
+        return product, torch.empty_like(product)
 
 
 def _carry(
@@ -306,20 +300,6 @@ def _options(width: int, unroll: int) -> dict[str, int]:
     }
 
 
-def _variant(modulation: Tensor | None, input_norm: str) -> dict[str, int]:
-    """Which kernels: without modulation, the dynamic gain is the static one."""
-    gain = {"none": 0, "static": 1, "dynamic": 2}[input_norm]
-    return {
-        "MODULATED": modulation is not None,
-        "GAIN": gain if modulation is not None else min(gain, 1),
-    }
-
-
-def _flags(resets: Tensor | None, otherwise: Tensor) -> Tensor:
-    """Resets as bytes, or any tensor where there are none."""
-    return otherwise if resets is None else resets.contiguous().view(torch.uint8)
-
-
 def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
     """The tensors with a unit last stride, and the strides of batch and time of each."""
     sequences = tuple(unit_stride(s) for s in sequences)
@@ -334,4 +314,4 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 
 register_tracing("ten_dist_triton")
-register_autograd("ten_dist_triton")
+_scan_forward.register_autograd(_backward, setup_context=_save_for_backward)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ten_dist.model.document_starts import document_starts
-from ten_dist.recurrence import eigenstate_scan
+from ten_dist.recurrence import ScanInputs, eigenstate_scan_with_energy
 from tests.model.test_network import VOCAB, make_model, random_ids
 
 SEPARATOR = 7
@@ -210,16 +210,16 @@ def plain_masked_hierarchy(mixer, u, numbers):
         k = ten.alpha.numel()
         w_in, w_sel, w_gate = ten.input_weight.split([2 * k, 2 * k, u.shape[2]])
         new = [t > 0 and numbers[t] != numbers[t - s] for t in ticks]
-        c, _ = eigenstate_scan(
-            coarse @ w_in.T,
-            ten.alpha,
-            ten.omega,
-            coarse @ w_sel.T,
-            ten.selection,
-            ten.input_norm,
-            backend="reference",
+        inputs = ScanInputs(
+            beta=coarse @ w_in.T,
+            alpha=ten.alpha,
+            omega=ten.omega,
+            ranges=ten.selection,
+            modulation=coarse @ w_sel.T,
             resets=torch.tensor([new]),
+            input_norm=ten.input_norm,
         )
+        c, *_ = eigenstate_scan_with_energy(inputs, "reference")
         energy = energy + c.square().sum(-1).mean()
         weight = ten._coupled_output_weight()
         gate = torch.sigmoid(coarse @ w_gate.T + ten.gate_bias)

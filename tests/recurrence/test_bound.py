@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ten_dist.recurrence import available_backends, eigenstate_scan
+from ten_dist.recurrence import ScanInputs, available_backends, eigenstate_scan
 from ten_dist.recurrence.bound import EnergyBound, observed_energy
 
 
@@ -54,20 +54,10 @@ def test_scans_outside_of_the_block_are_not_seen():
 @pytest.mark.parametrize("fault", [3.0, float("nan")])
 def test_states_that_no_input_made_are_found(fault):
     given = arguments()
-    initial = given.pop("initial_state") * 0
-    modulation = given.pop("modulation")
-    states, _ = eigenstate_scan(**given, modulation=modulation)
+    states, _ = eigenstate_scan(**given | {"initial_state": None})
     states[1, 0] = given["beta"][1].norm(dim=-1).max() * fault
-    bound = EnergyBound()
     ranges = torch.zeros(2, given["alpha"].numel())
-    bound.see(
-        given["beta"],
-        given["alpha"],
-        given["omega"],
-        modulation,
-        ranges,
-        "none",
-        initial,
-        states,
-    )
+    given["initial_state"] *= 0
+    bound = EnergyBound()
+    bound.see(ScanInputs(**given, ranges=ranges), states)
     assert not bound.largest_ratio <= 1.01

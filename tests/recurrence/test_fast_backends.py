@@ -12,7 +12,11 @@ from benchmarks.scan_comparison import (
     make_resets,
     run,
 )
-from ten_dist.recurrence import available_backends, eigenstate_scan_with_energy
+from ten_dist.recurrence import (
+    ScanInputs,
+    available_backends,
+    eigenstate_scan_with_energy,
+)
 
 BACKENDS = [name for name in available_backends() if name in ("cpu",)]
 
@@ -44,8 +48,9 @@ def test_small_selection_ranges_equal_the_oracle(backend, input_norm, largest):
     """Backends may take a shorter way there, up to ranges of their own."""
     inputs = make_inputs(200, 37, torch.float32)
     inputs["alpha"] = torch.linspace(-12, 12, 37)
-    inputs["decay_range"] = torch.linspace(-largest, largest, 37)
-    inputs["rotation_range"] = torch.linspace(largest, 0.0, 37)
+    inputs["ranges"] = torch.stack(
+        [torch.linspace(-largest, largest, 37), torch.linspace(largest, 0.0, 37)]
+    )
     actual = run(inputs, backend, input_norm)
     expected = run(inputs, "reference", input_norm, wide=True)
     assert_near(actual, expected, 2e-5)
@@ -77,11 +82,15 @@ def test_backend_takes_the_views_of_one_projection(backend):
         name: v.transpose(1, 2).contiguous().transpose(1, 2)
         for name, v in views.items()
     }
-    common = {"alpha": torch.linspace(-2, 5, width), "omega": torch.randn(width)}
+    common = {
+        "alpha": torch.linspace(-2, 5, width),
+        "omega": torch.randn(width),
+        "ranges": torch.full((2, width), 0.1),
+    }
     whole = {name: v.contiguous() for name, v in views.items()}
-    expected = eigenstate_scan_with_energy(**whole, **common, backend=backend)
+    expected = eigenstate_scan_with_energy(ScanInputs(**whole, **common), backend)
     for inputs in (views, swapped):
-        actual = eigenstate_scan_with_energy(**inputs, **common, backend=backend)
+        actual = eigenstate_scan_with_energy(ScanInputs(**inputs, **common), backend)
         assert all(torch.equal(a, e) for a, e in zip(actual, expected))
 
 
@@ -112,11 +121,8 @@ def test_nothing_larger_than_its_results_is_kept(backend):
         return tensor
 
     leaves = {n: t.requires_grad_() for n, t in inputs.items()}
-    ranges = (leaves.pop("decay_range"), leaves.pop("rotation_range"))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        states, *_ = eigenstate_scan_with_energy(
-            **leaves, selection_range=ranges, backend=backend
-        )
+        states, *_ = eigenstate_scan_with_energy(ScanInputs(**leaves), backend)
     large = [t for t in kept if t.numel() >= 3 * 200 * 32]
     held.add(states.data_ptr())
     assert large and all(t.data_ptr() in held for t in large)
@@ -125,12 +131,9 @@ def test_nothing_larger_than_its_results_is_kept(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operator_is_well_behaved_under_tracing(backend):
     inputs = make_inputs(9, 8, torch.float32)
-    ranges = torch.stack([inputs["decay_range"], inputs["rotation_range"]])
-    arguments = [inputs[n].requires_grad_() for n in ("beta", "alpha", "omega")]
-    arguments += [ranges.requires_grad_(), inputs["modulation"].requires_grad_()]
-    arguments.append(inputs["initial_state"].requires_grad_())
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     assert backend == "cpu"
     for resets in (None, make_resets(3, 9)):
-        torch.library.opcheck(
-            torch.ops.ten_dist_cpu.scan_forward.default, [*arguments, resets, "dynamic"]
-        )
+        arguments = ScanInputs(**leaves, resets=resets, input_norm="dynamic")
+        operator = torch.ops.ten_dist_cpu.scan_forward.default
+        torch.library.opcheck(operator, tuple(arguments))

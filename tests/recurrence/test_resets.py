@@ -13,8 +13,8 @@ from benchmarks.scan_comparison import (
     run,
 )
 from ten_dist.recurrence import (
+    ScanInputs,
     available_backends,
-    eigenstate_scan,
     eigenstate_scan_with_energy,
 )
 
@@ -24,10 +24,8 @@ EXACT_BACKENDS = ["blocked", "reference"]
 CPU_BACKENDS = [*EXACT_BACKENDS, *(n for n in available_backends() if n == "cpu")]
 
 
-def scan_arguments(inputs):
-    arguments = dict(inputs)
-    ranges = (arguments.pop("decay_range"), arguments.pop("rotation_range"))
-    return arguments | {"selection_range": ranges}
+def scan(inputs, backend, **options):
+    return eigenstate_scan_with_energy(ScanInputs(**inputs, **options), backend)
 
 
 def stretches(resets):
@@ -42,21 +40,18 @@ def stretches(resets):
 def test_a_stretch_is_what_it_is_alone(backend, input_norm, modulated):
     inputs = make_inputs(70, 20, torch.float32, modulated=modulated)
     resets = make_resets(3, 70)
-    arguments = scan_arguments(inputs)
     options = {"input_norm": input_norm, "backend": backend}
-    states, final, energy = eigenstate_scan_with_energy(
-        **arguments, **options, resets=resets
-    )
+    states, final, energy = scan(inputs, **options, resets=resets)
     for row in range(3):
         energy_of_row = torch.zeros(20)
         for start, stop in stretches(resets[row]):
-            alone = dict(arguments, beta=inputs["beta"][row, None, start:stop])
+            alone = dict(inputs, beta=inputs["beta"][row, None, start:stop])
             if modulated:
                 alone["modulation"] = inputs["modulation"][row, None, start:stop]
-            entering = arguments["initial_state"][row, None]
+            entering = inputs["initial_state"][row, None]
             fresh = start > 0 or bool(resets[row, 0])
             alone["initial_state"] = None if fresh else entering
-            expected, last, part = eigenstate_scan_with_energy(**alone, **options)
+            expected, last, part = scan(alone, **options)
             torch.testing.assert_close(
                 states[row, start:stop], expected[0], rtol=1e-4, atol=1e-5
             )
@@ -75,12 +70,8 @@ def test_gradients_agree_with_finite_differences(backend, input_norm, modulated)
     resets = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 1, 0, 0]]).bool()
 
     def function(*tensors):
-        return eigenstate_scan_with_energy(
-            **scan_arguments(dict(zip(inputs, tensors))),
-            input_norm=input_norm,
-            backend=backend,
-            resets=resets,
-        )
+        given = dict(zip(inputs, tensors))
+        return scan(given, backend, input_norm=input_norm, resets=resets)
 
     assert torch.autograd.gradcheck(function, tuple(inputs.values()))
 
@@ -125,8 +116,7 @@ def test_what_was_before_a_reset_changes_no_bit(backend):
     resets[:, [17, 40]] = True
     results = []
     for _ in range(2):
-        arguments = scan_arguments(inputs)
-        states, final = eigenstate_scan(**arguments, backend=backend, resets=resets)
+        states, final, _ = scan(inputs, backend, resets=resets)
         results.append((states[:, 17:40], states[:, 40:], final))
         for name in ("beta", "modulation"):
             inputs[name][:, :17] += 1.0
@@ -147,16 +137,13 @@ def test_resets_that_are_not_there_change_no_bit(backend):
 def test_pieces_carry_what_resets_leave(backend):
     inputs = make_inputs(60, 20, torch.float32)
     resets = make_resets(3, 60)
-    arguments = scan_arguments(inputs)
-    whole, final = eigenstate_scan(**arguments, backend=backend, resets=resets)
+    whole, final, _ = scan(inputs, backend, resets=resets)
     state, pieces = inputs["initial_state"], []
     for start, stop in ((0, 1), (1, 33), (33, 34), (34, 60)):
-        piece = dict(arguments, initial_state=state)
+        piece = dict(inputs, initial_state=state)
         for name in ("beta", "modulation"):
             piece[name] = inputs[name][:, start:stop]
-        states, state = eigenstate_scan(
-            **piece, backend=backend, resets=resets[:, start:stop]
-        )
+        states, state, _ = scan(piece, backend, resets=resets[:, start:stop])
         pieces.append(states)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-5)
@@ -169,4 +156,4 @@ def test_pieces_carry_what_resets_leave(backend):
 def test_wrong_resets_are_named(resets):
     inputs = make_inputs(8, 4, torch.float32)
     with pytest.raises(ValueError, match=r"resets must be bool \[3, 8\]"):
-        eigenstate_scan(**scan_arguments(inputs), resets=resets)
+        scan(inputs, "auto", resets=resets)

@@ -152,7 +152,7 @@ def test_energy_obeys_its_bound(backend):
         ({"alpha": torch.zeros(3)}, r"alpha must be \[5\]"),
         (
             {"modulation": torch.zeros(2, 7, 5)},
-            "modulation must have the shape of beta",
+            r"modulation must be \[2, 8, 10\]",
         ),
         ({"initial_state": torch.zeros(2, 5)}, r"initial_state must be \[2, 10\]"),
         ({"beta": torch.zeros(2, 0, 10)}, "T >= 1"),

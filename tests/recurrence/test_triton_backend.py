@@ -22,6 +22,8 @@ from benchmarks.scan_comparison import (
     run,
 )
 from ten_dist.recurrence import (
+    ScanInputs,
+    as_ranges,
     available_backends,
     eigenstate_scan,
     eigenstate_scan_with_energy,
@@ -162,8 +164,7 @@ def test_many_chunks_are_carried_in_groups(monkeypatch):
 @pytest.mark.parametrize("selection_range", [(8.0, 8.0), (0.0, 0.0)])
 def test_selection_may_be_strong(selection_range):
     inputs = make_inputs(9, 5, torch.float32, batch=1)
-    inputs["decay_range"] = torch.full((5,), selection_range[0])
-    inputs["rotation_range"] = torch.full((5,), selection_range[1])
+    inputs["ranges"] = torch.tensor(selection_range).unsqueeze(1).expand(2, 5)
     inputs["modulation"] *= 4
     assert_equals_the_oracle(inputs, "dynamic")
 
@@ -183,8 +184,7 @@ def test_extreme_logits_stay_finite():
 def test_not_a_number_is_not_hidden():
     inputs = on_device(make_inputs(3, 4, torch.float32, batch=1))
     inputs["modulation"][0, 1, 2] = torch.nan
-    ranges = (inputs.pop("decay_range"), inputs.pop("rotation_range"))
-    states, _ = eigenstate_scan(**inputs, selection_range=ranges, backend="triton")
+    states, *_ = eigenstate_scan_with_energy(ScanInputs(**inputs), "triton")
     assert states[0, 1:, 2].isnan().all()
     assert states[0, :, [0, 1, 3]].isfinite().all()
 
@@ -227,11 +227,7 @@ def test_gradient_of_one_result_alone(used):
             n: (t.double() if wide else t.to(DEVICE)).requires_grad_()
             for n, t in inputs.items()
         }
-        arguments = dict(leaves)
-        ranges = (arguments.pop("decay_range"), arguments.pop("rotation_range"))
-        results = eigenstate_scan_with_energy(
-            **arguments, selection_range=ranges, backend=backend
-        )
+        results = eigenstate_scan_with_energy(ScanInputs(**leaves), backend)
         loss = results[used].square().sum()
         gradients.append(
             dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
@@ -254,13 +250,10 @@ def test_nothing_larger_than_its_results_is_kept():
     inputs = on_device(make_inputs(9, 8, torch.float32, batch=1))
     kept = []
     leaves = {n: t.requires_grad_() for n, t in inputs.items()}
-    ranges = (leaves.pop("decay_range"), leaves.pop("rotation_range"))
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
     ):
-        states, *_ = eigenstate_scan_with_energy(
-            **leaves, selection_range=ranges, backend="triton"
-        )
+        states, *_ = eigenstate_scan_with_energy(ScanInputs(**leaves), "triton")
     held = {t.data_ptr() for t in inputs.values()} | {states.data_ptr()}
     large = [t for t in kept if t.numel() >= 9 * 8]
     assert large and all(t.data_ptr() in held for t in large)
@@ -270,14 +263,11 @@ def test_nothing_larger_than_its_results_is_kept():
 @pytest.mark.parametrize("modulated", [True, False])
 def test_operator_is_well_behaved_under_tracing(modulated):
     inputs = on_device(make_inputs(5, 3, torch.float32, batch=1, modulated=modulated))
-    ranges = torch.stack([inputs["decay_range"], inputs["rotation_range"]])
-    arguments = [inputs[n].requires_grad_() for n in ("beta", "alpha", "omega")]
-    arguments.append(ranges.requires_grad_())
-    arguments.append(inputs["modulation"].requires_grad_() if modulated else None)
-    arguments.append(inputs["initial_state"].requires_grad_())
-    arguments.append(make_resets(1, 5).to(DEVICE) if modulated else None)
-    arguments.append("dynamic")
-    torch.library.opcheck(torch.ops.ten_dist_triton.scan_forward.default, arguments)
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    resets = make_resets(1, 5).to(DEVICE) if modulated else None
+    arguments = ScanInputs(**leaves, resets=resets, input_norm="dynamic")
+    operator = torch.ops.ten_dist_triton.scan_forward.default
+    torch.library.opcheck(operator, tuple(arguments))
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -285,11 +275,12 @@ def test_operator_is_well_behaved_under_tracing(modulated):
 def test_compiled_function_has_one_graph(backend):
     inputs = on_device(make_inputs(5, 3, torch.float32, batch=1))
     beta = inputs.pop("beta").requires_grad_()
-    ranges = (inputs.pop("decay_range"), inputs.pop("rotation_range"))
+    ranges = inputs.pop("ranges")
 
     def loss(beta):
+        both = as_ranges((ranges[0], 0.25), inputs["alpha"])
         states, _, energy = eigenstate_scan_with_energy(
-            beta, **inputs, selection_range=(ranges[0], 0.25), backend=backend
+            ScanInputs(beta, **inputs, ranges=both), backend
         )
         return states.sin().sum() + energy.sum()
 

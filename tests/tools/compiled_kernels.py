@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from ten_dist.recurrence import eigenstate_scan_with_energy, triton_scan
+from ten_dist.recurrence import ScanInputs, eigenstate_scan_with_energy, triton_scan
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 WIDTH = 40
@@ -59,16 +59,17 @@ def launch(beta, modulated, input_norm, initial, with_energy, resets=False):
     """Forward and backward of a scan of `beta`; the values are left undefined."""
     batch, steps = beta.shape[:2]
     beta = beta.requires_grad_()
-    states, final, energy = eigenstate_scan_with_energy(
+    inputs = ScanInputs(
         beta,
-        torch.zeros(WIDTH),
-        torch.zeros(WIDTH),
-        torch.empty_like(beta).requires_grad_() if modulated else None,
-        input_norm=input_norm,
+        alpha=torch.zeros(WIDTH),
+        omega=torch.zeros(WIDTH),
+        ranges=torch.full((2, WIDTH), 0.1),
+        modulation=torch.empty_like(beta).requires_grad_() if modulated else None,
         initial_state=torch.zeros(batch, 2 * WIDTH) if initial else None,
-        backend="triton",
         resets=torch.zeros(batch, steps, dtype=torch.bool) if resets else None,
+        input_norm=input_norm,
     )
+    states, final, energy = eigenstate_scan_with_energy(inputs, "triton")
     loss = states.sum() + final.sum()
     (loss + energy.sum() if with_energy else loss).backward()
 
