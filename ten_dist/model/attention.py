@@ -76,23 +76,20 @@ class CausalSelfAttention(nn.Module):
         )
         position = 0 if state is None else state.keys.shape[2]
         query, keys = rotate(query, position), rotate(keys, position)
-        documents = None
+        if state is not None:
+            keys = torch.cat([state.keys, keys], dim=2)
+            values = torch.cat([state.values, values], dim=2)
+        documents, mask = None, None
         if resets is not None:
-            if state is not None:
-                keys = torch.cat([state.keys, keys], dim=2)
-                values = torch.cat([state.values, values], dim=2)
             documents, mask = _document_mask(resets, state)
-            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        elif state is None:
-            mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-        else:
+        elif state is not None:
             # Imported here: with it comes torch's compiler, which takes seconds.
             from torch.nn.attention.bias import causal_lower_right
 
-            keys = torch.cat([state.keys, keys], dim=2)
-            values = torch.cat([state.values, values], dim=2)
-            bias = causal_lower_right(query.shape[2], keys.shape[2])
-            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+            mask = causal_lower_right(query.shape[2], keys.shape[2])
+        mixed = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=mask is None
+        )
         outputs = linear(mixed.transpose(1, 2).flatten(-2), self.output_weight)
         energy = at_least_float32(inputs.new_zeros(()))
         return outputs, energy, AttentionState(keys, values, documents)
@@ -104,7 +101,7 @@ def _document_mask(
     """Document numbers [B, S] of all S tokens so far, and what each of the last T sees,
     [B, 1, T, S] bool: the tokens of its document up to itself."""
     numbers = own = document_numbers(resets)
-    if state is not None:
+    if state is not None and state.documents is not None:
         own = own + state.documents[:, -1:]
         numbers = torch.cat([state.documents, own], dim=1)
     same = own.unsqueeze(2) == numbers.unsqueeze(1)

@@ -68,6 +68,7 @@ class Block(nn.Module):
         self.convolution = None
         if config.short_convolution:
             self.convolution = ShortConvolution(config.dim, config.short_convolution)
+        self.mixer: CausalSelfAttention | EigenstateMixer | HierarchicalMixer
         if config.mixer == "attention":
             self.mixer = CausalSelfAttention(config)
         elif config.hten_scales is None:

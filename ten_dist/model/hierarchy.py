@@ -92,28 +92,30 @@ class MixedScale(nn.Module):
         scale, steps = self.scale, inputs.shape[1]
         first = -position % scale
         ticks = max(0, -(-(steps - first) // scale))
-        pending, resets, coarse_numbers = state.pending, None, None
+        pending, resets, documents = state.pending, None, None
         if numbers is not None:
             # Of the two outputs that are carried, then of the steps in this piece.
             coarse_numbers = F.pad(numbers[:, first::scale], (2, 0))
             resets = coarse_numbers[:, 2:] != coarse_numbers[:, 1:-1]
             inputs, pending = self._of_one_document(inputs, first, pending, numbers)
+            documents = (numbers, coarse_numbers)
         pooled, pending = self._pool(inputs, first, ticks, pending)
         energy, eigenstates = None, state.eigenstates
-        coarse = [state.previous.unsqueeze(1), state.current.unsqueeze(1)]
+        parts = [state.previous.unsqueeze(1), state.current.unsqueeze(1)]
         if ticks:
             mixed, energy, eigenstates = self.ten(pooled, eigenstates, resets)
-            coarse.append(self.mixing(mixed))
-        coarse = torch.cat([part.to(coarse[-1].dtype) for part in coarse], dim=1)
+            parts.append(self.mixing(mixed))
+        coarse = torch.cat([part.to(parts[-1].dtype) for part in parts], dim=1)
         weights = _fading(scale, coarse)
-        if numbers is not None:
-            weights = _fading_within(weights, scale - first, numbers, coarse_numbers)
+        if documents is not None:
+            weights = _fading_within(weights, scale - first, *documents)
         outputs = _fade(coarse, weights)[:, scale - first : scale - first + steps]
         # Copies: views would keep the whole of `coarse` alive.
         state = ScaleState(
             eigenstates, pending, coarse[:, -2].clone(), coarse[:, -1].clone()
         )
-        if numbers is not None:
+        if documents is not None:
+            numbers, coarse_numbers = documents
             state = _emptied(state, coarse_numbers[:, -2:] != numbers[:, -1:])
         return outputs, energy, state
 
@@ -206,6 +208,7 @@ class HierarchicalMixer(nn.Module):
             if scale_energy is not None:
                 energy = energy + scale_energy
             scale_states.append(scale_state)
+        assert outputs is not None, "a hierarchy has at least one scale"
         position = state.position + inputs.shape[1]
         return outputs, energy, HierarchyState(position, scale_states)
 

@@ -203,7 +203,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         state = at_least_float32(hidden.new_zeros(()))
         scale = 1.0 / counts.sum().clamp(min=1).to(state.dtype)
         z_loss = torch.zeros_like(state)
-        position_losses = []
+        losses_of_pieces = []
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = (
             torch.zeros_like(low_weight, dtype=state.dtype) if need_weight else None
@@ -227,7 +227,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses, z_part = _losses_then_gradient(
                     *piece, z_loss_weight, need_hidden or need_weight
                 )
-                position_losses.append(losses)
+                losses_of_pieces.append(losses)
                 z_loss += z_part
             if grad_hidden is not None:
                 grad_hidden[part] = _product(logits, low_weight)
@@ -243,8 +243,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss *= scale
         ctx.save_for_backward(grad_hidden, grad_weight, scale)
         ctx.vocab_size, ctx.weight_dtype = vocab_size, weight.dtype
-        position_losses = torch.cat(position_losses)
-        position_losses = torch.where(counts, position_losses, 0)
+        position_losses = torch.where(counts, torch.cat(losses_of_pieces), 0)
         ctx.mark_non_differentiable(z_loss, position_losses)
         loss = (position_losses * scale).sum() + z_loss
         return loss, z_loss, position_losses

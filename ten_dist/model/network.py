@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from ten_dist.model.block import Block, BlockState
 from ten_dist.model.document_starts import document_starts
 from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
-from ten_dist.model.loss import combine_losses
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS
 from ten_dist.model.sampling import generate
 from ten_dist.model.short_convolution import ShortConvolution
@@ -118,12 +117,13 @@ class TemporalEigenstateNetwork(nn.Module):
             token_loss, z_loss, position_losses = self.head(
                 hidden, targets, config.z_loss_weight
             )
-            losses = combine_losses(
-                token_loss,
-                energy,
-                config.energy_reg_weight,
-                z_loss if config.z_loss_weight else None,
-            )
+            losses = {
+                "loss": token_loss + config.energy_reg_weight * energy,
+                "ce_loss": token_loss,
+                "energy_loss": energy,
+            }
+            if config.z_loss_weight:
+                losses |= {"ce_loss": token_loss - z_loss, "z_loss": z_loss}
             counted = (targets != IGNORED_TARGET).sum(dim=1).clamp(min=1)
             return {**losses, "row_losses": position_losses.sum(dim=1) / counted}
         logits = self.head(hidden)
@@ -131,11 +131,11 @@ class TemporalEigenstateNetwork(nn.Module):
 
     def _run_blocks(
         self, input_ids: Tensor, state: NetworkState | None, return_state: bool
-    ) -> tuple[Tensor, Tensor, NetworkState | None]:
+    ) -> tuple[Tensor, Tensor, NetworkState]:
         """Hidden states [B, T, d], energy loss (scalar) and state of the blocks.
 
-        Without `return_state` no block's state outlives its block: that of attention is
-        as large as what recomputation saves.
+        Without `return_state` the state of no block is kept: that of attention is as
+        large as what recomputation saves.
         """
         config = self.config
         hidden = self.dropout(self.embedding(input_ids))
@@ -166,10 +166,17 @@ class TemporalEigenstateNetwork(nn.Module):
         energy = torch.stack(energies).mean()
         if config.energy_kind == "state":
             energy = energy / config.num_eigenstates
-        state = None
-        if return_state:
-            state = NetworkState(tuple(new_states), after_separator)
-        return hidden, energy, state
+        return hidden, energy, NetworkState(tuple(new_states), after_separator)
+
+    @overload
+    def compute_loss(
+        self, inputs: Tensor, targets: Tensor, return_dict: Literal[True] = True
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def compute_loss(
+        self, inputs: Tensor, targets: Tensor, return_dict: Literal[False]
+    ) -> Tensor: ...
 
     def compute_loss(
         self, inputs: Tensor, targets: Tensor, return_dict: bool = True
@@ -189,27 +196,8 @@ class TemporalEigenstateNetwork(nn.Module):
         losses = self(inputs, targets=targets)
         return losses if return_dict else losses["loss"]
 
-    def generate(
-        self,
-        prompt_ids: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_id: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue prompts; see :func:`ten_dist.model.sampling.generate`."""
-        return generate(
-            self,
-            prompt_ids,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop_id=stop_id,
-            generator=generator,
-        )
+    # Of :mod:`ten_dist.model.sampling`, which calls the network `model`.
+    generate = generate
 
     def num_parameters(self) -> int:
         """Number of parameters, the tied weight once, sharded ones in full."""
@@ -218,9 +206,9 @@ class TemporalEigenstateNetwork(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: parameters with `weight_decay`, then those without."""
         exempt = set(self.parameters_without_weight_decay())
-        decayed, others = [], []
-        for name, parameter in self.named_parameters():
-            (others if name in exempt else decayed).append(parameter)
+        named = list(self.named_parameters())
+        decayed = [parameter for name, parameter in named if name not in exempt]
+        others = [parameter for name, parameter in named if name in exempt]
         return [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": others, "weight_decay": 0.0},

@@ -50,18 +50,11 @@ def generate(
     """
     if prompt_ids.dim() != 2 or prompt_ids.shape[1] < 1:
         raise ValueError("prompt_ids must be [B, T] with at least one token")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or more, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], not {top_p}")
+    _check_options(temperature, top_k, top_p)
     was_training = model.training
     model.eval()
     pieces, ids, state = [prompt_ids], prompt_ids, None
-    stopped = torch.zeros(
-        prompt_ids.shape[0], 1, dtype=torch.bool, device=prompt_ids.device
-    )
+    stopped = torch.zeros_like(prompt_ids[:, :1], dtype=torch.bool)
     try:
         for _ in range(max_new_tokens):
             for piece in ids.split(PROMPT_PIECE, dim=1):
@@ -78,6 +71,15 @@ def generate(
     finally:
         model.train(was_training)
     return torch.cat(pieces, dim=1)
+
+
+def _check_options(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or more, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be 1 or more, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], not {top_p}")
 
 
 def _sample(

@@ -170,6 +170,8 @@ class Extension:
             torch.ops.load_library(path)
             return None
         spec = importlib.util.spec_from_file_location(path.stem, path)
+        # Python has a loader for every file that ends in .so.
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -206,7 +208,8 @@ def compiled_once(title: str) -> Iterator[None]:
     def load(name: str, sources: Sequence[str], **options: Any) -> ModuleType | None:
         return Extension(title, name, sources, **options).load()
 
-    cpp_extension.load = load
+    # Callers give all but the first two by name.
+    cpp_extension.load = load  # type: ignore[assignment]
     try:
         yield
     finally:

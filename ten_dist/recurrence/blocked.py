@@ -62,7 +62,7 @@ class _BlockedScan(torch.autograd.Function):
         #     z_t = conj(G_t) lambda_t c_{t-1}.
         # A reset makes lambda_t zero in both: nothing flows back over it either.
         *tensors, states = ctx.saved_tensors
-        inputs = ScanInputs(*tensors, ctx.input_norm).in_state_dtype()
+        inputs = ScanInputs._make([*tensors, ctx.input_norm]).in_state_dtype()
         dtype = inputs.beta.dtype
         terms = eigenvalue_terms(inputs)
         drive = to_complex(inputs.beta)

@@ -28,8 +28,8 @@ def cpu_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
     """
     beta, alpha, omega, ranges, modulation, initial_state, resets, input_norm = inputs
     if beta.dtype == torch.float16:
-        states, *others = cpu_scan(inputs._replace(beta=beta.float()))
-        return states.to(beta.dtype), *others
+        states, final_state, energy = cpu_scan(inputs._replace(beta=beta.float()))
+        return states.to(beta.dtype), final_state, energy
     return torch.ops.ten_dist_cpu.scan_forward(
         unit_stride(beta),
         alpha.float().contiguous(),

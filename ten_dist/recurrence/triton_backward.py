@@ -61,8 +61,7 @@ def _reduce_steps(
     carried,
     rows,
     strides,
-    terms,
-    energy_weight,
+    fixed,
     mask,
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
@@ -71,6 +70,7 @@ def _reduce_steps(
     COUNT: tl.constexpr,
 ):
     entering, product = carried
+    terms, energy_weight = fixed
     gradient, modulation, resets, states = rows
     gradient_step, modulation_step, _, _ = strides
     flags = load_flags(resets, -1, RESET, COUNT)
@@ -130,38 +130,17 @@ def reduce_backward(
     zero = tl.full((BLOCK,), 0.0, tl.float32)
     energy_weight = zero
     if ENERGY:
-        energy_weight = 2.0 * tl.load(
-            grad_energy + row * WIDTH + k, mask=mask, other=0.0
-        )
+        energy_weight = 2.0 * tl.load(grad_energy + row * WIDTH + k, mask, other=0.0)
+    fixed = (terms, energy_weight)
     carried = ((zero, zero), (zero + 1.0, zero))
     for _ in range(count // UNROLL):
         carried = _reduce_steps(
-            carried,
-            rows,
-            strides,
-            terms,
-            energy_weight,
-            mask,
-            WIDTH,
-            MODULATED,
-            ENERGY,
-            RESET,
-            UNROLL,
+            carried, rows, strides, fixed, mask, WIDTH, MODULATED, ENERGY, RESET, UNROLL
         )
         rows = moved(rows, strides, UNROLL)
     for _ in range(count % UNROLL):
         carried = _reduce_steps(
-            carried,
-            rows,
-            strides,
-            terms,
-            energy_weight,
-            mask,
-            WIDTH,
-            MODULATED,
-            ENERGY,
-            RESET,
-            1,
+            carried, rows, strides, fixed, mask, WIDTH, MODULATED, ENERGY, RESET, 1
         )
         rows = moved(rows, strides, 1)
     place = (row * tl.num_programs(1) + index) * 2 * WIDTH + k
@@ -175,9 +154,7 @@ def _scan_steps(
     rows,
     strides,
     step,
-    initial,
-    terms,
-    energy_weight,
+    fixed,
     mask,
     WIDTH: tl.constexpr,
     MODULATED: tl.constexpr,
@@ -188,6 +165,7 @@ def _scan_steps(
     COUNT: tl.constexpr,
 ):
     entering, current, sums = carried
+    terms, energy_weight, initial = fixed
     gradient, beta, modulation, resets, states, grad_beta, grad_modulation = rows
     gradient_step, beta_step, modulation_step, _, _, _, _ = strides
     sum_logit, sum_rotation, sum_decay_range, sum_rotation_range = sums
@@ -304,11 +282,10 @@ def scan_backward(
     current = (zero, zero)
     energy_weight = zero
     if ENERGY:
-        energy_weight = 2.0 * tl.load(
-            grad_energy + row * WIDTH + k, mask=mask, other=0.0
-        )
+        energy_weight = 2.0 * tl.load(grad_energy + row * WIDTH + k, mask, other=0.0)
         pair = load_pair(states, mask, WIDTH)
         current = (pair[0].to(tl.float32), pair[1].to(tl.float32))
+    fixed = (terms, energy_weight, initial)
     carried = (carried_in, current, (zero, zero, zero, zero))
     for _ in range(count // UNROLL):
         carried = _scan_steps(
@@ -316,9 +293,7 @@ def scan_backward(
             rows,
             strides,
             step,
-            initial,
-            terms,
-            energy_weight,
+            fixed,
             mask,
             WIDTH,
             MODULATED,
@@ -336,9 +311,7 @@ def scan_backward(
             rows,
             strides,
             step,
-            initial,
-            terms,
-            energy_weight,
+            fixed,
             mask,
             WIDTH,
             MODULATED,

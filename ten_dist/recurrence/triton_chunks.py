@@ -28,6 +28,8 @@ import triton.language as tl
 
 from ten_dist.recurrence.triton_arithmetic import multiply
 
+# Types of variables are comments in kernels: Triton does not compile annotations.
+
 # Arguments that change from call to call, without kernels of their own for some values.
 SIZES = ["steps", "chunk", "chunks", "group"]
 
@@ -63,7 +65,7 @@ def moved(pointers, steps, count):
 @triton.jit
 def load_rows(pointer, step, mask, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     """Both halves of COUNT rows, `step` elements from one to the next."""
-    rows = ()
+    rows = ()  # type: tuple
     for i in tl.static_range(COUNT):
         rows = rows + (load_pair(pointer + i * step, mask, WIDTH),)
     return rows
@@ -80,7 +82,7 @@ def load_states_before(
     COUNT: tl.constexpr,
 ):
     """c_{t-1} for t = step, step - 1, ...; `states` points to row step - 1."""
-    rows = ()
+    rows = ()  # type: tuple
     for i in tl.static_range(COUNT):
         pair = load_pair(states - i * 2 * WIDTH, mask & (step > i), WIDTH)
         if HAS_INITIAL:
@@ -96,7 +98,7 @@ def load_states_before(
 @triton.jit
 def load_flags(pointer, step, FLAGGED: tl.constexpr, COUNT: tl.constexpr):
     """Whether there is a reset at COUNT steps; never where FLAGGED is not set."""
-    flags = ()
+    flags = ()  # type: tuple
     for i in tl.static_range(COUNT):
         if FLAGGED:
             flags = flags + (tl.load(pointer + i * step) != 0,)

@@ -122,8 +122,8 @@ def _scan_forward(*arguments):
     alpha, initial = inputs.alpha, inputs.initial_state
     launch = _Launch(inputs, UNROLL)
     options = launch.options | launch.gain
-    rows, strides = _with_strides(inputs.beta, launch.logits)
-    sizes = (*launch.sizes, *strides)
+    given = (launch.drive, launch.logits, *launch.base)
+    sizes = (*launch.sizes, *_strides(launch.drive, launch.logits))
     states, final = empty_states(inputs)
     energy = alpha.new_empty(launch.batch, launch.chunks, launch.width)
     entering = None if initial is None else initial.contiguous()
@@ -131,14 +131,15 @@ def _scan_forward(*arguments):
         if launch.chunks > 1:
             product, local = launch.empty_transitions(alpha)
             triton_forward.reduce_forward[launch.grid](
-                *rows, *launch.base, product, local, *sizes, **options
+                *given, product, local, *sizes, **options
             )
             entering = _carry(product, local, entering, reverse=False)
         triton_forward.scan_forward[launch.grid](
-            *rows,
-            *launch.base,
+            *given,
             alpha if entering is None else entering,
-            *(states, final, energy),
+            states,
+            final,
+            energy,
             *sizes,
             HAS_ENTERING=entering is not None,
             **options,
@@ -161,6 +162,8 @@ def _scan_backward(grad_states, grad_final, grad_energy, states, *arguments):
     alpha, initial = inputs.alpha, inputs.initial_state
     launch = _Launch(inputs, UNROLL_BACKWARD)
     options = launch.options | {"ENERGY": grad_energy is not None}
+    drive, logits = launch.drive, launch.logits
+    gradient = unit_stride(grad_states)
     weight = alpha if grad_energy is None else grad_energy.contiguous()
     states = states.contiguous()
     grad_beta, grad_modulation, grad_initial = empty_gradients(inputs)
@@ -169,26 +172,27 @@ def _scan_backward(grad_states, grad_final, grad_energy, states, *arguments):
     with _on_device_of(inputs.beta):
         if launch.chunks > 1:
             product, local = launch.empty_transitions(alpha)
-            (gradient, logits), strides = _with_strides(grad_states, launch.logits)
+            given = (gradient, weight, states, logits, *launch.base)
+            sizes = (*launch.sizes, *_strides(gradient, logits))
             triton_backward.reduce_backward[launch.grid](
-                *(gradient, weight, states, logits),
-                *launch.base,
-                *(product, local),
-                *(*launch.sizes, *strides),
-                **options,
+                *given, product, local, *sizes, **options
             )
             entering = _carry(product, local, entering, reverse=True)
-        rows, strides = _with_strides(grad_states, inputs.beta, launch.logits)
-        gradient, drive, logits = rows
         triton_backward.scan_backward[launch.grid](
-            *(gradient, weight, alpha if entering is None else entering, states),
-            *(drive, logits),
+            gradient,
+            weight,
+            alpha if entering is None else entering,
+            states,
+            drive,
+            logits,
             *launch.base,
             alpha if initial is None else initial.contiguous(),
             grad_beta,
             grad_beta if inputs.modulation is None else grad_modulation,
-            *(grad_initial, sums),
-            *(*launch.sizes, *strides),
+            grad_initial,
+            sums,
+            *launch.sizes,
+            *_strides(gradient, drive, logits),
             HAS_INITIAL=initial is not None,
             HAS_ENTERING=entering is not None,
             **options,
@@ -213,15 +217,18 @@ def _backward(ctx, grad_states, grad_final, grad_energy):
     )
     return (
         grad_beta,
-        *(grad_base[0], grad_base[1], grad_base[2:]),
+        grad_base[0],
+        grad_base[1],
+        grad_base[2:],
         None if inputs.modulation is None else grad_modulation,
         None if inputs.initial_state is None else grad_initial,
-        *(None, None),
+        None,
+        None,
     )
 
 
 class _Launch:
-    """What the kernels of one direction are launched with alike."""
+    """Grid, sizes, tensors and constants that the kernels of one direction share."""
 
     def __init__(self, inputs: ScanInputs, unroll: int) -> None:
         self.batch, steps, halves = inputs.beta.shape
@@ -230,14 +237,15 @@ class _Launch:
         self.chunks = -(-steps // chunk)
         self.sizes = (steps, chunk)
         self.grid = _grid(self.batch, self.width, self.chunks)
-        modulated = inputs.modulation is not None
-        # Where there is none, the kernels get any tensor in its place, which they ignore.
-        self.logits = inputs.beta if inputs.modulation is None else inputs.modulation
-        flags = inputs.beta
+        # In place of what there is not, kernels get any tensor, which they do not read.
+        self.drive = self.logits = flags = unit_stride(inputs.beta)
+        if inputs.modulation is not None:
+            self.logits = unit_stride(inputs.modulation)
         if inputs.resets is not None:
             flags = inputs.resets.contiguous().view(torch.uint8)
         base = (inputs.alpha, inputs.omega, inputs.ranges)
         self.base = (flags, *(tensor.contiguous() for tensor in base))
+        modulated = inputs.modulation is not None
         self.options = _options(self.width, unroll) | {
             "MODULATED": modulated,
             "RESET": inputs.resets is not None,
@@ -300,10 +308,9 @@ def _options(width: int, unroll: int) -> dict[str, int]:
     }
 
 
-def _with_strides(*sequences: Tensor) -> tuple[tuple[Tensor, ...], list[int]]:
-    """The tensors with a unit last stride, and the strides of batch and time of each."""
-    sequences = tuple(unit_stride(s) for s in sequences)
-    return sequences, [stride for s in sequences for stride in s.stride()[:2]]
+def _strides(*sequences: Tensor) -> list[int]:
+    """Strides of batch and time of each."""
+    return [stride for sequence in sequences for stride in sequence.stride()[:2]]
 
 
 def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
