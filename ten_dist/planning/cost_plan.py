@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.planning.choice import Layout, Planner, Request, ScalePoint, scale
+from ten_dist.planning.choice import Layout, Planner, ScalePoint, scale
 from ten_dist.planning.communication import Topology
 from ten_dist.planning.machines import DEVICES, GIB, MachineOptions
 from ten_dist.planning.sharding import Sharding
@@ -19,29 +19,12 @@ _HOUR = 3600
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a whole run."""
+    """Of a whole run; None where its length or the price of a GPU is not known."""
 
-    seconds: float
-    gpus: int
-    dollars_per_gpu_hour: float | None
-    """Price, or None where it is not known."""
-
-    @property
-    def days(self) -> float:
-        """From its first step to its last."""
-        return self.seconds / (24 * _HOUR)
-
-    @property
-    def gpu_hours(self) -> float:
-        """Of all GPUs together, which are paid for whether they wait or not."""
-        return self.gpus * self.seconds / _HOUR
-
-    @property
-    def dollars(self) -> float | None:
-        """Price of all of it, or None."""
-        if self.dollars_per_gpu_hour is None:
-            return None
-        return self.gpu_hours * self.dollars_per_gpu_hour
+    days: float | None
+    """From its first step to its last."""
+    dollars: float | None
+    """Of all GPUs, which are paid for whether they wait or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +47,15 @@ class CostPlan:
     @property
     def tokens_per_second(self) -> float:
         """Of all GPUs together."""
-        return self.planner.request.tokens_per_step / self.chosen.time.total
+        return self.planner.tokens_per_step / self.chosen.time.total
 
-    def cost(self, gpus: int, tokens_per_second: float) -> Cost | None:
-        """Of the run on so many GPUs, or None where its length is not known."""
+    def cost(self, gpus: int, tokens_per_second: float) -> Cost:
+        """Of the run on so many GPUs."""
         if self.steps is None:
-            return None
-        tokens = self.steps * self.planner.request.tokens_per_step
-        return Cost(tokens / tokens_per_second, gpus, self.dollars_per_gpu_hour)
+            return Cost(None, None)
+        seconds = self.steps * self.planner.tokens_per_step / tokens_per_second
+        days, price = seconds / (24 * _HOUR), self.dollars_per_gpu_hour
+        return Cost(days, None if price is None else gpus * seconds / _HOUR * price)
 
 
 def make_cost_plan(
@@ -99,20 +83,21 @@ def make_cost_plan(
             "--peak_tflops of your GPU in float32"
         )
     steps = make_schedule(training, machine.gpus, None).steps
-    request = Request(
+    planner = Planner(
         configs=tuple(configs),
+        stages=tuple(stages),
         seq_len=training.seq_len,
         global_batch_size=training.global_batch_size,
-        precision=training.precision,
         micro_batch_size=training.micro_batch_size,
-        stages=tuple(stages),
+        precision=training.precision,
         memory_bytes=machine.memory_bytes * machine.usable_memory,
+        speeds=machine.speeds(),
     )
-    planner, topology = Planner(request, machine.speeds()), machine.topology()
+    topology = machine.topology()
     layouts = planner.layouts(topology)
     chosen, scaling = planner.best(layouts), scale(planner, topology)
     if chosen is None:
-        raise ConfigurationError(_what_would_fit(layouts, scaling, request, machine))
+        raise ConfigurationError(_what_would_fit(layouts, scaling, machine))
     return CostPlan(
         preset=training.config,
         device=machine.describe(),
@@ -129,21 +114,21 @@ def make_cost_plan(
 def _what_would_fit(
     layouts: Sequence[Layout],
     scaling: Sequence[ScalePoint],
-    request: Request,
     machine: MachineOptions,
 ) -> str:
     """That nothing fits, and what to change."""
     least = min(layouts, key=lambda layout: layout.memory.total)
     larger = [
-        other.name
-        for other in DEVICES.values()
+        name
+        for name, other in DEVICES.items()
         if other.memory_bytes * machine.usable_memory >= least.memory.total
     ]
     more = [p.gpus for p in scaling if p.layout is not None and p.gpus > machine.gpus]
     cures = [f"--device {' or '.join(larger)}"] if larger else []
     cures += [f"{more[0]} GPUs"] if more else []
+    usable = machine.memory_bytes * machine.usable_memory
     return (
-        f"nothing fits: {request.memory_bytes / GIB:.1f} GiB of a GPU are usable, and "
+        f"nothing fits: {usable / GIB:.1f} GiB of a GPU are usable, and "
         f"the least is {least.memory.total / GIB:.1f} GiB, with --deepspeed_config "
         f"{least.name}, --gradient_checkpointing {least.config.gradient_checkpointing} "
         f"and --micro_batch_size {least.work.rows}: take "

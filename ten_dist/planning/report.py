@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
-from ten_dist.planning.choice import AS_FAST, Layout, stops_at
+from ten_dist.planning.choice import AS_FAST, Layout, ScalePoint
 from ten_dist.planning.communication import collectives_of_step
-from ten_dist.planning.cost_plan import Cost, CostPlan
+from ten_dist.planning.cost_plan import CostPlan
 from ten_dist.planning.machines import GIB
 from ten_dist.planning.memory import Precision, kept_by_network
 from ten_dist.planning.sharding import count, parameters_of
-from ten_dist.planning.step_time import TOKENS_READ_PER_SECOND
+from ten_dist.planning.step_time import TOKENS_READ_PER_SECOND, count_operations
 
 _PARTS = {
     "parameters": "params",
@@ -26,25 +27,17 @@ _PARTS = {
 
 def describe(plan: CostPlan) -> list[str]:
     """The plan as lines of text."""
-    return [
-        *_what(plan),
-        "",
-        *_memory(plan),
-        "",
-        *_step(plan),
-        "",
-        *_scaling(plan),
-        "",
-        *_assumptions(plan),
-    ]
+    sections = (_what, _memory, _step, _scaling, _assumptions)
+    lines = [line for section in sections for line in ("", *section(plan))]
+    return lines[1:]
 
 
 def _what(plan: CostPlan) -> list[str]:
-    request, config = plan.planner.request, plan.chosen.config
+    request, config = plan.planner, plan.chosen.config
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
         kind = f"HTEN {','.join(map(str, config.hten_scales))}"
-    operations = plan.planner.operations(config)
+    operations = count_operations(config, request.seq_len)
     step = f"{request.global_batch_size} rows x {request.seq_len} tokens"
     length = "" if plan.steps is None else f"{plan.steps:,} steps of "
     total = request.tokens_per_step * (plan.steps or 1)
@@ -67,7 +60,7 @@ def _what(plan: CostPlan) -> list[str]:
 
 
 def _memory(plan: CostPlan) -> list[str]:
-    usable = plan.planner.request.memory_bytes
+    usable = plan.planner.memory_bytes
     kept = ", ".join(
         f"{size / GIB:.3f} recomputing {mode}"
         for mode, size in _kept_by_row(plan).items()
@@ -105,20 +98,19 @@ def _memory(plan: CostPlan) -> list[str]:
 
 def _kept_by_row(plan: CostPlan) -> dict[str, float]:
     """Bytes of activations of one row, by what is recomputed."""
-    request = plan.planner.request
-    precision = Precision.of(request.precision)
+    precision = Precision.of(plan.planner.precision)
     return {
         config.gradient_checkpointing: kept_by_network(
-            config, precision, request.seq_len
+            config, precision, plan.planner.seq_len
         ).per_row
-        for config in request.configs
+        for config in plan.planner.configs
     }
 
 
 def _step(plan: CostPlan) -> list[str]:
     layout, time = plan.chosen, plan.chosen.time
-    request, speeds = plan.planner.request, plan.planner.speeds
-    operations = plan.planner.operations(layout.config)
+    speeds = plan.planner.speeds
+    operations = count_operations(layout.config, layout.work.seq_len)
     tokens = layout.work.rows * layout.work.seq_len
     executed = operations.of_micro_batch(tokens) * layout.work.accumulation_steps
     lines = [
@@ -150,19 +142,18 @@ def _step(plan: CostPlan) -> list[str]:
         f"({model_flops:.0f} TFLOP/s of the model)"
     )
     cost = plan.cost(gpus, rate)
-    if cost is None:
+    if plan.steps is None or cost.days is None:
         lines.append("length: not known, give --tokens or --steps for days and dollars")
         return lines
-    tokens_of_run = plan.steps * request.tokens_per_step
     lines.append(
-        f"length: {tokens_of_run:,} tokens, {cost.days:.2f} days, "
-        f"{cost.gpu_hours:,.0f} GPU-hours"
+        f"length: {plan.steps * plan.planner.tokens_per_step:,} tokens, "
+        f"{cost.days:.2f} days, {gpus * cost.days * 24:,.0f} GPU-hours"
     )
     if cost.dollars is None:
         lines.append("cost: not known, give --dollars_per_gpu_hour")
     else:
         lines.append(
-            f"cost: {cost.dollars:,.2f} dollars at {cost.dollars_per_gpu_hour:g} a GPU "
+            f"cost: {cost.dollars:,.2f} dollars at {plan.dollars_per_gpu_hour:g} a GPU "
             "and hour"
         )
     return lines
@@ -182,10 +173,8 @@ def _scaling(plan: CostPlan) -> list[str]:
             continue
         layout = point.layout
         cost = plan.cost(point.gpus, point.tokens_per_second)
-        days = "-" if cost is None else f"{cost.days:.2f}"
-        dollars = "-"
-        if cost is not None and cost.dollars is not None:
-            dollars = f"{cost.dollars:,.0f}"
+        days = "-" if cost.days is None else f"{cost.days:.2f}"
+        dollars = "-" if cost.dollars is None else f"{cost.dollars:,.0f}"
         lines.append(
             f"  {point.gpus:>5} {layout.name:8}{layout.work.rows:>5}"
             f"{layout.time.total:>10.4f}"
@@ -193,7 +182,8 @@ def _scaling(plan: CostPlan) -> list[str]:
             f"{point.tokens_per_second:>14,.0f}{point.efficiency:>11.1%}{days:>9}"
             f"{dollars:>12}"
         )
-    stop = stops_at(list(plan.scaling))
+    started = itertools.dropwhile(lambda point: point.layout is None, plan.scaling)
+    stop = next((point for point in started if point.reason), None)
     if stop is None:
         lines.append("  it scales to the end of the table")
     else:
@@ -229,8 +219,7 @@ def _assumptions(plan: CostPlan) -> list[str]:
 
 def to_dict(plan: CostPlan) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, tokens, dollars."""
-    request = plan.planner.request
-    rate = plan.tokens_per_second
+    request, rate = plan.planner, plan.tokens_per_second
     return {
         "format": "ten_dist.plan",
         "version": 1,
@@ -249,36 +238,27 @@ def to_dict(plan: CostPlan) -> dict[str, Any]:
         "layouts": [_layout(plan, layout) for layout in plan.layouts],
         "chosen": _layout(plan, plan.chosen),
         "tokens_per_second": rate,
-        **_cost(plan.cost(plan.topology.ranks, rate)),
-        "scaling": [
-            {
-                "gpus": point.gpus,
-                "tokens_per_second": point.tokens_per_second,
-                "efficiency": point.efficiency,
-                "reason": point.reason,
-                **(
-                    {}
-                    if point.layout is None
-                    else {
-                        "layout": point.layout.name,
-                        "step_seconds": dataclasses.asdict(point.layout.time),
-                        **_cost(plan.cost(point.gpus, point.tokens_per_second)),
-                    }
-                ),
-            }
-            for point in plan.scaling
-        ],
+        **dataclasses.asdict(plan.cost(plan.topology.ranks, rate)),
+        "scaling": [_point(plan, point) for point in plan.scaling],
     }
 
 
-def _cost(cost: Cost | None) -> dict[str, float | None]:
-    if cost is None:
-        return {"days": None, "dollars": None}
-    return {"days": cost.days, "dollars": cost.dollars}
+def _point(plan: CostPlan, point: ScalePoint) -> dict[str, Any]:
+    values = dataclasses.asdict(dataclasses.replace(point, layout=None))
+    del values["layout"]
+    if point.layout is None:
+        return values
+    cost = plan.cost(point.gpus, point.tokens_per_second)
+    return {
+        **values,
+        "layout": point.layout.name,
+        "step_seconds": dataclasses.asdict(point.layout.time),
+        **dataclasses.asdict(cost),
+    }
 
 
 def _layout(plan: CostPlan, layout: Layout) -> dict[str, Any]:
-    operations = plan.planner.operations(layout.config)
+    operations = count_operations(layout.config, layout.work.seq_len)
     return {
         "deepspeed_config": layout.name,
         "stage": layout.sharding.stage,
