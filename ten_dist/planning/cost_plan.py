@@ -1,4 +1,8 @@
-"""Everything that is known of a run before it is paid for, and what it will cost."""
+"""What to train with and what the run will cost: what fits a GPU and is fastest of it.
+
+ZeRO stage, micro-batch and checkpointing are chosen, for 1 to 1024 GPUs, which shows where
+more of them stop to pay.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,153 @@ from collections.abc import Sequence
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.errors import ConfigurationError
-from ten_dist.planning.choice import Layout, Planner, ScalePoint, scale
 from ten_dist.planning.communication import Topology
 from ten_dist.planning.machines import DEVICES, GIB, MachineOptions
-from ten_dist.planning.sharding import Sharding
+from ten_dist.planning.memory import Memory, peak_memory
+from ten_dist.planning.sharding import Sharding, Workload
+from ten_dist.planning.step_time import Speeds, StepTime, step_time
 from ten_dist.schedule import make_schedule
+
+MOST_TOKENS_AT_ONCE = 32_768
+"""Of a micro-batch: products of more rows are assumed to be no faster."""
+
+AS_FAST = 1.02
+"""Times the seconds of the fastest: less says nothing, as speeds are assumed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way to train, with its memory and its time."""
+
+    name: str
+    """Of the DeepSpeed configuration."""
+    config: TemporalEigenstateConfig
+    sharding: Sharding
+    work: Workload
+    memory: Memory
+    time: StepTime
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """What is to be trained, and on what; finds layouts of it on any number of GPUs."""
+
+    configs: tuple[TemporalEigenstateConfig, ...]
+    """The model, with each checkpointing that may be chosen."""
+    stages: tuple[tuple[str, Sharding], ...]
+    """DeepSpeed configurations that may be chosen, by name, the one that shards least
+    first; of one rank each."""
+    seq_len: int
+    global_batch_size: int
+    micro_batch_size: int | None
+    """Rows, or None to choose."""
+    precision: str
+    memory_bytes: float
+    """Of a GPU, for tensors."""
+    speeds: Speeds
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all ranks."""
+        return self.global_batch_size * self.seq_len
+
+    def layouts(self, topology: Topology) -> list[Layout]:
+        """For each configuration and checkpointing the largest micro-batch that fits, or
+        the smallest where none does."""
+        return [
+            self._largest(name, config, sharding, topology)
+            for name, sharding in self.stages
+            for config in self.configs
+        ]
+
+    def best(self, layouts: Sequence[Layout]) -> Layout | None:
+        """The first that fits and is as fast as any, to :data:`AS_FAST`; the first shards
+        least and recomputes least. None where nothing fits."""
+        fitting = [layout for layout in layouts if layout.fits]
+        fastest = min((layout.time.total for layout in fitting), default=0.0)
+        return next(
+            (one for one in fitting if one.time.total <= AS_FAST * fastest), None
+        )
+
+    def _micro_batches(self, ranks: int) -> list[int]:
+        """Sizes to try, largest first."""
+        if self.micro_batch_size is not None:
+            return [self.micro_batch_size]
+        share = self.global_batch_size // ranks
+        most = max(1, min(share, MOST_TOKENS_AT_ONCE // self.seq_len))
+        return [rows for rows in range(most, 0, -1) if share % rows == 0]
+
+    def _largest(
+        self,
+        name: str,
+        config: TemporalEigenstateConfig,
+        sharding: Sharding,
+        topology: Topology,
+    ) -> Layout:
+        ranks = topology.ranks
+        sharding = dataclasses.replace(sharding, ranks=ranks)
+        for rows in self._micro_batches(ranks):
+            steps = self.global_batch_size // (ranks * rows)
+            work = Workload(rows, self.seq_len, steps, self.precision)
+            memory = peak_memory(config, sharding, work)
+            if memory.total <= self.memory_bytes:
+                break
+        time = step_time(config, sharding, work, topology, self.speeds)
+        fits = memory.total <= self.memory_bytes
+        return Layout(name, config, sharding, work, memory, time, fits)
+
+
+NUMBERS_OF_GPUS = tuple(2**power for power in range(11))
+LEAST_EFFICIENCY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalePoint:
+    """The run on one number of GPUs."""
+
+    gpus: int
+    layout: Layout | None
+    """The fastest that fits, or None where none does, or the batch does not divide."""
+    tokens_per_second: float
+    efficiency: float
+    """Tokens a second of a GPU, over those on the fewest GPUs that it fits on."""
+    reason: str
+    """Why there is no layout, or why it does not scale to here; else empty."""
+
+
+def scale(planner: Planner, topology: Topology) -> list[ScalePoint]:
+    """The run on powers of two, in nodes like those of `topology`, the batch unchanged."""
+    points: list[ScalePoint] = []
+    reference = 0.0
+    for gpus in NUMBERS_OF_GPUS:
+        reason = _why_not(planner, gpus)
+        # As many nodes as they take, or a part of one.
+        per_node = min(gpus, topology.gpus_per_node)
+        nodes = -(-gpus // per_node)
+        there = dataclasses.replace(topology, nodes=nodes, gpus_per_node=per_node)
+        layout = None if reason else planner.best(planner.layouts(there))
+        if layout is None:
+            points.append(ScalePoint(gpus, None, 0.0, 0.0, reason or "does not fit"))
+            continue
+        rate = planner.tokens_per_step / layout.time.total
+        reference = reference or rate / gpus
+        efficiency = rate / gpus / reference
+        if efficiency < LEAST_EFFICIENCY:
+            reason = f"below {LEAST_EFFICIENCY:.0%} of the work of each GPU"
+        points.append(ScalePoint(gpus, layout, rate, efficiency, reason))
+    return points
+
+
+def _why_not(planner: Planner, gpus: int) -> str:
+    """Why the batch cannot be divided over so many GPUs; empty if it can."""
+    batch = planner.global_batch_size
+    if gpus > batch:
+        return f"more GPUs than the batch has rows, {batch}"
+    if batch % (gpus * (planner.micro_batch_size or 1)):
+        return f"the batch of {batch} rows does not divide"
+    return ""
+
 
 _HOUR = 3600
 

@@ -26,6 +26,7 @@ and nano then came to 1.1 to 2.0 times what tensors take.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from ten_dist.config.model import TemporalEigenstateConfig
@@ -260,9 +261,9 @@ class _Step:
         self.share = self.elements / sharding.ranks
         self.touched = touched_elements(parameters, sharding.ranks)
         self.persistent = sum(
-            p.elements
-            for p in parameters
-            if p.elements < sharding.persistence_threshold
+            size
+            for size in itertools.chain(*parameters)
+            if size < sharding.persistence_threshold
         )
         self.head = config.vocab_size * config.dim
         self.tokens = work.rows * work.seq_len
@@ -271,7 +272,8 @@ class _Step:
 
     def moments(self) -> Iterator[Memory]:
         """Every moment that may be the peak."""
-        kept, loss, working = self._kept(), self._kept_by_loss(), self._working()
+        rows, kept, working = self.work.rows, self._kept(), self._working()
+        loss = kept_by_loss(self.config, self.precision, self.work.seq_len).bytes(rows)
         gathered, bucket = self._gathered(), self._bucket()
         stage = self.sharding.stage
         yield self._at(
@@ -368,10 +370,6 @@ class _Step:
             # Autocast keeps its copies of weights to the end of forward.
             kept += self.config.n_layers * self.block.copies
         return kept
-
-    def _kept_by_loss(self) -> float:
-        kept = kept_by_loss(self.config, self.precision, self.work.seq_len)
-        return kept.bytes(self.work.rows)
 
     def _logits(self) -> float:
         """What the loss works with."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
-from ten_dist.planning.choice import AS_FAST, Layout, ScalePoint
 from ten_dist.planning.communication import collectives_of_step
-from ten_dist.planning.cost_plan import CostPlan
+from ten_dist.planning.cost_plan import AS_FAST, CostPlan, Layout, ScalePoint
 from ten_dist.planning.machines import GIB
 from ten_dist.planning.memory import Precision, kept_by_network
 from ten_dist.planning.sharding import count, parameters_of
@@ -59,32 +59,32 @@ def _what(plan: CostPlan) -> list[str]:
     ]
 
 
-def _memory(plan: CostPlan) -> list[str]:
+def _memory(plan: CostPlan) -> Iterator[str]:
     usable = plan.planner.memory_bytes
     kept = ", ".join(
         f"{size / GIB:.3f} recomputing {mode}"
         for mode, size in _kept_by_row(plan).items()
     )
-    lines = [
-        f"activations of a row in GiB: {kept}",
-        f"memory of a GPU in GiB at its peak, {usable / GIB:.1f} usable:",
-        f"  {'':8}{'recompute':>10}{'rows':>6}"
-        + "".join(f"{word:>9}" for word in _PARTS.values())
-        + f"{'total':>9}  {'peak at':10}{'step s':>8}",
-    ]
+    words = "".join(f"{word:>9}" for word in _PARTS.values())
+    yield f"activations of a row in GiB: {kept}"
+    yield f"memory of a GPU in GiB at its peak, {usable / GIB:.1f} usable:"
+    yield (
+        f"  {'':8}{'recompute':>10}{'rows':>6}{words}{'total':>9}  {'peak at':10}"
+        f"{'step s':>8}"
+    )
     for layout in plan.layouts:
         parts = layout.memory.parts()
         numbers = "".join(f"{parts[name] / GIB:9.2f}" for name in _PARTS)
         verdict = f"{layout.time.total:8.3f}" if layout.fits else "too large"
         if layout is plan.chosen:
             verdict += "  chosen"
-        lines.append(
+        yield (
             f"  {layout.name:8}{layout.config.gradient_checkpointing:>10}"
             f"{layout.work.rows:>6}{numbers}{layout.memory.total / GIB:9.2f}  "
             f"{layout.memory.moment_of_peak:10}{verdict}"
         )
     chosen = plan.chosen
-    lines.append(
+    yield (
         f"  {chosen.name} with micro-batches of {chosen.work.rows} rows x "
         f"{chosen.work.accumulation_steps}, recomputing "
         f"{chosen.config.gradient_checkpointing}: of those that fit and are within "
@@ -92,8 +92,7 @@ def _memory(plan: CostPlan) -> list[str]:
     )
     if chosen.memory.host:
         host = chosen.memory.host * plan.topology.gpus_per_node / GIB
-        lines.append(f"  in the memory of every host: {host:.1f} GiB")
-    return lines
+        yield f"  in the memory of every host: {host:.1f} GiB"
 
 
 def _kept_by_row(plan: CostPlan) -> dict[str, float]:
@@ -107,75 +106,64 @@ def _kept_by_row(plan: CostPlan) -> dict[str, float]:
     }
 
 
-def _step(plan: CostPlan) -> list[str]:
-    layout, time = plan.chosen, plan.chosen.time
-    speeds = plan.planner.speeds
+def _step(plan: CostPlan) -> Iterator[str]:
+    layout, time, speeds = plan.chosen, plan.chosen.time, plan.planner.speeds
     operations = count_operations(layout.config, layout.work.seq_len)
     tokens = layout.work.rows * layout.work.seq_len
     executed = operations.of_micro_batch(tokens) * layout.work.accumulation_steps
-    lines = [
-        f"one step, {time.total:.4g} s (assumed):",
-        (
-            f"  compute        {time.compute:10.4f} s  {executed / 1e12:.4g} TFLOP a GPU "
-            f"at {speeds.utilization:g} x {speeds.peak_flops / 1e12:g} TFLOP/s"
-        ),
-        f"  communication  {time.communication:10.4f} s  one after the other:",
-    ]
+    yield f"one step, {time.total:.4g} s (assumed):"
+    yield (
+        f"  compute        {time.compute:10.4f} s  {executed / 1e12:.4g} TFLOP a GPU "
+        f"at {speeds.utilization:g} x {speeds.peak_flops / 1e12:g} TFLOP/s"
+    )
+    yield f"  communication  {time.communication:10.4f} s  one after the other:"
     for one in collectives_of_step(layout.config, layout.sharding, layout.work):
-        lines.append(
+        yield (
             f"    {one.kind:14} {plan.topology.seconds(one):9.4f} s  "
             f"{one.bytes / 1e9:.4g} GB of {one.what} in {one.calls} calls"
         )
-    lines += [
-        f"  hidden         {time.hidden:10.4f} s  of the communication",
-        f"  update         {time.update:10.4f} s  AdamW, at the speed of memory",
-        (
-            f"  data           {time.data:10.4f} s  read beside it, at "
-            f"{TOKENS_READ_PER_SECOND:,} tokens/s a GPU"
-        ),
-    ]
-    rate = plan.tokens_per_second
-    gpus = plan.topology.ranks
+    yield f"  hidden         {time.hidden:10.4f} s  of the communication"
+    yield f"  update         {time.update:10.4f} s  AdamW, at the speed of memory"
+    yield (
+        f"  data           {time.data:10.4f} s  read beside it, at "
+        f"{TOKENS_READ_PER_SECOND:,} tokens/s a GPU"
+    )
+    rate, gpus = plan.tokens_per_second, plan.topology.ranks
     model_flops = rate / gpus * operations.per_token / 1e12
-    lines.append(
+    yield (
         f"rate: {rate:,.0f} tokens/s, {rate / gpus:,.0f} a GPU "
         f"({model_flops:.0f} TFLOP/s of the model)"
     )
     cost = plan.cost(gpus, rate)
     if plan.steps is None or cost.days is None:
-        lines.append("length: not known, give --tokens or --steps for days and dollars")
-        return lines
-    lines.append(
+        yield "length: not known, give --tokens or --steps for days and dollars"
+        return
+    yield (
         f"length: {plan.steps * plan.planner.tokens_per_step:,} tokens, "
         f"{cost.days:.2f} days, {gpus * cost.days * 24:,.0f} GPU-hours"
     )
     if cost.dollars is None:
-        lines.append("cost: not known, give --dollars_per_gpu_hour")
+        yield "cost: not known, give --dollars_per_gpu_hour"
     else:
-        lines.append(
-            f"cost: {cost.dollars:,.2f} dollars at {plan.dollars_per_gpu_hour:g} a GPU "
-            "and hour"
-        )
-    return lines
+        price = plan.dollars_per_gpu_hour
+        yield f"cost: {cost.dollars:,.2f} dollars at {price:g} a GPU and hour"
 
 
-def _scaling(plan: CostPlan) -> list[str]:
-    lines = [
-        "the same run on other numbers of GPUs, each with what is fastest there:",
-        (
-            f"  {'GPUs':>5} {'with':8}{'rows':>5}{'step s':>10}{'communic.':>10}"
-            f"{'tokens/s':>14}{'efficiency':>11}{'days':>9}{'dollars':>12}"
-        ),
-    ]
+def _scaling(plan: CostPlan) -> Iterator[str]:
+    yield "the same run on other numbers of GPUs, each with what is fastest there:"
+    yield (
+        f"  {'GPUs':>5} {'with':8}{'rows':>5}{'step s':>10}{'communic.':>10}"
+        f"{'tokens/s':>14}{'efficiency':>11}{'days':>9}{'dollars':>12}"
+    )
     for point in plan.scaling:
-        if point.layout is None:
-            lines.append(f"  {point.gpus:>5} {point.reason}")
-            continue
         layout = point.layout
+        if layout is None:
+            yield f"  {point.gpus:>5} {point.reason}"
+            continue
         cost = plan.cost(point.gpus, point.tokens_per_second)
         days = "-" if cost.days is None else f"{cost.days:.2f}"
         dollars = "-" if cost.dollars is None else f"{cost.dollars:,.0f}"
-        lines.append(
+        yield (
             f"  {point.gpus:>5} {layout.name:8}{layout.work.rows:>5}"
             f"{layout.time.total:>10.4f}"
             f"{layout.time.communication - layout.time.hidden:>10.4f}"
@@ -185,13 +173,12 @@ def _scaling(plan: CostPlan) -> list[str]:
     started = itertools.dropwhile(lambda point: point.layout is None, plan.scaling)
     stop = next((point for point in started if point.reason), None)
     if stop is None:
-        lines.append("  it scales to the end of the table")
+        yield "  it scales to the end of the table"
     else:
-        lines.append(
+        yield (
             f"  it stops to scale at {stop.gpus} GPUs: {stop.reason}; a larger "
             "--global_batch_size scales further"
         )
-    return lines
 
 
 def _assumptions(plan: CostPlan) -> list[str]:
