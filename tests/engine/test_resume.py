@@ -11,6 +11,7 @@ from tests.tools.launching import (
     step_metrics,
     train,
     train_here,
+    train_in_turn,
     train_until_killed,
 )
 
@@ -57,8 +58,7 @@ def test_a_killed_run_continues_exactly(whole_run, tmp_path):
 def test_a_complete_run_has_nothing_left_to_do(whole_run):
     options, folder = whole_run
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
-    output = train([*options, "--output_dir", folder])
-    assert "is complete" in output
+    assert "is complete" in train_here([*options, "--output_dir", folder])
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
     final = json.loads((folder / "COMPLETED").read_text())
     assert final["step"] == STEPS
@@ -93,30 +93,33 @@ def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     (folder / "COMPLETED").unlink()
-    train([*options, "--output_dir", folder])
+    # Of two ranks, which then find that there is nothing left to do.
+    output = train_in_turn([[*options, "--output_dir", folder]] * 2)
+    assert "16 steps done" in output and "is complete" in output
     final = json.loads((folder / "COMPLETED").read_text())
     before = json.loads((whole / "COMPLETED").read_text())
     assert {**final, "train_seconds": 0} == {**before, "train_seconds": 0}
-    assert "is complete" in train_here([*options, "--output_dir", folder])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [("zero1", "bf16"), ("zero3", "fp32")],
-)
-def test_resume_is_exact_at_every_stage(stage, precision, token_data, tmp_path):
-    folder = tmp_path / "run"
-    options = [
-        *SMALL_MODEL,
-        *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1),
-        *("--steps", 6, "--global_batch_size", 4, "--seq_len", 64),
-        *("--checkpoint_interval", 3, "--deepspeed_config", stage),
-        *("--precision", precision, "--data", token_data, "--output_dir", folder),
-    ]
-    train(options)
-    expected = step_metrics(folder)
-    shutil.rmtree(folder / "checkpoints" / "step_00000006")
-    (folder / "COMPLETED").unlink()
-    assert "3 steps done" in train(options)
-    assert step_metrics(folder) == expected
+def test_resume_is_exact_at_every_stage(token_data, tmp_path):
+    options = {
+        tmp_path / stage: [
+            *SMALL_MODEL,
+            *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1),
+            *("--steps", 6, "--global_batch_size", 4, "--seq_len", 64),
+            *("--checkpoint_interval", 3, "--deepspeed_config", stage),
+            *("--precision", precision, "--data", token_data),
+            *("--output_dir", tmp_path / stage),
+        ]
+        for stage, precision in (("zero1", "bf16"), ("zero3", "fp32"))
+    }
+    train_in_turn(options.values())
+    expected = {folder: step_metrics(folder) for folder in options}
+    for folder in options:
+        shutil.rmtree(folder / "checkpoints" / "step_00000006")
+        (folder / "COMPLETED").unlink()
+    # In other processes.
+    assert train_in_turn(options.values()).count("3 steps done") == len(options)
+    for folder in options:
+        assert step_metrics(folder) == expected[folder], folder
