@@ -10,7 +10,6 @@ from tests.tools.launching import (
     from_step_four,
     read_ledger,
     step_metrics,
-    train,
     train_here,
     train_in_turn,
     train_until_killed,
@@ -65,15 +64,12 @@ def rows(folder):
     }
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(0, "offload"), (4, "zero3")])
-def test_same_losses_on_other_ranks_and_stages(run, ranks, stage, tmp_path):
+def test_same_losses_on_one_rank_with_offload(run, tmp_path):
     options, source = run
     folder = from_step_four(source, tmp_path / "run")
-    options = [*options, "--output_dir", folder, "--deepspeed_config", stage]
-    output = train(options, ranks=ranks) if ranks else train_here(options)
-    assert "4 steps done" in output
-    expected = step_metrics(source)
-    assert step_metrics(folder) == pytest.approx(expected, rel=1e-5)
+    options = [*options, "--output_dir", folder, "--deepspeed_config", "offload"]
+    assert "4 steps done" in train_here(options)
+    assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
     assert rows(folder) == rows(source)
 
 
@@ -97,8 +93,8 @@ def test_killed_again_and_again_each_time_going_on_elsewhere(run, tmp_path):
     options = [*options, "--output_dir", folder]
     for step, saved, ranks, stage in (
         (2, None, 0, "zero2"),
-        (6, 4, 2, "zero3"),
-        (9, 8, 4, "zero1"),
+        (6, 4, 2, "zero1"),
+        (9, 8, 4, "zero3"),
     ):
         given = [*options, "--deepspeed_config", stage]
         train_until_killed(given, folder, step, saved, ranks=ranks)
