@@ -102,10 +102,9 @@ class Planner:
             steps = self.global_batch_size // (ranks * rows)
             work = Workload(rows, self.seq_len, steps, self.precision)
             memory = peak_memory(config, sharding, work)
-            if memory.total <= self.memory_bytes:
+            if fits := memory.total <= self.memory_bytes:
                 break
         time = step_time(config, sharding, work, topology, self.speeds)
-        fits = memory.total <= self.memory_bytes
         return Layout(name, config, sharding, work, memory, time, fits)
 
 

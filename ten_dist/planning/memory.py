@@ -80,10 +80,6 @@ class Kept:
         """Of a micro-batch."""
         return self.per_row * rows + self.fixed + self.copies
 
-    def times(self, layers: int) -> Kept:
-        """Of so many alike blocks."""
-        return Kept(self.per_row * layers, self.fixed * layers, self.copies * layers)
-
 
 def kept_by_block(
     config: TemporalEigenstateConfig, precision: Precision, seq_len: int
@@ -109,12 +105,13 @@ def kept_by_network(
     config: TemporalEigenstateConfig, precision: Precision, seq_len: int
 ) -> Kept:
     """What all blocks keep; with checkpointing, the input of each block alone."""
-    blocks = kept_by_block(config, precision, seq_len).times(config.n_layers)
-    stream = precision.parameters * config.dim * seq_len
-    if config.gradient_checkpointing == "block":
-        blocks = Kept(config.n_layers * stream)
+    layers, stream = config.n_layers, precision.parameters * config.dim * seq_len
     embedding = stream if config.dropout else 0
-    return dataclasses.replace(blocks, per_row=blocks.per_row + embedding)
+    if config.gradient_checkpointing == "block":
+        return Kept(layers * stream + embedding)
+    block = kept_by_block(config, precision, seq_len)
+    per_row = block.per_row * layers + embedding
+    return Kept(per_row, block.fixed * layers, block.copies * layers)
 
 
 def kept_by_loss(
