@@ -33,23 +33,23 @@ def describe(plan: CostPlan) -> list[str]:
 
 
 def _what(plan: CostPlan) -> list[str]:
-    request, config = plan.planner, plan.chosen.config
+    request, config = plan.training, plan.chosen.config
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
         kind = f"HTEN {','.join(map(str, config.hten_scales))}"
     operations = count_operations(config, request.seq_len)
     step = f"{request.global_batch_size} rows x {request.seq_len} tokens"
     length = "" if plan.steps is None else f"{plan.steps:,} steps of "
-    total = request.tokens_per_step * (plan.steps or 1)
+    total = plan.tokens_per_step * (plan.steps or 1)
     return [
         (
-            f"model: {plan.preset}, {kind}, {count(parameters_of(config)):,} "
+            f"model: {request.config}, {kind}, {count(parameters_of(config)):,} "
             f"parameters, vocabulary {config.vocab_size}"
         ),
         f"run: {length}{step} = {total:,} tokens, {request.precision}",
         (
             f"machine: {plan.topology.nodes} x {plan.topology.gpus_per_node} "
-            f"{plan.device}"
+            f"{plan.machine.describe()}"
         ),
         (
             f"operations: {operations.per_token / 1e9:.3f} GFLOP a token, forward and "
@@ -60,7 +60,7 @@ def _what(plan: CostPlan) -> list[str]:
 
 
 def _memory(plan: CostPlan) -> Iterator[str]:
-    usable = plan.planner.memory_bytes
+    usable = plan.memory_bytes
     kept = ", ".join(
         f"{size / GIB:.3f} recomputing {mode}"
         for mode, size in _kept_by_row(plan).items()
@@ -97,17 +97,17 @@ def _memory(plan: CostPlan) -> Iterator[str]:
 
 def _kept_by_row(plan: CostPlan) -> dict[str, float]:
     """Bytes of activations of one row, by what is recomputed."""
-    precision = Precision.of(plan.planner.precision)
+    precision = Precision.of(plan.training.precision)
     return {
         config.gradient_checkpointing: kept_by_network(
-            config, precision, plan.planner.seq_len
+            config, precision, plan.training.seq_len
         ).per_row
-        for config in plan.planner.configs
+        for config in plan.configs
     }
 
 
 def _step(plan: CostPlan) -> Iterator[str]:
-    layout, time, speeds = plan.chosen, plan.chosen.time, plan.planner.speeds
+    layout, time, speeds = plan.chosen, plan.chosen.time, plan.speeds
     operations = count_operations(layout.config, layout.work.seq_len)
     tokens = layout.work.rows * layout.work.seq_len
     executed = operations.of_micro_batch(tokens) * layout.work.accumulation_steps
@@ -139,13 +139,13 @@ def _step(plan: CostPlan) -> Iterator[str]:
         yield "length: not known, give --tokens or --steps for days and dollars"
         return
     yield (
-        f"length: {plan.steps * plan.planner.tokens_per_step:,} tokens, "
+        f"length: {plan.steps * plan.tokens_per_step:,} tokens, "
         f"{cost.days:.2f} days, {gpus * cost.days * 24:,.0f} GPU-hours"
     )
     if cost.dollars is None:
         yield "cost: not known, give --dollars_per_gpu_hour"
     else:
-        price = plan.dollars_per_gpu_hour
+        price = plan.machine.dollars_per_gpu_hour
         yield f"cost: {cost.dollars:,.2f} dollars at {price:g} a GPU and hour"
 
 
@@ -182,7 +182,7 @@ def _scaling(plan: CostPlan) -> Iterator[str]:
 
 
 def _assumptions(plan: CostPlan) -> list[str]:
-    speeds, topology = plan.planner.speeds, plan.topology
+    speeds, topology = plan.speeds, plan.topology
     return [
         "assumed, not measured, each an option:",
         (
@@ -206,21 +206,21 @@ def _assumptions(plan: CostPlan) -> list[str]:
 
 def to_dict(plan: CostPlan) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, tokens, dollars."""
-    request, rate = plan.planner, plan.tokens_per_second
+    rate = plan.tokens_per_second
     return {
         "format": "ten_dist.plan",
         "version": 1,
-        "preset": plan.preset,
+        "preset": plan.training.config,
         "model": plan.chosen.config.to_dict(),
         "parameters": count(parameters_of(plan.chosen.config)),
         "steps": plan.steps,
-        "tokens_per_step": request.tokens_per_step,
-        "precision": request.precision,
-        "device": plan.device,
-        "usable_memory_bytes": request.memory_bytes,
+        "tokens_per_step": plan.tokens_per_step,
+        "precision": plan.training.precision,
+        "device": plan.machine.describe(),
+        "usable_memory_bytes": plan.memory_bytes,
         "activation_bytes_of_a_row": _kept_by_row(plan),
         "topology": dataclasses.asdict(plan.topology),
-        "speeds": dataclasses.asdict(plan.planner.speeds),
+        "speeds": dataclasses.asdict(plan.speeds),
         "measured": False,
         "layouts": [_layout(plan, layout) for layout in plan.layouts],
         "chosen": _layout(plan, plan.chosen),
