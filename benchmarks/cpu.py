@@ -58,6 +58,23 @@ def training_step(model, precision: str, batch: int, steps: int) -> Callable[[],
     return step
 
 
+def _scan_layers(
+    batch: int, steps: int, dtype: torch.dtype
+) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Inputs of the scan of each layer, and a gradient of its states."""
+    width, layers = TEN.num_eigenstates, []
+    for _ in range(TEN.n_layers):
+        projected = torch.randn(batch, steps, 4 * width + TEN.dim).to(dtype)
+        layer = {
+            "beta": projected[..., : 2 * width].requires_grad_(),
+            "modulation": projected[..., 2 * width : 4 * width].requires_grad_(),
+            "alpha": torch.rand(width).requires_grad_(),
+            "omega": torch.rand(width).requires_grad_(),
+        }
+        layers.append((layer, torch.randn(batch, steps, 2 * width).to(dtype)))
+    return layers
+
+
 def measure_scan(report: Report) -> None:
     """The C++ scan, forward and backward, beside `blocked` and a copy of its bytes.
 
@@ -70,27 +87,16 @@ def measure_scan(report: Report) -> None:
     batch, steps, width = 4, 2048, TEN.num_eigenstates
     cases = itertools.product((torch.float32, torch.bfloat16), SCAN_OPTIONS.items())
     for dtype, (label, (selection_range, input_norm)) in cases:
-        layers = []
-        for _ in range(TEN.n_layers):
-            projected = torch.randn(batch, steps, 4 * width + TEN.dim).to(dtype)
-            layer = {
-                "beta": projected[..., : 2 * width].requires_grad_(),
-                "modulation": projected[..., 2 * width : 4 * width].requires_grad_(),
-                "alpha": torch.rand(width).requires_grad_(),
-                "omega": torch.rand(width).requires_grad_(),
-                "selection_range": selection_range,
-                "input_norm": input_norm,
-            }
-            gradient = torch.randn(batch, steps, 2 * width).to(dtype)
-            layers.append((layer, gradient))
+        layers = _scan_layers(batch, steps, dtype)
+        options = {"selection_range": selection_range, "input_norm": input_norm}
 
-        def scan(backend: str, layers=layers) -> None:
+        def scan(backend: str, layers=layers, options=options) -> None:
             states = [
-                eigenstate_scan(**layer, backend=backend)[0] for layer, _ in layers
+                eigenstate_scan(**layer, **options, backend=backend)[0]
+                for layer, _ in layers
             ]
             for (layer, gradient), out in zip(reversed(layers), reversed(states)):
-                tensors = [v for v in layer.values() if torch.is_tensor(v)]
-                torch.autograd.grad(out, tensors, gradient)
+                torch.autograd.grad(out, list(layer.values()), gradient)
 
         # Forward reads p, q and complex beta and writes complex c: 6 numbers. Backward
         # reads p, q, c, dc and writes dbeta, dp, dq: 10, and with a gain it reads beta. A

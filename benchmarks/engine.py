@@ -13,6 +13,7 @@ save, between steps and at the peak of one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import Report, paired, run_measurements, seconds_of
+from ten_dist.files import sync
 
 WORKER = "benchmarks.engine_worker"
 
@@ -50,96 +52,100 @@ def growth_of_memory() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure_checkpoint(report: Report, folder: Path) -> None:
-    """Portable, asynchronous saves beside DeepSpeed's."""
-    from benchmarks.engine_worker import prepared_engine, steps_of
-    from ten_dist.engine.checkpointing.save import CheckpointWriter
-    from ten_dist.run_folder import RunFolder
+class _Saves:
+    """Saves of one engine, ours and DeepSpeed's; what ours told is in `saved`."""
 
-    engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=128)
-    parameters = sum(p.numel() for p in engine.module.parameters())
-    report.add("checkpoint: parameters, millions", parameters / 1e6)
-    writer = CheckpointWriter(engine, ranks, run, RunFolder(folder / "run"))
-    train = steps_of(engine, ranks, run, writer.before_update)
-    step = 0
+    def __init__(self, report: Report, folder: Path) -> None:
+        from benchmarks.engine_worker import prepared_engine, steps_of
+        from ten_dist.engine.checkpointing.save import CheckpointWriter
+        from ten_dist.run_folder import RunFolder
 
-    def save_and_train() -> None:
-        nonlocal step
-        step += 1
-        writer.save(step, {"metrics": {}})
-        train()
+        self.folder = folder / "deepspeed"
+        self.engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=128)
+        self.parameters = sum(p.numel() for p in self.engine.module.parameters())
+        report.add("checkpoint: parameters, millions", self.parameters / 1e6)
+        output = RunFolder(folder / "run")
+        self.writer = CheckpointWriter(self.engine, ranks, run, output)
+        self.train = steps_of(self.engine, ranks, run, self.writer.before_update)
+        self.step = 0
+        self.saved: list = []
 
-    def seconds_beside_a_write(function: Callable[[], None]) -> float:
+    def begin(self) -> None:
+        """Begin a save of ours."""
+        self.step += 1
+        self.writer.save(self.step, {"metrics": {}})
+
+    def end(self) -> None:
+        """Wait for a save of ours, if one was begun."""
+        self.writer.wait()
+        if (one := self.writer.take_saved()) is not None:
+            self.saved.append(one)
+
+    def ours(self) -> None:
+        """Save with ours."""
+        self.begin()
+        self.end()
+
+    def save_and_train(self) -> None:
+        """A step with a save of ours that goes on beside it."""
+        self.begin()
+        self.train()
+
+    def seconds_beside_a_write(self, function: Callable[[], object]) -> float:
+        """Seconds of a call, without those until a save that it began is complete."""
         seconds = seconds_of(function)
-        writer.wait()
-        if (one := writer.take_saved()) is not None:
-            saved.append(one)
+        self.end()
         return seconds
 
-    def ours() -> None:
-        nonlocal step
-        step += 1
-        writer.save(step, {"metrics": {}})
-        writer.wait()
-        saved.append(writer.take_saved())
-
-    def deepspeeds(synced: bool = False) -> None:
+    def deepspeeds(self, synced: bool = False) -> None:
+        """Save with DeepSpeed's, and bring that to the disk."""
         # As ours, it deletes the checkpoint before only when there is another: blocks
         # and pages that were just set free are written faster than others.
-        before = list((folder / "deepspeed").glob("step*"))
+        before = list(self.folder.glob("step*"))
         tag = f"step{time.monotonic_ns()}"
-        engine.save_checkpoint(str(folder / "deepspeed"), tag=tag)
-        for file in (folder / "deepspeed" / tag).rglob("*") if synced else ():
+        self.engine.save_checkpoint(str(self.folder), tag=tag)
+        for file in (self.folder / tag).rglob("*") if synced else ():
             if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+                sync(file)
         for old in before:
             shutil.rmtree(old)
 
-    def deepspeeds_on_disk() -> None:
-        deepspeeds(synced=True)
 
-    saved: list = []
-    for name, save in (("ours", ours), ("DeepSpeed's", deepspeeds)):
+def measure_checkpoint(report: Report, folder: Path) -> None:
+    """Portable, asynchronous saves beside DeepSpeed's."""
+    saves = _Saves(report, folder)
+    for name, save in (("ours", saves.ours), ("DeepSpeed's", saves.deepspeeds)):
         with growth_of_memory() as grown:
             save()
-        report.add(
-            f"checkpoint: memory of {name}, bytes a parameter", grown[0] / parameters
-        )
+        growth = grown[0] / saves.parameters
+        report.add(f"checkpoint: memory of {name}, bytes a parameter", growth)
         os.sync()
     sides = {
-        "ours": ours,
-        "deepspeed": deepspeeds,
-        "deepspeed on disk": deepspeeds_on_disk,
+        "ours": saves.ours,
+        "deepspeed": saves.deepspeeds,
+        "deepspeed on disk": functools.partial(saves.deepspeeds, synced=True),
     }
     seconds = paired(sides, 3)
-    saved.clear()
-    of_steps = paired(
-        {"plain": train, "saving": save_and_train}, 5, seconds_beside_a_write
-    )
-    held = statistics.median(one.held_seconds for one in saved)
-    written = statistics.median(one.write_seconds for one in saved)
-    report.add("checkpoint: GB", saved[-1].bytes / 1e9)
-    report.add("checkpoint: training waits, s", held)
-    report.add("checkpoint: until it is complete, s", seconds["ours"])
-    report.add("checkpoint: waiting / writing", held / written)
-    report.add("checkpoint: a step, s", of_steps["plain"])
-    report.add(
-        "checkpoint: a step with a save is longer by, s",
-        of_steps["saving"] - of_steps["plain"],
-    )
-    report.add("checkpoint: DeepSpeed's save_checkpoint, s", seconds["deepspeed"])
-    report.add(
-        "checkpoint: ours complete / DeepSpeed's, not synced",
-        seconds["ours"] / seconds["deepspeed"],
-    )
-    report.add(
-        "checkpoint: ours complete / DeepSpeed's, synced",
-        seconds["ours"] / seconds["deepspeed on disk"],
-    )
-    report.add(
-        "checkpoint: training waits / DeepSpeed's save", held / seconds["deepspeed"]
-    )
+    saves.saved.clear()
+    sides = {"plain": saves.train, "saving": saves.save_and_train}
+    of_steps = paired(sides, 5, saves.seconds_beside_a_write)
+    held = statistics.median(one.held_seconds for one in saves.saved)
+    written = statistics.median(one.write_seconds for one in saves.saved)
+    longer = of_steps["saving"] - of_steps["plain"]
+    whole, deepspeeds = seconds["ours"], seconds["deepspeed"]
+    for name, value in {
+        "GB": saves.saved[-1].bytes / 1e9,
+        "training waits, s": held,
+        "until it is complete, s": whole,
+        "waiting / writing": held / written,
+        "a step, s": of_steps["plain"],
+        "a step with a save is longer by, s": longer,
+        "DeepSpeed's save_checkpoint, s": deepspeeds,
+        "ours complete / DeepSpeed's, not synced": whole / deepspeeds,
+        "ours complete / DeepSpeed's, synced": whole / seconds["deepspeed on disk"],
+        "training waits / DeepSpeed's save": held / deepspeeds,
+    }.items():
+        report.add(f"checkpoint: {name}", value)
 
 
 def _launch(folder: Path, *arguments: object) -> dict:

@@ -6,8 +6,8 @@
 
 Each experiment trains every variant with every seed and prints a table of means and
 standard deviations. Results go to a file for each experiment in --output as they come;
-run again, the same command does only what is missing. Variants of an experiment have equal numbers of parameters
-where they are compared, and read the same batches.
+run again, the same command does only what is missing. Variants of an experiment have equal
+numbers of parameters where they are compared, and read the same batches.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from benchmarks.tasks import (
 from ten_dist import TemporalEigenstateConfig
 from ten_dist.config.model import PAPER
 from ten_dist.errors import ConfigurationError
+from ten_dist.files import write_json
 
 # Each variant adds one option to the one before it.
 TIMESCALE = {**PAPER, "eigenvalue_init": "timescale"}
@@ -200,9 +201,7 @@ class Results:
             "torch": torch.__version__,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self.content, indent=1) + "\n")
-        os.replace(partial, self.path)
+        write_json(self.path, self.content)
 
 
 def table(results: Results, name: str, variants: list[str]) -> str:

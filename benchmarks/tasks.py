@@ -134,68 +134,78 @@ class TokenShards:
             yield batch.inputs, batch.targets
 
 
-class AssociativeRecall:
+class _Drawn:
+    """A synthetic task: the model has to repeat a number of things that it was shown.
+
+    Rows of training hold a power of two of things, up to `most`; accuracy is told by their
+    number.
+    """
+
+    vocab_size: int
+    things: str
+    """What they are called."""
+
+    def __init__(self, most: int = 16) -> None:
+        self.counts = [2**n for n in range(1, most.bit_length())]
+
+    def draw(self, rows: int, count: int, generator: torch.Generator) -> Batch:
+        """A batch of rows with `count` things each."""
+        raise NotImplementedError
+
+    def batches(self, rows: int, steps: int, seed: int) -> Iterator[Batch]:
+        """Batches of rows with one number of things, drawn evenly."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            choice = int(torch.randint(len(self.counts), (), generator=generator))
+            yield self.draw(rows, self.counts[choice], generator)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """`accuracy N THINGS` for each number of them."""
+        generator = torch.Generator().manual_seed(2**31)
+        return {
+            f"accuracy {n} {self.things}": accuracy(
+                model, *self.draw(256, n, generator)
+            )
+            for n in self.counts
+        }
+
+
+class AssociativeRecall(_Drawn):
     """Pairs of a key and a value, then the keys again in another order (MQAR).
 
-    After each key of the second part the model must give its value. Rows of training
-    hold a power of two of pairs, up to `most_pairs`; accuracy is told by their number.
+    After each key of the second part the model must give its value; chance is 1/64.
     """
 
     KEYS, VALUES = 64, 64
+    vocab_size = KEYS + VALUES
+    things = "pairs"
 
-    def __init__(self, most_pairs: int = 16) -> None:
-        self.vocab_size = self.KEYS + self.VALUES
-        self.pairs = [2**n for n in range(1, most_pairs.bit_length())]
-
-    def batches(self, rows: int, steps: int, seed: int) -> Iterator[Batch]:
-        """Batches of rows with one number of pairs, drawn evenly."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            choice = int(torch.randint(len(self.pairs), (), generator=generator))
-            yield self.draw(rows, self.pairs[choice], generator)
-
-    def draw(self, rows: int, pairs: int, generator: torch.Generator) -> Batch:
-        """A batch of [rows, 4 x pairs]."""
-        keys = shuffled(rows, self.KEYS, generator)[:, :pairs]
-        values = torch.randint(self.VALUES, (rows, pairs), generator=generator)
+    def draw(self, rows: int, count: int, generator: torch.Generator) -> Batch:
+        """A batch of [rows, 4 x count]."""
+        keys = shuffled(rows, self.KEYS, generator)[:, :count]
+        values = torch.randint(self.VALUES, (rows, count), generator=generator)
         values = values + self.KEYS
-        order = shuffled(rows, pairs, generator)
+        order = shuffled(rows, count, generator)
         asked, answers = keys.gather(1, order), values.gather(1, order)
         inputs = torch.stack(
             [torch.cat([keys, asked], 1), torch.cat([values, answers], 1)], dim=2
         ).flatten(1)
         targets = torch.full_like(inputs, IGNORED_TARGET)
-        targets[:, 2 * pairs :: 2] = answers
+        targets[:, 2 * count :: 2] = answers
         return inputs, targets
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
-        """`accuracy N pairs` for each number of pairs; chance is 1/64."""
-        generator = torch.Generator().manual_seed(2**31)
-        return {
-            f"accuracy {n} pairs": accuracy(model, *self.draw(256, n, generator))
-            for n in self.pairs
-        }
 
-
-class SelectiveCopying:
+class SelectiveCopying(_Drawn):
     """A few symbols scattered among noise, to be repeated in order at the end.
 
     As in the selective state-space models (Gu and Dao 2023, section 3.1): where the
-    symbols stand changes from row to row, so a fixed filter cannot solve it.
+    symbols stand changes from row to row, so a fixed filter cannot solve it. Chance is
+    1/16.
     """
 
     SYMBOLS, LENGTH = 16, 64
-
-    def __init__(self, most_symbols: int = 16) -> None:
-        self.vocab_size = self.SYMBOLS + 2
-        self.counts = [2**n for n in range(1, most_symbols.bit_length())]
-
-    def batches(self, rows: int, steps: int, seed: int) -> Iterator[Batch]:
-        """Batches of rows with one number of symbols, drawn evenly."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            choice = int(torch.randint(len(self.counts), (), generator=generator))
-            yield self.draw(rows, self.counts[choice], generator)
+    vocab_size = SYMBOLS + 2
+    things = "symbols"
 
     def draw(self, rows: int, count: int, generator: torch.Generator) -> Batch:
         """A batch of [rows, LENGTH + count]: noise with symbols, then `count` asks."""
@@ -207,14 +217,6 @@ class SelectiveCopying:
         targets = torch.full_like(inputs, IGNORED_TARGET)
         targets[:, self.LENGTH :] = symbols
         return inputs, targets
-
-    def figures(self, model: nn.Module) -> dict[str, float]:
-        """`accuracy N symbols` for each number of symbols; chance is 1/16."""
-        generator = torch.Generator().manual_seed(2**31)
-        return {
-            f"accuracy {n} symbols": accuracy(model, *self.draw(256, n, generator))
-            for n in self.counts
-        }
 
 
 def shuffled(rows: int, count: int, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from ten_dist.data.manifest import MANIFEST_NAME, Manifest
 from ten_dist.data.tokenizer import TOKENIZER_NAME, file_sha256
 from ten_dist.data.verify import verify_shards
 from ten_dist.errors import ConfigurationError
-from ten_dist.files import sync_folder, write_text
+from ten_dist.files import sync, write_text
 
 VAL_FOLDER = "val"
 _OWN_FILE = re.compile(r"(shard-\d{5,}\.tar|manifest\.json|tokenizer\.json)(\.tmp)?")
@@ -184,13 +184,13 @@ class Output:
             OSError: a file cannot be written.
         """
         if val is not None:
-            sync_folder(self.val_folder)
+            sync(self.val_folder)
             val.write()
-            sync_folder(self.val_folder)
+            sync(self.val_folder)
         # A manifest must not reach the disk before the names of its shards.
-        sync_folder(self.folder)
+        sync(self.folder)
         train.write()
-        sync_folder(self.folder)
+        sync(self.folder)
         self.claimed = False
         self.journal.remove()
         self.release()

@@ -66,8 +66,6 @@ def check_values(config: dict[str, Any], path: Path) -> None:
         read = _AskedFor({**_BATCH, key: value})
         try:
             DeepSpeedConfig(read)
-        except ValidationError as error:
-            raise ConfigurationError(_first_fault(error, key, path)) from None
         except Exception as error:  # noqa: BLE001 - DeepSpeed raises of every kind
             raise ConfigurationError(_fault(error, key, value, path)) from None
         if key not in read.asked:
@@ -87,38 +85,33 @@ def check_values(config: dict[str, Any], path: Path) -> None:
 
 def _scalar_defaults() -> dict[str, Any]:
     """DeepSpeed's defaults of keys that are one number or true or false, by key."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, default in vars(constants).items():
         key = getattr(constants, name.removesuffix("_DEFAULT"), None)
-        one_value = isinstance(key, str) and isinstance(default, bool | int | float)
-        if name.endswith("_DEFAULT") and one_value:
+        one_value = isinstance(default, bool | int | float)
+        if name.endswith("_DEFAULT") and isinstance(key, str) and one_value:
             found[key] = default
     return {**found, "steps_per_print": 10}
 
 
 def _check_like(value: Any, default: Any, what: str) -> None:
-    """Refuse a value that is not of the type of the default, or a number below 0.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
+    """Refuse a value that is not of the type of the default, or no number above 0."""
+    whole = "whole " if isinstance(default, int) else ""
+    wanted = f"a {whole}number of more than 0"
+    fits = isinstance(value, int | float) and 0 < value < 2**63
     if isinstance(default, bool):
-        fits, wanted = isinstance(value, bool), "true or false"
-    else:
-        whole = isinstance(default, int)
-        wanted = f"a {'whole ' if whole else ''}number of more than 0"
-        fits = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and 0 < value < 2**63
-            and (not whole or value == int(value))
-        )
+        wanted, fits = "true or false", isinstance(value, bool)
+    elif isinstance(value, bool) or (fits and whole and value != int(value)):
+        fits = False
     if not fits:
         raise ConfigurationError(f"{what} must be {wanted}, not {value!r}")
 
 
-def _first_fault(error: ValidationError, key: str, path: Path) -> str:
-    """What is wrong with a section, from the first finding of its model."""
+def _fault(error: Exception, key: str, value: Any, path: Path) -> str:
+    """What is wrong with a key, from the error with which DeepSpeed ended."""
+    if not isinstance(error, ValidationError):
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"{key} in {path} cannot be {value!r:.100}: DeepSpeed says {reason}"
     fault = error.errors()[0]
     place = [str(part) for part in fault["loc"]]
     # Some models are of several sections, which then stand in the place.
@@ -127,9 +120,3 @@ def _first_fault(error: ValidationError, key: str, path: Path) -> str:
         return f"DeepSpeed knows no '{name}' in {path}: remove it"
     reason = fault["msg"][:1].lower() + fault["msg"][1:]
     return f"{name} in {path} cannot be {fault['input']!r:.100}: {reason}"
-
-
-def _fault(error: Exception, key: str, value: Any, path: Path) -> str:
-    """What is wrong with a key, from an error that DeepSpeed did not foresee."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"{key} in {path} cannot be {value!r:.100}: DeepSpeed says {reason}"

@@ -8,6 +8,7 @@ derived here, once.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,7 @@ _REMOVED_KEYS = (
     "graph_harvesting",
     "curriculum_learning",
     "progressive_layer_drop",
-)
-_REMOVED_ZERO_KEYS = (
+    # Of zero_optimization.
     "mics_shard_size",
     "mics_hierarchical_params_gather",
     "zeropp_loco_param",
@@ -71,52 +71,18 @@ def load_deepspeed_file(name: str) -> dict[str, Any]:
             f"--deepspeed_config {name} is neither a file nor one of {shipped}"
         )
     config = _read_json(path)
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"--deepspeed_config {path} is not a JSON object")
-    for key, option in _OPTION_OF_KEY.items():
-        if key in config:
-            raise ConfigurationError(
-                f"remove '{key}' from {path}: it is set by {option}"
-            )
-    zero = config.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigurationError(f"zero_optimization in {path} is not a JSON object")
-    removed = [key for key in _REMOVED_KEYS if key in config]
-    removed += [key for key in _REMOVED_ZERO_KEYS if key in zero]
-    if removed:
-        raise ConfigurationError(
-            f"remove '{removed[0]}' from {path}: DeepSpeed no longer has it"
-        )
-    left_open = list(_left_open(config))
-    if left_open:
-        raise ConfigurationError(
-            f'{", ".join(left_open)} in {path}: "auto" is for Hugging Face\'s Trainer, '
-            "which fills it in: give a value, or leave the key out"
-        )
-    stage = zero_stage(config)
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ConfigurationError(
-            f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
-        )
-    if path.parent != SHIPPED_CONFIGS:
-        # The commands that need no DeepSpeed do not wait for it with what is shipped.
-        from ten_dist.deepspeed_check import check_values
-
-        check_values(config, path)
-    _check_offload(zero, stage, path)
+    fault = next(_faults(config, path), None)
+    if fault is not None:
+        raise ConfigurationError(fault)
     return config
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file, in which no key of an object comes twice.
-
-    Raises:
-        ConfigurationError: it cannot be read, or is not JSON.
-    """
+    """The content of a JSON file, in which no key of an object comes twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for number, (key, _) in enumerate(pairs):
-            if key in dict(pairs[:number]):
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
                 raise ValueError(f"the key '{key}' comes twice")
         return dict(pairs)
 
@@ -132,6 +98,36 @@ def _read_json(path: Path) -> Any:
         ) from None
 
 
+def _faults(config: Any, path: Path) -> Iterator[str]:
+    """What is wrong with the content of a file; each check relies on those before it."""
+    if not isinstance(config, dict):
+        yield f"--deepspeed_config {path} is not a JSON object"
+    for key, option in _OPTION_OF_KEY.items():
+        if key in config:
+            yield f"remove '{key}' from {path}: it is set by {option}"
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        yield f"zero_optimization in {path} is not a JSON object"
+    for key in _REMOVED_KEYS:
+        if key in config or key in zero:
+            yield f"remove '{key}' from {path}: DeepSpeed no longer has it"
+    left_open = ", ".join(_left_open(config))
+    if left_open:
+        yield (
+            f'{left_open} in {path}: "auto" is for Hugging Face\'s Trainer, '
+            "which fills it in: give a value, or leave the key out"
+        )
+    stage = zero_stage(config)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        yield f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
+    if path.parent != SHIPPED_CONFIGS:
+        # The commands that need no DeepSpeed do not wait for it with what is shipped.
+        from ten_dist.deepspeed_check import check_values
+
+        check_values(config, path)
+    yield from _offload_faults(config, stage, path)
+
+
 def _left_open(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Keys whose value is "auto", those of sections with a dot."""
     for key, value in section.items():
@@ -141,68 +137,56 @@ def _left_open(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _left_open(value, f"{prefix}{key}.")
 
 
-def _check_offload(zero: dict[str, Any], stage: int, path: Path) -> None:
-    """Refuse offload that DeepSpeed cannot do, or would silently not do.
-
-    Raises:
-        ConfigurationError: it is there.
-    """
+def _offload_faults(config: dict[str, Any], stage: int, path: Path) -> Iterator[str]:
+    """Offload that DeepSpeed cannot do, fails with, or would silently not do."""
     for part, least in _OFFLOAD_STAGES.items():
-        offload = zero.get(part) or {}
-        device = offload.get("device", "none")
+        device = _offload(config, part).get("device", "none")
         key = f"{part}.device in {path}"
-        if "nvme_path" in offload:
-            raise ConfigurationError(
-                f"remove '{part}.nvme_path' from {path}: it is set by --nvme_path"
-            )
+        if "nvme_path" in _offload(config, part):
+            yield f"remove '{part}.nvme_path' from {path}: it is set by --nvme_path"
         if device == "nvme" and stage != 3:
-            raise ConfigurationError(
+            yield (
                 f"{key} is nvme, which needs ZeRO stage 3: at stage {stage} DeepSpeed "
                 "moves nothing to NVMe; choose stage 3, or cpu"
             )
         if device != "none" and stage < least:
-            raise ConfigurationError(
+            yield (
                 f"{key} is {device}, which needs ZeRO stage {least} or more: at stage "
                 f"{stage} DeepSpeed moves nothing"
             )
-    _check_nvme(zero, path)
-
-
-def _check_nvme(zero: dict[str, Any], path: Path) -> None:
-    """Refuse settings of offload to NVMe with which DeepSpeed fails.
-
-    Raises:
-        ConfigurationError: they are there.
-    """
-    optimizer = zero.get("offload_optimizer") or {}
-    if (zero.get("offload_param") or {}).get("device") == "nvme":
+    if _offload(config, "offload_param").get("device") == "nvme":
         # partitioned_param_coordinator.py, __prefetch_nvme_param_partitions.
-        raise ConfigurationError(
+        yield (
             f"offload_param.device in {path} is nvme, with which DeepSpeed fails: it "
             "reads a parameter ahead twice that is used twice soon, as at the turn from "
             "forward to backward; choose cpu, which also goes with the optimizer on nvme"
         )
-    if optimizer.get("device") != "nvme":
+    if not swaps_to_nvme(config):
         return
+    optimizer = _offload(config, "offload_optimizer")
     ahead = sum(bool(optimizer.get(f"pipeline_{way}")) for way in ("read", "write"))
     needed = 4 * (1 + ahead)
     if int(optimizer.get("buffer_count", 4)) < needed:
-        raise ConfigurationError(
+        yield (
             f"offload_optimizer.buffer_count in {path} must be {needed} or more: weight, "
             "gradient and two moments of a sub-group are in memory at one time, and of "
             "another one for each of pipeline_read and pipeline_write"
         )
     if float(optimizer.get("ratio", 1.0)) != 1.0:
-        raise ConfigurationError(
+        yield (
             f"offload_optimizer.ratio in {path} must be 1 where the device is nvme: "
             "what is swapped is updated on the CPU"
         )
 
 
+def _offload(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """The section of what is moved off the device, empty where nothing is."""
+    return config.get("zero_optimization", {}).get(part) or {}
+
+
 def swaps_to_nvme(config: dict[str, Any]) -> bool:
     """Whether the optimizer's weights and moments lie on NVMe."""
-    zero = config.get("zero_optimization", {})
-    return (zero.get("offload_optimizer") or {}).get("device") == "nvme"
+    return _offload(config, "offload_optimizer").get("device") == "nvme"
 
 
 def check_nvme_path(file_config: dict[str, Any], training: TrainingConfig) -> None:
@@ -228,8 +212,7 @@ def with_nvme_path(config: dict[str, Any], path: str | None) -> dict[str, Any]:
     """A configuration that swaps to NVMe, with the folder to swap to."""
     zero = config["zero_optimization"]
     optimizer = {**zero["offload_optimizer"], "nvme_path": path}
-    zero = {**zero, "offload_optimizer": optimizer}
-    return {**config, "zero_optimization": zero}
+    return {**config, "zero_optimization": {**zero, "offload_optimizer": optimizer}}
 
 
 def zero_stage(config: dict[str, Any]) -> Any:
@@ -238,14 +221,8 @@ def zero_stage(config: dict[str, Any]) -> Any:
 
 
 def offloads(config: dict[str, Any], part: str) -> bool:
-    """Whether a part does not live on the device, but in host memory or on NVMe.
-
-    Args:
-        config: a DeepSpeed configuration.
-        part: offload_optimizer or offload_param.
-    """
-    offload = config.get("zero_optimization", {}).get(part) or {}
-    return offload.get("device", "none") != "none"
+    """Whether `part`, offload_optimizer or offload_param, does not live on the device."""
+    return _offload(config, part).get("device", "none") != "none"
 
 
 def check_precision(precision: str, file_config: dict[str, Any], name: str) -> None:

@@ -1,5 +1,4 @@
-"""Files that are complete or absent, whatever happens while they are written, and small
-files of the user's."""
+"""Files that are replaced atomically, and small files that users wrote."""
 
 from __future__ import annotations
 
@@ -40,13 +39,9 @@ def read_user_text(path: Path, what: str, advice: str = "") -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name in one line: what cannot be printed is escaped as in Python.
-
-    A name that begins or ends with white space is quoted.
-    """
-    shown = name
-    if not name.isprintable():
-        shown = "".join(map(_printable, name))
+    """A file's name in one line: what cannot be printed is escaped as in Python, and a
+    name that begins or ends with white space is quoted."""
+    shown = "".join(map(_printable, name))
     return shown if name == name.strip() else f"'{shown}'"
 
 
@@ -60,38 +55,29 @@ def _printable(character: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file, whole."""
+    """Replace a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, whole, in UTF-8.
-
-    Bytes of a file's name that are not UTF-8 become escape sequences as JSON has them.
-    """
+    """Replace a text file atomically; bytes of names that are not UTF-8 become escape
+    sequences of JSON."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file, whole: written beside it, brought to the disk, renamed.
-
-    What is no file, such as a pipe or /dev/null, is written to as it is.
-    """
+    """Replace a file atomically; write into what is no file, such as a pipe."""
     if path.exists() and not path.is_file():
-        with open(path, "wb") as target:
-            target.write(data)
+        path.write_bytes(data)
         return
-    temporary = temporary_of(path)
-    with removed_on_error(temporary):
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_bytes(data)
 
 
-def temporary_of(path: Path) -> Path:
-    """The file beside `path` that is written first.
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Replace a file atomically: what the caller writes to the temporary file that this
+    yields is synced to the disk, then renamed.
 
     Raises:
         IsADirectoryError: `path` is a folder.
@@ -99,7 +85,11 @@ def temporary_of(path: Path) -> Path:
     # "" and "/" are paths of folders that have no name to add to.
     if not path.name or path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    return path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
+    with removed_on_error(temporary):
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -118,9 +108,9 @@ def removed_on_error(temporary: Path) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: what was renamed into it stays there."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have fsync bring a file to the disk, or the names of the files in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

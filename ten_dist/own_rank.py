@@ -25,45 +25,17 @@ class OwnRank:
     """Ranks of this machine."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    """The variables of a kind of launcher."""
-
-    rank: str
-    world_size: str
-    local_rank: str
-    local_world_sizes: tuple[str, ...]
-
-    def are_set(self, environment: Mapping[str, str]) -> bool:
-        return bool(environment.get(self.rank) and environment.get(self.world_size))
-
-
-_TORCH = _Names("RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"))
-_OPEN_MPI = _Names(
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+# Of the deepspeed launcher and of torchrun, which name the last differently; of Open MPI.
+_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+_TORCHRUN = (*_TORCH[:-1], "LOCAL_WORLD_SIZE")
+_OPEN_MPI = tuple(
+    f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 )
+VARIABLES = (*_TORCH, _TORCHRUN[-1], *_OPEN_MPI)
+"""All that say which rank a process is."""
 # Set by launchers that leave it to the program to find its rank, or that another one of
 # theirs has been given precedence over.
-_OTHER_LAUNCHERS = (
-    _OPEN_MPI.world_size,
-    "SLURM_NTASKS",
-    "PMI_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-)
-VARIABLES = tuple(
-    name
-    for names in (_TORCH, _OPEN_MPI)
-    for name in (
-        names.rank,
-        names.world_size,
-        names.local_rank,
-        *names.local_world_sizes,
-    )
-)
-"""All that say which rank a process is."""
+_OTHER_SIZES = (_OPEN_MPI[1], "SLURM_NTASKS", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 _own = OwnRank()
 
@@ -74,7 +46,7 @@ def own_rank() -> OwnRank:
 
 
 def take_part() -> OwnRank:
-    """Be the rank that the environment says, from now on.
+    """Take the rank of this process from its environment.
 
     Raises:
         ConfigurationError: the variables contradict each other, or are no numbers.
@@ -92,38 +64,43 @@ def rank_of_environment(environment: Mapping[str, str]) -> OwnRank:
     Raises:
         ConfigurationError: they contradict each other, or are no numbers.
     """
-    names = next((n for n in (_TORCH, _OPEN_MPI) if n.are_set(environment)), _TORCH)
-    own = OwnRank(
-        read_number(environment, names.rank, 0),
-        read_number(environment, names.world_size, 1),
-        read_number(environment, names.local_rank, 0),
-        next(
-            (
-                read_number(environment, name, 1)
-                for name in names.local_world_sizes
-                if environment.get(name)
-            ),
-            1,
-        ),
+    torch = _TORCH if environment.get(_TORCH[-1]) else _TORCHRUN
+    launched = (
+        names
+        for names in (torch, _OPEN_MPI)
+        if environment.get(names[0]) and environment.get(names[1])
     )
-    if own.world_size > 1 and not names.are_set(environment):
-        raise ConfigurationError(
-            f"{names.world_size} is {own.world_size}, but {names.rank} is not set: unset "
-            f"{names.world_size} to train in one process, or start with a launcher"
+    names = next(launched, ())
+    rank_name, size_name, local_name, _ = names or torch
+    own = OwnRank(
+        *(
+            read_number(environment, name, default)
+            for name, default in zip(names or torch, (0, 1, 0, 1), strict=True)
         )
-    for name, value in ((names.rank, own.rank), (names.local_rank, own.local_rank)):
+    )
+    if own.world_size > 1 and not names:
+        raise ConfigurationError(
+            f"{size_name} is {own.world_size}, but {rank_name} is not set: unset "
+            f"{size_name} to train in one process, or start with a launcher"
+        )
+    for name, value in ((rank_name, own.rank), (local_name, own.local_rank)):
         if value >= own.world_size:
             raise ConfigurationError(
-                f"{name} is {value}, but {names.world_size} is {own.world_size}: unset "
+                f"{name} is {value}, but {size_name} is {own.world_size}: unset "
                 f"{name} to train in one process, or start with a launcher"
             )
-    if own.world_size == 1:
-        _check_other_launchers(environment)
+    for name in _OTHER_SIZES if own.world_size == 1 else ():
+        if read_number(environment, name, 1) > 1:
+            raise ConfigurationError(
+                f"{name} is {environment[name]}, but WORLD_SIZE and RANK do not say so: "
+                "each process would train by itself. Start with the deepspeed launcher, "
+                "torchrun or mpiexec of Open MPI, or export both for each process"
+            )
     return own
 
 
 def likely_rank(environment: Mapping[str, str]) -> OwnRank:
-    """The same; one process alone where the variables are wrong, which others refuse."""
+    """As :func:`rank_of_environment`; one process alone where variables are wrong."""
     try:
         return rank_of_environment(environment)
     except ConfigurationError:
@@ -131,24 +108,11 @@ def likely_rank(environment: Mapping[str, str]) -> OwnRank:
 
 
 def without_stray_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a program that may start ranks.
-
-    What makes no rank of several is left out: whoever looks for ranks among the processes
-    of a job would take every one that inherits it for a rank.
-    """
-    several = likely_rank(environment).world_size > 1
-    names = () if several else VARIABLES
-    return {name: environment[name] for name in environment if name not in names}
-
-
-def _check_other_launchers(environment: Mapping[str, str]) -> None:
-    for name in _OTHER_LAUNCHERS:
-        if read_number(environment, name, 1) > 1:
-            raise ConfigurationError(
-                f"{name} is {environment[name]}, but WORLD_SIZE and RANK do not say so: "
-                "each process would train by itself. Start with the deepspeed launcher, "
-                "torchrun or mpiexec of Open MPI, or export both for each process"
-            )
+    """An environment for a program that may start ranks, without variables that make no
+    rank of several: every process that inherits them would be taken for a rank."""
+    if likely_rank(environment).world_size > 1:
+        return dict(environment)
+    return {name: environment[name] for name in environment if name not in VARIABLES}
 
 
 def read_number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -62,13 +62,6 @@ class RunFolder:
         reason = unwritable(self.path)
         if reason is not None:
             raise ConfigurationError(f"--output_dir {self.path} {reason}")
-        if self.path.exists() and not self.exists() and self._holds_other_things():
-            raise ConfigurationError(
-                f"--output_dir {self.path} holds files but no run: choose an empty or "
-                "new folder"
-            )
-
-    def _holds_other_things(self) -> bool:
         # What a start leaves that was killed before it had written config.json.
         own = {
             self.checkpoints,
@@ -77,7 +70,15 @@ class RunFolder:
             self.supervisor_log,
             self.logs,
         }
-        return not set(self.path.iterdir()) <= own
+        if (
+            self.path.exists()
+            and not self.exists()
+            and not set(self.path.iterdir()) <= own
+        ):
+            raise ConfigurationError(
+                f"--output_dir {self.path} holds files but no run: choose an empty or "
+                "new folder"
+            )
 
     def create(self) -> None:
         """Make the folder.
@@ -104,16 +105,15 @@ class RunFolder:
             )
         try:
             values = json.loads(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"{self.config_file} cannot be read: {error}"
-            ) from None
-        try:
             return RunRecord.from_dict(values)
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{self.path} is not the folder of a run to go on with: its "
                 f"config.json {error}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self.config_file} cannot be read: {error}"
             ) from None
 
     def write(self, record: RunRecord) -> None:
@@ -147,8 +147,7 @@ class RunFolder:
             report: told what is wrong with each one that is passed over.
         """
         for path in self.all_checkpoints():
-            found = damage(path)
-            if found is None:
+            if (found := damage(path)) is None:
                 return path
             report(found)
         return None
@@ -182,7 +181,7 @@ class RunFolder:
             shutil.rmtree(doomed)
 
     def delete_partial_checkpoints(self) -> None:
-        """Delete what killed starts of the run left half written, or half deleted."""
+        """Delete what killed starts of the run have left half written or half deleted."""
         for path in self.checkpoints.glob("step_*.partial"):
             shutil.rmtree(path)
 

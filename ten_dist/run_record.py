@@ -76,15 +76,13 @@ class RunRecord:
                 "that wrote it, or go on in another --output_dir with --resume CHECKPOINT"
             )
         try:
-            return cls(
-                model=TemporalEigenstateConfig.from_dict(values["model"]),
-                training=TrainingConfig.from_dict(values["training"]),
-                schedule=Schedule(**values["schedule"]),
-                deepspeed=values["deepspeed"],
-                data=DataRecord(**values["data"]),
-                identity=values["identity"],
-                versions=values["versions"],
-                attempts=values["attempts"],
-            )
+            fields = {
+                field.name: values[field.name] for field in dataclasses.fields(cls)
+            }
+            fields["model"] = TemporalEigenstateConfig.from_dict(fields["model"])
+            fields["training"] = TrainingConfig.from_dict(fields["training"])
+            fields["schedule"] = Schedule(**fields["schedule"])
+            fields["data"] = DataRecord(**fields["data"])
+            return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ConfigurationError(f"is incomplete: {error!r}") from None

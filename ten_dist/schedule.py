@@ -103,7 +103,13 @@ def make_schedule(
             )
     elif data is not None:
         rows = data.rows(training.seq_len)
-    steps = _steps(training, rows)
+    steps = training.steps or 1
+    if training.tokens:
+        steps = math.ceil(
+            training.tokens / (training.global_batch_size * training.seq_len)
+        )
+    elif rows is not None and not training.steps:
+        steps = math.ceil((training.epochs or 1) * rows / training.global_batch_size)
     warmup = training.warmup_steps
     if warmup is None:
         warmup = min(max(10, steps // 50), steps // 2)
@@ -144,15 +150,3 @@ def largest_micro_batch(
         )
     share = global_batch_size // world_size
     return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
-
-
-def _steps(training: TrainingConfig, rows: int | None) -> int:
-    if training.steps:
-        return training.steps
-    if training.tokens:
-        return math.ceil(
-            training.tokens / (training.global_batch_size * training.seq_len)
-        )
-    if rows is None:
-        return 1
-    return math.ceil((training.epochs or 1) * rows / training.global_batch_size)

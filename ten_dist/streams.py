@@ -12,7 +12,7 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def prepare_streams(keep_going: bool) -> None:
@@ -29,12 +29,14 @@ def prepare_streams(keep_going: bool) -> None:
     """
     _fill_closed_descriptors()
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = _prepared(sys.stdout, 1, keep_going)
-    sys.stderr = sys.__stderr__ = _prepared(sys.stderr, 2, True)
+    for name, number, lasting in (("stdout", 1, keep_going), ("stderr", 2, True)):
+        stream = _prepared(getattr(sys, name), number, lasting)
+        for alias in (name, f"__{name}__"):
+            setattr(sys, alias, stream)
 
 
 def flush_streams() -> None:
-    """Bring out what is printed.
+    """Flush both standard streams.
 
     Raises:
         OSError: nobody takes it, see :func:`prepare_streams`.
@@ -44,11 +46,8 @@ def flush_streams() -> None:
 
 
 def _fill_closed_descriptors() -> None:
-    """Have 0, 1 and 2 lead somewhere.
-
-    The next file that is opened would else become the standard output, and get what C
-    libraries and child processes print.
-    """
+    """Open descriptors 0, 1 and 2 where they are closed: the next file to be opened would
+    else get what C libraries and child processes print."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -64,36 +63,27 @@ class _Output(io.FileIO):
         super().__init__(descriptor, "wb", closefd=False)
         self._keep_going = keep_going
 
-    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:
                 # Another program has made it non-blocking, and it is full.
                 select.select([], [self], [])
             return written
         except OSError as error:
-            self._lead_nowhere()
+            # Of the whole process: libraries in C, and children from now on, write there.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
             if not self._keep_going:
                 # It does not say by itself which file that is.
                 error.filename = "standard output"
                 raise
             if self.fileno() == 1:
-                self._tell(error)
+                words = f"standard output is gone ({error.strerror}): the work goes on"
+                # Not through a buffer, out of which this may be called.
+                with contextlib.suppress(OSError):
+                    os.write(2, f"ten-dist: {words} without it\n".encode())
             return len(data)
-
-    def _lead_nowhere(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        # Of the whole process: libraries in C, and children from now on, write there, too.
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
-
-    def _tell(self, error: OSError) -> None:
-        text = (
-            f"ten-dist: standard output is gone ({error.strerror}): the work goes on "
-            "without it\n"
-        )
-        # Not through a buffer, out of which this may be called.
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode())
 
 
 def _prepared(stream: TextIO | None, descriptor: int, keep_going: bool) -> TextIO:

@@ -59,17 +59,15 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 def _cgroup_limit(cgroup: Path) -> float:
     """Cores that the control group may keep busy; infinity without a limit."""
-    try:
-        # Version 2: both numbers in one file.
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
+    # Version 2 has both numbers in one file, version 1 in two.
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
-        except OSError:
-            return math.inf
-    try:
-        # No limit is "max" in version 2, and -1 in version 1.
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (ValueError, ZeroDivisionError):
-        return math.inf
+            words = [
+                word for file in files for word in (cgroup / file).read_text().split()
+            ]
+            quota, period = map(int, words)
+            # No limit is -1 in version 1, and "max", which is no number, in version 2.
+            return quota / period if quota > 0 else math.inf
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return math.inf

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
-from ten_dist.checkpoint.weights import load_weights
 from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
@@ -49,7 +48,7 @@ class TrainedModel:
         network = network.to_empty(device=device).eval()
         network.head.tie(network.embedding)
         with CheckpointReader(checkpoint) as reader:
-            load_weights(network, reader)
+            reader.load_into(network)
         precision = record.training.precision
         if precision == "fp16" and device.type == "cpu":
             warn("computing in fp32: processors are many times slower in fp16")

@@ -21,7 +21,7 @@ from ten_dist.checkpoint.record import (
     RunState,
     read_record,
 )
-from ten_dist.checkpoint.tensor_file import sync, write_tensors
+from ten_dist.checkpoint.tensor_file import write_tensors
 
 __all__ = [
     "EXP_AVG",
@@ -38,6 +38,5 @@ __all__ = [
     "checksum_damage",
     "damage",
     "read_record",
-    "sync",
     "write_tensors",
 ]

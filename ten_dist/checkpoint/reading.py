@@ -1,33 +1,33 @@
-"""Reading the tensors of a checkpoint, whole or in part."""
+"""Reading the tensors of a checkpoint, whole or in part, for a run or for use outside."""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ten_dist.checkpoint.layout import (
     INDEX_NAME,
+    WEIGHT,
     TensorSlice,
     tensor_file_name,
 )
-from ten_dist.checkpoint.record import CheckpointRecord, read_record
+from ten_dist.checkpoint.record import read_record
+from ten_dist.checkpoint.tensor_file import write_tensors
 from ten_dist.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    # Python 3.10 has none.
-    from typing import Self
+from ten_dist.files import replaced
 
 
-class CheckpointReader:
-    """Tensors of one checkpoint. Only what is asked for is read.
+class CheckpointReader(contextlib.ExitStack):
+    """Tensors of one checkpoint, as a context. Only what is asked for is read.
 
     Attributes:
         path: folder of the checkpoint.
@@ -40,35 +40,30 @@ class CheckpointReader:
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
+        self.shapes: dict[str, torch.Size] = {}
+        self._pieces: dict[str, list[tuple[int, int, int]]] = {}
+        self._files: dict[str, Any] = {}
         try:
-            self.record: CheckpointRecord = read_record(path)
+            self.record = read_record(path)
             index = json.loads((path / INDEX_NAME).read_text(encoding="utf-8"))
             self._writers: int = index["writers"]
-            self._pieces = {
-                name: sorted(map(tuple, tensor["slices"]))
-                for name, tensor in index["tensors"].items()
-            }
-            self.shapes: dict[str, torch.Size] = {
-                name: torch.Size(tensor["shape"])
-                for name, tensor in index["tensors"].items()
-            }
-            self._check_covered()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for name, tensor in index["tensors"].items():
+                self._add(name, torch.Size(tensor["shape"]), sorted(tensor["slices"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(
                 f"the checkpoint {path} cannot be read: {error}"
             ) from None
-        self._files: dict[str, Any] = {}
 
-    def _check_covered(self) -> None:
-        for name, pieces in self._pieces.items():
-            end = 0
-            for start, stop, _ in pieces:
-                if start != end:
-                    raise ValueError(f"elements {end} to {start} of {name} are missing")
-                end = stop
-            if end != self.shapes[name].numel():
-                raise ValueError(f"elements of {name} from {end} on are missing")
+    def _add(self, name: str, shape: torch.Size, pieces: list[list[int]]) -> None:
+        self.shapes[name] = shape
+        self._pieces[name] = [(start, stop, writer) for start, stop, writer in pieces]
+        end = 0
+        for start, stop, _ in [*self._pieces[name], (shape.numel(), 0, 0)]:
+            if start != end:
+                raise ValueError(f"elements {end} to {start} of {name} are missing")
+            end = stop
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor in row-major order, float32 [stop - start].
@@ -121,16 +116,42 @@ class CheckpointReader:
                     f"{list(self.shapes[name])}, not {list(shape)}"
                 )
 
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> None:
+        """Set all parameters and buffers of `model`.
+
+        Raises:
+            ConfigurationError: it is damaged, or of a model of another shape.
+        """
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.check_shapes({name: tensor.shape for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            tensor.copy_(self.tensor(WEIGHT, name))
+
+    def export(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write all parameters and buffers to one safetensors file, complete or absent.
+
+        One tensor at a time is in memory.
+
+        Args:
+            path: where to; a file that is there is replaced.
+            dtype: float32, bfloat16 or float16.
+
+        Raises:
+            ConfigurationError: the checkpoint is damaged.
+            OSError: the file system refuses.
+        """
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+        def read(name: str) -> Tensor:
+            return self.tensor(WEIGHT, name).to(dtype)
+
+        with replaced(path) as temporary:
+            write_tensors(temporary, self.shapes, dtype, read)
+
     def _open(self, file: str) -> Any:
         if file not in self._files:
             handle = safe_open(self.path / file, framework="pt")
-            self._files[file] = self._stack.enter_context(handle)
+            self._files[file] = self.enter_context(handle)
         return self._files[file]
-
-    def __enter__(self) -> Self:
-        self._stack = contextlib.ExitStack()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.clear()
-        self._stack.close()

@@ -56,19 +56,12 @@ class RunState:
     loss_scale: LossScaleState | None = None
     """None where training is not in float16."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        values = dataclasses.asdict(self)
-        if self.loss_scale is None:
-            del values["loss_scale"]
-        return values
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunState:
-        """Build from what :meth:`to_dict` gave, among other keys.
+        """Build from plain values of the fields, among other keys.
 
         Raises:
-            KeyError, TypeError: it did not give this.
+            KeyError, TypeError: they are not there, or of something else.
         """
         scale = values.get("loss_scale")
         return cls(
@@ -123,15 +116,8 @@ class CheckpointRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; those of the state are among them."""
         values = dataclasses.asdict(self)
-        del values["state"]
-        files = dict(sorted(values.pop("files").items()))
-        return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            **self.state.to_dict(),
-            **values,
-            "files": files,
-        }
+        values["files"] = dict(sorted(values["files"].items()))
+        return {"format": _FORMAT, "version": _VERSION, **values.pop("state"), **values}
 
     @classmethod
     def from_dict(cls, values: Any) -> CheckpointRecord:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ def write_tensors(
     dtype: torch.dtype,
     read: Callable[[str], Tensor],
 ) -> FileRecord:
-    """Write tensors to a new file; :func:`sync` brings it to the disk.
+    """Write tensors to a new file, which is not brought to the disk.
 
     Args:
         path: the file.
@@ -63,14 +62,8 @@ def write_tensors(
     with open(path, "wb") as file, ThreadPoolExecutor(1) as checksums:
         file.write(head)
         for name in shapes:
-            data = memoryview(read(name).view(-1).view(torch.uint8).numpy())
+            data = read(name).view(-1).view(torch.uint8).numpy().data
             checksum = checksums.submit(zlib.crc32, data, crc32)
             file.write(data)
             crc32 = checksum.result()
     return FileRecord(len(head) + offset, crc32)
-
-
-def sync(path: Path) -> None:
-    """Bring the content of a file to the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

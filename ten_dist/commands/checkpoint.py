@@ -19,7 +19,6 @@ from ten_dist.checkpoint import (
     damage,
     read_record,
 )
-from ten_dist.checkpoint.export import export_weights
 from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.console import complain, say
 from ten_dist.errors import ConfigurationError, DataError
@@ -135,7 +134,7 @@ def _convert(path: Path, output: Path, dtype: torch.dtype) -> None:
         raise ConfigurationError(f"the checkpoint cannot be converted: {fault}")
     with CheckpointReader(path) as reader:
         try:
-            export_weights(reader, output, dtype)
+            reader.export(output, dtype)
         except OSError as error:
             raise ConfigurationError(
                 f"--output {output} cannot be written: {error.strerror}"

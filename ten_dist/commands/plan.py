@@ -28,7 +28,7 @@ from ten_dist.deepspeed_config import (
 )
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import write_json
-from ten_dist.planning.cost_plan import make_cost_plan
+from ten_dist.planning.cost_plan import CostPlan
 from ten_dist.planning.machines import MachineOptions
 from ten_dist.planning.report import describe, to_dict
 from ten_dist.planning.sharding import Sharding
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     run_options = given_options(arguments, TrainingConfig)
     # As a dry run, it needs no data.
     training = TrainingConfig(**run_options, dry_run=True)
-    plan = make_cost_plan(
+    plan = CostPlan(
         training,
         _configs(arguments, training.config),
         _stages(run_options.get("deepspeed_config"), training.precision),

@@ -10,7 +10,6 @@ from typing import Any
 import deepspeed
 
 from ten_dist.checkpoint import CheckpointReader, RunState
-from ten_dist.checkpoint.export import export_weights
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
@@ -249,7 +248,7 @@ def _run(
     with ranks.agreeing():
         if ranks.is_first:
             with CheckpointReader(folder.usable_checkpoint()) as reader:
-                export_weights(reader, folder.weights_file)
+                reader.export(folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
             dollars = reporter.total_dollars(final["step"])
             if dollars is not None:

@@ -57,22 +57,16 @@ class Topology:
         """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
-    @property
-    def bandwidth(self) -> float:
-        """Bytes a second that a ring over all ranks runs at."""
-        if self.nodes == 1:
-            return self.node_bandwidth
-        if self.gpus_per_node == 1:
-            return self.network_bandwidth
-        return min(self.node_bandwidth, self.network_bandwidth)
-
     def seconds(self, collective: Collective) -> float:
         """Time of a collective."""
         rounds = 2 if collective.kind == ALL_REDUCE else 1
         volume = rounds * (self.ranks - 1) / self.ranks * collective.bytes
         steps = (self.gpus_per_node - 1) * self.node_latency
         steps += (self.nodes - 1) * self.network_latency
-        return volume / self.bandwidth + rounds * collective.calls * steps
+        links = [self.node_bandwidth] if self.gpus_per_node > 1 else []
+        links += [self.network_bandwidth] if self.nodes > 1 else []
+        slowest = min(links, default=math.inf)
+        return volume / slowest + rounds * collective.calls * steps
 
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all_reduce", "all_gather", "reduce_scatter"

@@ -15,16 +15,16 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.planning.communication import Topology
 from ten_dist.planning.step_time import Speeds
 
-_GIGA = 1e9
-# 400, 200 and 100 Gbit/s of InfiniBand or RoCE for each GPU.
-_NDR, _HDR, _EDR = 50 * _GIGA, 25 * _GIGA, 12.5 * _GIGA
+GIB = 2**30
+"""Bytes."""
+# Bytes a second: 400, 200 and 100 Gbit/s of InfiniBand or RoCE for each GPU.
+_NDR, _HDR, _EDR = 50e9, 25e9, 12.5e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A kind of GPU, and what usually joins several of it."""
 
-    name: str
     memory_bytes: float
     peak_flops: float
     """Dense matrix products in bfloat16 or float16, which are equally fast on all of
@@ -38,68 +38,32 @@ class Device:
     network_bandwidth: float
     """Bytes a second, one way, from a node to others for each of its GPUs: what nodes
     of eight are usually built with, by no means what every node has."""
-    torch_names: tuple[str, ...] = ()
-    """What torch.cuda.get_device_name() calls it."""
 
 
-_DEVICES = (
-    Device(
-        "h100",
-        80e9,
-        989.5e12,
-        3.35e12,
-        450 * _GIGA,
-        "NVLink",
-        _NDR,
-        ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 120GB", "NVIDIA GH200 480GB"),
-    ),
-    Device("h100_pcie", 80e9, 756e12, 2.0e12, 64 * _GIGA, "PCIe 5", _EDR),
-    Device(
-        "h200",
-        141e9,
-        989.5e12,
-        4.8e12,
-        450 * _GIGA,
-        "NVLink",
-        _NDR,
-        ("NVIDIA H200",),
-    ),
-    Device("a100", 80e9, 312e12, 2.04e12, 300 * _GIGA, "NVLink", _HDR),
-    Device("a100_40gb", 40e9, 312e12, 1.555e12, 300 * _GIGA, "NVLink", _HDR),
-    Device("l40s", 48e9, 362.05e12, 0.864e12, 32 * _GIGA, "PCIe 4", _EDR),
-    Device("mi300x", 192e9, 1307.4e12, 5.3e12, 448 * _GIGA, "Infinity Fabric", _NDR),
-    Device("mi325x", 256e9, 1307.4e12, 6.0e12, 448 * _GIGA, "Infinity Fabric", _NDR),
-)
-DEVICES: dict[str, Device] = {device.name: device for device in _DEVICES}
-
-
-def find_device(name: str) -> Device:
-    """The device that `--device` names.
-
-    Raises:
-        ConfigurationError: it is not known here.
-    """
-    if name not in DEVICES:
-        raise ConfigurationError(
-            f"--device {name} is not known: choose one of {', '.join(DEVICES)}, or give "
-            "--gpu_memory_gib and --peak_tflops of yours"
-        )
-    return DEVICES[name]
+DEVICES = {
+    "h100": Device(80e9, 989.5e12, 3.35e12, 450e9, "NVLink", _NDR),
+    "h100_pcie": Device(80e9, 756e12, 2.0e12, 64e9, "PCIe 5", _EDR),
+    "h200": Device(141e9, 989.5e12, 4.8e12, 450e9, "NVLink", _NDR),
+    "a100": Device(80e9, 312e12, 2.04e12, 300e9, "NVLink", _HDR),
+    "a100_40gb": Device(40e9, 312e12, 1.555e12, 300e9, "NVLink", _HDR),
+    "l40s": Device(48e9, 362.05e12, 0.864e12, 32e9, "PCIe 4", _EDR),
+    "mi300x": Device(192e9, 1307.4e12, 5.3e12, 448e9, "Infinity Fabric", _NDR),
+    "mi325x": Device(256e9, 1307.4e12, 6.0e12, 448e9, "Infinity Fabric", _NDR),
+}
+# By what torch.cuda.get_device_name() says. The same chips on PCIe cards and in pairs
+# ("NVL") run slower and are not meant.
+_DEVICE_OF_TORCH_NAME = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA GH200 120GB": "h100",
+    "NVIDIA GH200 480GB": "h100",
+    "NVIDIA H200": "h200",
+}
 
 
 def peak_tflops(torch_name: str) -> float | None:
-    """Dense bfloat16 TFLOP/s of a GPU by what torch calls it, or None where not known.
-
-    The same chips on PCIe cards and in pairs ("NVL") run slower and are not meant.
-    """
-    for device in _DEVICES:
-        if torch_name in device.torch_names:
-            return device.peak_flops / 1e12
-    return None
-
-
-GIB = 2**30
-"""Bytes."""
+    """Dense bfloat16 TFLOP/s of a GPU by what torch calls it, or None where not known."""
+    name = _DEVICE_OF_TORCH_NAME.get(torch_name)
+    return None if name is None else DEVICES[name].peak_flops / 1e12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +118,12 @@ class MachineOptions(Options):
         Raises:
             ConfigurationError: `device` is not known.
         """
-        return find_device(self.device)
+        if self.device not in DEVICES:
+            raise ConfigurationError(
+                f"--device {self.device} is not known: choose one of "
+                f"{', '.join(DEVICES)}, or give --gpu_memory_gib and --peak_tflops of yours"
+            )
+        return DEVICES[self.device]
 
     @property
     def memory_bytes(self) -> float:
@@ -172,10 +141,8 @@ class MachineOptions(Options):
     def topology(self) -> Topology:
         """The links that join the GPUs."""
         kind = self.kind
-        node, network = (
-            kind.node_bandwidth,
-            kind.network_bandwidth * self.gpus_per_node,
-        )
+        node = kind.node_bandwidth
+        network = kind.network_bandwidth * self.gpus_per_node
         if self.node_gigabytes is not None:
             node = self.node_gigabytes * 1e9
         if self.network_gigabits is not None:

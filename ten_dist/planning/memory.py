@@ -1,8 +1,8 @@
 """Peak memory of a rank, by part, at every ZeRO stage.
 
-The largest part is what autograd keeps of a micro-batch from forward to backward. Every term of that is a tensor that a part of the model (`ten_dist.model`) leaves for backward.
-Widths are d, K eigenstates a scale, F of the MLP and V of the vocabulary. A block keeps
-its tensors for every token, but those of scale s of a hierarchy for one token in s.
+The largest part is what autograd keeps of a micro-batch from forward to backward: tensors
+that a part of the model (`ten_dist.model`) leaves for backward, one by one. A block keeps
+them for every token, those of scale s of a hierarchy for one token in s.
 
 Exact for torch's kernels on CPUs, but for the scan in float16, which keeps float32 there;
 those of GPUs keep the same tensors, but masks of dropout in a byte a number.
@@ -26,6 +26,8 @@ and nano then came to 1.1 to 2.0 times what tensors take.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.linear_cross_entropy import fills_up, rows_at_once
@@ -54,12 +56,7 @@ class Precision:
     @classmethod
     def of(cls, name: str) -> Precision:
         """That of `fp32`, `bf16`, `bf16_params` or `fp16`."""
-        return {
-            "fp32": cls(4, 4),
-            "bf16": cls(4, 2),
-            "bf16_params": cls(2, 2),
-            "fp16": cls(4, 2),
-        }[name]
+        return cls(2 if name == "bf16_params" else 4, 4 if name == "fp32" else 2)
 
     @property
     def copies_weights(self) -> bool:
@@ -82,10 +79,6 @@ class Kept:
     def bytes(self, rows: int) -> float:
         """Of a micro-batch."""
         return self.per_row * rows + self.fixed + self.copies
-
-    def times(self, layers: int) -> Kept:
-        """Of so many alike blocks."""
-        return Kept(self.per_row * layers, self.fixed * layers, self.copies * layers)
 
 
 def kept_by_block(
@@ -112,12 +105,13 @@ def kept_by_network(
     config: TemporalEigenstateConfig, precision: Precision, seq_len: int
 ) -> Kept:
     """What all blocks keep; with checkpointing, the input of each block alone."""
-    blocks = kept_by_block(config, precision, seq_len).times(config.n_layers)
-    stream = precision.parameters * config.dim * seq_len
-    if config.gradient_checkpointing == "block":
-        blocks = Kept(config.n_layers * stream)
+    layers, stream = config.n_layers, precision.parameters * config.dim * seq_len
     embedding = stream if config.dropout else 0
-    return dataclasses.replace(blocks, per_row=blocks.per_row + embedding)
+    if config.gradient_checkpointing == "block":
+        return Kept(layers * stream + embedding)
+    block = kept_by_block(config, precision, seq_len)
+    per_row = block.per_row * layers + embedding
+    return Kept(per_row, block.fixed * layers, block.copies * layers)
 
 
 def kept_by_loss(
@@ -193,7 +187,6 @@ def _kept_by_convolution(
     return inputs + (width - 1) * (number + 1) * seq_len
 
 
-_FLOAT = 4
 # What DeepSpeed reduces at one time at stage 0, in elements.
 _STAGE_0_BUCKET = 500_000_000
 
@@ -215,10 +208,10 @@ class Memory:
     """Logits that exist at one time, and the head's gradients."""
     buffers: float
     """From which is communicated."""
+    host: float
+    """Bytes in host memory: what is offloaded, and what a checkpoint is written from."""
     moment_of_peak: str = ""
     """When it is reached."""
-    host: float = 0.0
-    """Bytes in host memory: what is offloaded, and what a checkpoint is written from."""
 
     @property
     def total(self) -> float:
@@ -235,7 +228,8 @@ def peak_memory(
     config: TemporalEigenstateConfig, sharding: Sharding, work: Workload
 ) -> Memory:
     """The peak of the rank that holds most."""
-    return max(_Moments(config, sharding, work).all(), key=lambda memory: memory.total)
+    step = _Step(config, sharding, work)
+    return max(step.moments(), key=lambda memory: memory.total)
 
 
 def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
@@ -251,8 +245,8 @@ def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
     )
 
 
-class _Moments:
-    """The moments of a step."""
+class _Step:
+    """The moments of a step; all sizes are in bytes but where they are elements."""
 
     def __init__(
         self, config: TemporalEigenstateConfig, sharding: Sharding, work: Workload
@@ -264,35 +258,72 @@ class _Moments:
         self.share = self.elements / sharding.ranks
         self.touched = touched_elements(parameters, sharding.ranks)
         self.persistent = sum(
-            p.elements
-            for p in parameters
-            if p.elements < sharding.persistence_threshold
+            size
+            for size in itertools.chain(*parameters)
+            if size < sharding.persistence_threshold
         )
         self.head = config.vocab_size * config.dim
         self.tokens = work.rows * work.seq_len
         self.block = kept_by_block(config, self.precision, work.seq_len)
-        self.kept = kept_by_network(config, self.precision, work.seq_len)
-        self.kept_by_loss = kept_by_loss(config, self.precision, work.seq_len)
         self.held = self._held()
 
-    def all(self) -> list[Memory]:
+    def moments(self) -> Iterator[Memory]:
         """Every moment that may be the peak."""
-        moments = [self._loss(), self._head(), self._backward(), self._update()]
-        if self.sharding.ranks > 1 or self.sharding.stage > 0:
-            moments.append(self._reduction())
-        return moments
+        rows, kept, working = self.work.rows, self._kept(), self._working()
+        loss = kept_by_loss(self.config, self.precision, self.work.seq_len).bytes(rows)
+        gathered, bucket = self._gathered(), self._bucket()
+        stage = self.sharding.stage
+        yield self._at(
+            "loss",
+            parameters=gathered,
+            activations=kept,
+            loss=loss + self._logits(),
+        )
+        yield self._at(
+            "head", parameters=gathered, activations=kept + working, loss=loss
+        )
+        yield self._at(
+            "backward",
+            parameters=gathered,
+            gradients=self._gradients_of_backward(),
+            activations=working,
+            buffers=bucket if stage == 2 else 0.0,
+        )
+        # Stages without an accumulator of their own hold all gradients of a step now.
+        fresh = 0.0 if self.held.gradients else _FLOAT * self.elements
+        yield self._at("update", gradients=self._gradients_of_update(fresh))
+        if stage == 3:
+            # One that is scattered, beside the one that it is gathered in.
+            yield self._at("reduction", parameters=gathered, buffers=bucket)
+        elif stage > 0:
+            # The bucket, beside the copy of it that is sent; then the gradients of the
+            # rank's own part, beside the bucket, and with several buckets beside both.
+            gradients: float = _FLOAT * self.touched
+            if self.elements <= self.sharding.bucket:
+                gradients = max(0.0, gradients - bucket)
+            if stage == 1:
+                gradients += max(0.0, fresh - bucket)
+            yield self._at("reduction", gradients=gradients, buffers=2 * bucket)
+        elif self.sharding.ranks > 1:
+            bucket = _FLOAT * min(self.elements, _STAGE_0_BUCKET)
+            yield self._at("reduction", gradients=fresh, buffers=bucket)
+
+    def _at(self, moment: str, **more: float) -> Memory:
+        """What is held, and more of some parts."""
+        values = {name: getattr(self.held, name) + more[name] for name in more}
+        return dataclasses.replace(self.held, moment_of_peak=moment, **values)
 
     def _held(self) -> Memory:
         """What is there from the first step to the last."""
         stage, low = self.sharding.stage, self.precision.parameters
-        buffers, gradients, host = 0.0, 0.0, 0.0
-        master = _FLOAT * self.share if stage >= 1 else 0.0
-        moments = 2 * _FLOAT * (self.share if stage >= 1 else self.elements)
-        parameters = low * self.elements
+        buffers = gradients = master = host = 0.0
+        moments: float = 2 * _FLOAT * self.elements
+        parameters: float = low * self.elements
+        if stage >= 1:
+            master, moments = _FLOAT * self.share, 2 * _FLOAT * self.share
         if stage == 3:
             parameters = low * (self.share + self.persistent)
-            gradients = _FLOAT * self.share
-            buffers = self._bucket()
+            gradients, buffers = _FLOAT * self.share, self._bucket()
             if self.sharding.offload_parameters:
                 host += low * self.share
                 parameters = low * self.persistent
@@ -308,19 +339,19 @@ class _Moments:
             gradients = _FLOAT * self.touched
         # What a checkpoint is written from.
         host += 3 * _FLOAT * self.share
-        return Memory(
-            parameters, master, moments, gradients, 0.0, 0.0, buffers, "", host
-        )
+        return Memory(parameters, master, moments, gradients, 0.0, 0.0, buffers, host)
 
     def _bucket(self) -> float:
-        """Bytes of a buffer of `bucket` elements."""
-        size, number = self.sharding.bucket, self.precision.parameters
+        """A buffer of `bucket` elements."""
+        size = self.sharding.bucket
         if self.work.on_cpu:
             size = min(size, self.elements)
-        return size * (_FLOAT if self.sharding.stage == 1 else number)
+        return size * (
+            _FLOAT if self.sharding.stage == 1 else self.precision.parameters
+        )
 
     def _gathered(self) -> float:
-        """Bytes of whole parameters at the end of forward, at stage 3."""
+        """Whole parameters at the end of forward, at stage 3."""
         if self.sharding.stage < 3:
             return 0.0
         again = gathered_again(self.config, self.sharding)
@@ -329,103 +360,52 @@ class _Moments:
         ahead = min(again, self.sharding.bucket)
         return self.precision.parameters * (whole + ahead)
 
-    def _at(self, moment: str, **more: float) -> Memory:
-        """What is held, and more of some parts."""
-        values = {name: getattr(self.held, name) + more[name] for name in more}
-        return dataclasses.replace(self.held, moment_of_peak=moment, **values)
-
-    def _activations(self) -> float:
-        kept = self.kept.bytes(self.work.rows)
+    def _kept(self) -> float:
+        network = kept_by_network(self.config, self.precision, self.work.seq_len)
+        kept = network.bytes(self.work.rows)
         if self.config.gradient_checkpointing == "block":
             # Autocast keeps its copies of weights to the end of forward.
             kept += self.config.n_layers * self.block.copies
         return kept
 
-    def _loss(self) -> Memory:
+    def _logits(self) -> float:
+        """What the loss works with."""
         config, p = self.config, self.precision
         rows = rows_at_once(self.tokens, config.vocab_size, p.products)
-        logits = p.products * rows * config.vocab_size
         # The weight as the products take it, and its gradient of a piece, which products
         # in float32 add to the whole by themselves, but not every library on CPUs.
         copied = p.products < _FLOAT or fills_up(config.vocab_size) > 0
         apart = p.products < _FLOAT or self.work.on_cpu
+        logits = p.products * rows * config.vocab_size
         logits += p.products * self.head * (copied + apart)
         if p.products < _FLOAT and not self.work.on_cpu:
             # In float32; on a CPU the operator needs no memory of its own.
             logits += _FLOAT * rows * config.vocab_size
         # The normed stream is there beside its gradient.
-        logits += _FLOAT * self.tokens * config.dim
-        return self._at(
-            "loss",
-            parameters=self._gathered(),
-            activations=self._activations(),
-            loss=self.kept_by_loss.bytes(self.work.rows) + logits,
-        )
-
-    def _head(self) -> Memory:
-        return self._at(
-            "head",
-            parameters=self._gathered(),
-            activations=self._activations() + self._working(),
-            loss=self.kept_by_loss.bytes(self.work.rows),
-        )
+        return logits + _FLOAT * self.tokens * config.dim
 
     def _working(self) -> float:
-        """Bytes that the backward of a block works with."""
+        """What the backward of a block works with."""
         config, p = self.config, self.precision
         width = max(2 * config.ffn_dim, 8 * config.num_eigenstates)
         working = self.tokens * (p.products * width + 2 * p.parameters * config.dim)
         if config.gradient_checkpointing == "block":
-            working += self.block.bytes(self.work.rows)
+            return working + self.block.bytes(self.work.rows)
         return working
 
     def _gradients_of_backward(self) -> float:
-        """Bytes of the gradients of a micro-batch when its backward ends."""
-        stage, low = self.sharding.stage, self.precision.parameters
-        if stage >= 2 or self.held.gradients:
+        """Gradients of a micro-batch when its backward ends."""
+        low = self.precision.parameters
+        if self.sharding.stage >= 2 or self.held.gradients:
             # The others are in a bucket already, or were added to those before.
             return 2 * low * self.head
         return low * (self.elements + self.head)
 
-    def _backward(self) -> Memory:
-        bucket = self._bucket() if self.sharding.stage == 2 else 0.0
-        return self._at(
-            "backward",
-            parameters=self._gathered(),
-            gradients=self._gradients_of_backward(),
-            activations=self._working(),
-            buffers=bucket,
-        )
-
-    def _reduction(self) -> Memory:
+    def _gradients_of_update(self, fresh: float) -> float:
+        """Gradients in the optimizer's own layout; `fresh` are those of stage 0."""
         stage = self.sharding.stage
         if stage == 0:
-            gradients = 0.0 if self.held.gradients else _FLOAT * self.elements
-            bucket = _FLOAT * min(self.elements, _STAGE_0_BUCKET)
-            return self._at("reduction", gradients=gradients, buffers=bucket)
-        bucket = self._bucket()
-        if stage == 3:
-            # One that is scattered, beside the one that it is gathered in.
-            return self._at("reduction", parameters=self._gathered(), buffers=bucket)
-        # The bucket, beside the copy of it that is sent; then the gradients of the rank's
-        # own part, beside the bucket, and with several buckets beside both.
-        own = _FLOAT * self.touched
-        if self.elements > self.sharding.bucket:
-            gradients, buffers = own, 2 * bucket
-        else:
-            gradients, buffers = max(0.0, own - bucket), 2 * bucket
-        if stage == 1 and not self.held.gradients:
-            gradients += max(0.0, _FLOAT * self.elements - bucket)
-        return self._at("reduction", gradients=gradients, buffers=buffers)
-
-    def _update(self) -> Memory:
-        stage = self.sharding.stage
-        if stage == 0:
-            gradients = 0.0 if self.held.gradients else _FLOAT * self.elements
-        elif self.sharding.offload:
-            gradients = 0.0
-        elif stage == 3:
-            gradients = _FLOAT * self.share
-        else:
-            gradients = _FLOAT * (self.share + self.touched)
-        return self._at("update", gradients=gradients)
+            return fresh
+        if self.sharding.offload:
+            return 0.0
+        return _FLOAT * (self.share if stage == 3 else self.share + self.touched)

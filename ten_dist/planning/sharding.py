@@ -13,25 +13,20 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.model import TemporalEigenstateNetwork
 
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """One parameter; the tied weight is there once."""
-
-    name: str
-    elements: int
-    decayed: bool
-    """Whether it takes weight decay, which decides its group in the optimizer."""
+Groups = tuple[tuple[int, ...], tuple[int, ...]]
+"""Elements of each parameter, in the order in which the optimizer has them: of those with
+weight decay, and of those without."""
 
 
 @functools.lru_cache(maxsize=64)
-def parameters_of(config: TemporalEigenstateConfig) -> tuple[Parameter, ...]:
-    """All parameters, in the order in which optimizer groups have them."""
+def parameters_of(config: TemporalEigenstateConfig) -> Groups:
+    """All parameters; the tied weight is there once."""
     model = meta_model(config)
     exempt = set(model.parameters_without_weight_decay())
-    return tuple(
-        Parameter(name, parameter.numel(), name not in exempt)
-        for name, parameter in model.named_parameters()
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return (
+        tuple(size for name, size in sizes.items() if name not in exempt),
+        tuple(size for name, size in sizes.items() if name in exempt),
     )
 
 
@@ -41,23 +36,19 @@ def meta_model(config: TemporalEigenstateConfig) -> TemporalEigenstateNetwork:
         return TemporalEigenstateNetwork(config)
 
 
-def count(parameters: tuple[Parameter, ...]) -> int:
+def count(groups: Groups) -> int:
     """Elements of all of them together."""
-    return sum(parameter.elements for parameter in parameters)
+    return sum(map(sum, groups))
 
 
-def touched_elements(parameters: tuple[Parameter, ...], ranks: int) -> int:
-    """Elements of the parameters, whole, that reach into the partition of one rank.
+def touched_elements(groups: Groups, ranks: int) -> int:
+    """Elements of all parameters that reach into the partition of a rank, the largest.
 
     At stages 1 and 2 the parameters of a group lie one behind the other, and each rank
     has an equal range. DeepSpeed copies the gradient of every parameter in it whole.
-
-    Returns:
-        That of the rank that has the most.
     """
     totals = [0] * ranks
-    for decayed in (True, False):
-        group = [p.elements for p in parameters if p.decayed is decayed]
+    for group in groups:
         share = math.ceil(sum(group) / ranks)
         start = 0
         for elements in group:

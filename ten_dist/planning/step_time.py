@@ -1,13 +1,15 @@
 """How long an optimizer step takes, as a sum of terms that are all told.
 
-Floating-point operations are counted from the model itself. Nothing here was measured on a GPU. The peak and the bandwidths are those of data sheets;
-how much of the peak is reached, how much of a link, and what is hidden behind the
-computation are assumptions, which are arguments.
+Floating-point operations are counted from the model itself. Nothing here was measured on
+a GPU. The peak and the bandwidths are those of data sheets; how much of the peak is
+reached, how much of a link, and what is hidden behind the computation are assumptions,
+which are arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from torch import nn
 
@@ -16,7 +18,13 @@ from ten_dist.model.attention import CausalSelfAttention
 from ten_dist.model.hierarchy import MixedScale
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
 from ten_dist.planning.communication import Topology, collectives_of_step
-from ten_dist.planning.sharding import Sharding, Workload, count, parameters_of
+from ten_dist.planning.sharding import (
+    Sharding,
+    Workload,
+    count,
+    meta_model,
+    parameters_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +44,10 @@ class Operations:
         return tokens * each + self.per_micro_batch
 
 
-def count_operations(model: nn.Module, steps: int) -> Operations:
-    """Operations of a network in training on sequences of `steps` tokens.
-
-    Args:
-        model: a TemporalEigenstateNetwork, which may be on the meta device.
-        steps: tokens of a row.
-    """
-    config = model.config
+@functools.lru_cache(maxsize=64)
+def count_operations(config: TemporalEigenstateConfig, steps: int) -> Operations:
+    """Operations of a network in training on sequences of `steps` tokens."""
+    model = meta_model(config)
     per_token = training_flops_per_token(model, steps)
     recomputed, coupling = 0.0, 0.0
     recomputes = config.gradient_checkpointing == "block"
@@ -138,7 +142,6 @@ class StepTime:
 
 def step_time(
     config: TemporalEigenstateConfig,
-    operations: Operations,
     sharding: Sharding,
     work: Workload,
     topology: Topology,
@@ -146,6 +149,7 @@ def step_time(
 ) -> StepTime:
     """Time of a step on every rank of `topology`."""
     tokens = work.rows * work.seq_len
+    operations = count_operations(config, work.seq_len)
     executed = operations.of_micro_batch(tokens) * work.accumulation_steps
     compute = executed / (speeds.peak_flops * speeds.utilization)
     communication = sum(

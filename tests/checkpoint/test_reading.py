@@ -22,7 +22,6 @@ from ten_dist.checkpoint import (
     damage,
     write_tensors,
 )
-from ten_dist.checkpoint.export import export_weights
 from ten_dist.checkpoint.layout import (
     tensor_file_name,
 )
@@ -127,8 +126,8 @@ def checkpoint(tmp_path):
 
 def test_one_file_for_others_to_use(checkpoint, tmp_path):
     with CheckpointReader(checkpoint) as reader:
-        export_weights(reader, tmp_path / "model.safetensors")
-        export_weights(reader, tmp_path / "half.safetensors", torch.bfloat16)
+        reader.export(tmp_path / "model.safetensors")
+        reader.export(tmp_path / "half.safetensors", torch.bfloat16)
         weights = load_file(tmp_path / "model.safetensors")
         halves = load_file(tmp_path / "half.safetensors")
         assert weights.keys() == halves.keys() == {"a", "b"}

@@ -52,5 +52,5 @@ def test_compiled_training_follows_eager_training(
 @pytest.mark.slow
 def test_a_dry_run_compiles(token_data):
     options = [*OPTIONS, "--data", token_data, "--dry_run", "--dry_samples", 1]
-    output = train([*options, "--compile"], ranks=0, timeout=600)
+    output = train_here([*options, "--compile"])
     assert "a training step of 1 samples" in output

@@ -12,6 +12,7 @@ from tests.tools.launching import (
     from_step_four,
     step_metrics,
     train,
+    train_in_turn,
     train_until_killed,
 )
 
@@ -54,13 +55,26 @@ def swapping(config, tmp_path):
     return ["--deepspeed_config", config, "--nvme_path", tmp_path / "swap"]
 
 
+PLAIN = ["--precision", "bf16_params", "--gradient_checkpointing", "block"]
+
+
 @pytest.fixture(scope="module")
-def reference(token_data, tmp_path_factory):
-    """A whole run without any offload."""
-    folder = tmp_path_factory.mktemp("nvme") / "run"
-    options = [*OPTIONS, "--data", token_data]
-    train([*options, "--output_dir", folder, "--deepspeed_config", "zero2"])
-    return options, folder
+def whole_runs(token_data, tmp_path_factory):
+    """Folders of whole runs without any offload, in float32 and with :data:`PLAIN`."""
+    folder = tmp_path_factory.mktemp("nvme")
+    stages = {"zero2": [], "zero3": PLAIN}
+    train_in_turn(
+        [*OPTIONS, "--data", token_data, *more]
+        + ["--output_dir", folder / stage, "--deepspeed_config", stage]
+        for stage, more in stages.items()
+    )
+    return [folder / stage for stage in stages]
+
+
+@pytest.fixture(scope="module")
+def reference(token_data, whole_runs):
+    """Options of a whole run without any offload, and its folder."""
+    return [*OPTIONS, "--data", token_data], whole_runs[0]
 
 
 def swapped_files(folder):
@@ -94,13 +108,13 @@ def test_continued_while_swapping_on_one_rank(reference, swapping, tmp_path):
     assert os.listdir(swap) == ["other.tensor.swp"]
 
 
-def test_bfloat16_parameters_with_recomputation(token_data, swapping, tmp_path):
+def test_bfloat16_parameters_with_recomputation(
+    token_data, whole_runs, swapping, tmp_path
+):
     """At the end there are float32 weights and moments as without offload."""
-    options = [*OPTIONS, "--data", token_data, "--precision", "bf16_params"]
-    options += ["--gradient_checkpointing", "block"]
-    plain, swapped = tmp_path / "plain", tmp_path / "swapped"
-    train([*options, "--output_dir", plain, "--deepspeed_config", "zero3"])
-    train([*options, "--output_dir", swapped, *swapping])
+    plain, swapped = whole_runs[1], tmp_path / "swapped"
+    options = [*OPTIONS, "--data", token_data, *PLAIN, "--output_dir", swapped]
+    train([*options, *swapping])
     assert step_metrics(swapped) == pytest.approx(step_metrics(plain), rel=2e-3)
     name = "checkpoints/step_00000012"
     assert largest_difference(plain / name, swapped / name) < 2e-2

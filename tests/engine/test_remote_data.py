@@ -38,10 +38,10 @@ def arguments_of(options):
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-@pytest.fixture
-def local_run(token_data, tmp_path):
+@pytest.fixture(scope="module")
+def local_run(token_data, tmp_path_factory):
     """Folder of a run on the data's folder."""
-    folder = tmp_path / "local"
+    folder = tmp_path_factory.mktemp("local") / "run"
     arguments = arguments_of(options_of(token_data, folder))
     assert main(["train", *SMALL_MODEL, *arguments]) == 0
     return folder

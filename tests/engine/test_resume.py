@@ -7,30 +7,75 @@ import pytest
 
 from tests.tools.launching import (
     SMALL_MODEL,
+    checkpoint_of,
     read_ledger,
     step_metrics,
     train,
     train_here,
+    train_in_turn,
     train_until_killed,
 )
 
 STEPS = 16
+MODEL = [*SMALL_MODEL, "--use_hten", "--hten_scales", "1,2", "--dropout", 0.1]
 OPTIONS = [
-    *SMALL_MODEL,
-    *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1, "--precision", "fp32"),
+    *MODEL,
     *("--steps", STEPS, "--global_batch_size", 8, "--seq_len", 512),
     *("--warmup_steps", 3, "--eval_interval", 8, "--checkpoint_interval", 4),
-    "--ledger",
+    *("--precision", "fp32", "--ledger"),
 ]
+# Shorter runs, by stage.
+PRECISIONS = {"zero1": "bf16", "zero3": "fp32"}
 
 
 @pytest.fixture(scope="module")
-def whole_run(token_data, tmp_path_factory):
-    """Options of a run on two ranks, and the folder where it ran to its end."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    options = [*OPTIONS, "--data", token_data]
-    train([*options, "--output_dir", folder])
-    return options, folder
+def whole_runs(token_data, tmp_path_factory):
+    """Options of runs on two ranks without --output_dir, and the folders where they ran to
+    their ends: one with OPTIONS, then one at each stage."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs = {folder / "run": [*OPTIONS, "--data", token_data]}
+    for stage, precision in PRECISIONS.items():
+        runs[folder / stage] = [
+            *(*MODEL, "--steps", 6, "--global_batch_size", 4, "--seq_len", 64),
+            *("--checkpoint_interval", 3, "--deepspeed_config", stage),
+            *("--precision", precision, "--data", token_data),
+        ]
+    train_in_turn([*run, "--output_dir", place] for place, run in runs.items())
+    return [(options, place) for place, options in runs.items()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(whole_runs):
+    return whole_runs[0]
+
+
+@pytest.fixture(scope="module")
+def continued(whole_runs, tmp_path_factory):
+    """Copies of the whole runs by name, with what was done last gone or damaged, after they
+    were continued in new processes, and what those printed."""
+    folder = tmp_path_factory.mktemp("continued")
+    trainings, names = [], ["damaged", "unmarked", *PRECISIONS]
+    for name, (options, whole) in zip(names, [whole_runs[0], *whole_runs], strict=True):
+        shutil.copytree(whole, folder / name)
+        (folder / name / "COMPLETED").unlink()
+        trainings.append([*options, "--output_dir", folder / name])
+    for stage in PRECISIONS:
+        shutil.rmtree(checkpoint_of(folder / stage, 6))
+    cut, flipped = damaged_files(folder / "damaged")
+    cut.write_bytes(cut.read_bytes()[:-100])
+    content = bytearray(flipped.read_bytes())
+    content[-1000] ^= 4
+    flipped.write_bytes(content)
+    # What is complete then has nothing left to do, which two ranks have to agree on.
+    return folder, train_in_turn([*trainings, trainings[1]])
+
+
+def damaged_files(folder):
+    """The one that is cut, in the newest checkpoint, and that with another bit."""
+    return (
+        checkpoint_of(folder, STEPS) / "weights-00001-of-00002.safetensors",
+        checkpoint_of(folder, 12) / "moments-00001-of-00002.safetensors",
+    )
 
 
 @pytest.mark.slow
@@ -57,8 +102,7 @@ def test_a_killed_run_continues_exactly(whole_run, tmp_path):
 def test_a_complete_run_has_nothing_left_to_do(whole_run):
     options, folder = whole_run
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
-    output = train([*options, "--output_dir", folder])
-    assert "is complete" in output
+    assert "is complete" in train_here([*options, "--output_dir", folder])
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
     final = json.loads((folder / "COMPLETED").read_text())
     assert final["step"] == STEPS
@@ -67,56 +111,30 @@ def test_a_complete_run_has_nothing_left_to_do(whole_run):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
-    options, whole = whole_run
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    (folder / "COMPLETED").unlink()
-    checkpoints = folder / "checkpoints"
-    cut = checkpoints / f"step_{STEPS:08d}" / "weights-00001-of-00002.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-100])
-    flipped = checkpoints / "step_00000012" / "moments-00001-of-00002.safetensors"
-    content = bytearray(flipped.read_bytes())
-    content[-1000] ^= 4
-    flipped.write_bytes(content)
-    output = train([*options, "--output_dir", folder])
+def test_a_damaged_checkpoint_is_passed_over(whole_run, continued):
+    folder, output = continued
+    cut, flipped = damaged_files(folder / "damaged")
     assert f"passing over a checkpoint: {cut} has" in output
     assert f"passing over a checkpoint: {flipped} does not have the checksum" in output
     assert "step_00000008, 8 steps done" in output
-    assert step_metrics(folder) == step_metrics(whole)
+    assert step_metrics(folder / "damaged") == step_metrics(whole_run[1])
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_last_word_is_completed(whole_run, tmp_path):
+def test_a_run_killed_before_its_last_word_is_completed(whole_run, continued):
     """All steps done and saved, but the mark of completion not yet written."""
-    options, whole = whole_run
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    (folder / "COMPLETED").unlink()
-    train([*options, "--output_dir", folder])
-    final = json.loads((folder / "COMPLETED").read_text())
-    before = json.loads((whole / "COMPLETED").read_text())
+    folder, output = continued
+    final, before = (
+        json.loads((run / "COMPLETED").read_text())
+        for run in (folder / "unmarked", whole_run[1])
+    )
     assert {**final, "train_seconds": 0} == {**before, "train_seconds": 0}
-    assert "is complete" in train_here([*options, "--output_dir", folder])
+    assert f"{STEPS} steps done" in output and "is complete" in output
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [("zero1", "bf16"), ("zero3", "fp32")],
-)
-def test_resume_is_exact_at_every_stage(stage, precision, token_data, tmp_path):
-    folder = tmp_path / "run"
-    options = [
-        *SMALL_MODEL,
-        *("--use_hten", "--hten_scales", "1,2", "--dropout", 0.1),
-        *("--steps", 6, "--global_batch_size", 4, "--seq_len", 64),
-        *("--checkpoint_interval", 3, "--deepspeed_config", stage),
-        *("--precision", precision, "--data", token_data, "--output_dir", folder),
-    ]
-    train(options)
-    expected = step_metrics(folder)
-    shutil.rmtree(folder / "checkpoints" / "step_00000006")
-    (folder / "COMPLETED").unlink()
-    assert "3 steps done" in train(options)
-    assert step_metrics(folder) == expected
+def test_resume_is_exact_at_every_stage(whole_runs, continued):
+    folder, output = continued
+    assert output.count("3 steps done") == len(PRECISIONS)
+    for stage, (_, whole) in zip(PRECISIONS, whole_runs[1:], strict=True):
+        assert step_metrics(folder / stage) == step_metrics(whole), stage

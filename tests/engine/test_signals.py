@@ -19,6 +19,7 @@ from tests.tools.launching import (
     train,
     train_command,
     train_here,
+    train_in_turn,
 )
 
 pytestmark = pytest.mark.slow
@@ -91,37 +92,53 @@ class Job:
         return self.process.returncode, output
 
 
-@pytest.mark.parametrize(
-    ("number", "rank"),
-    [
-        (signal.SIGTERM, 0),
-        (signal.SIGHUP, 1),
-        (signal.SIGUSR1, 1),
-        (signal.SIGINT, None),
-    ],
-)
-def test_all_ranks_save_and_stop(whole, tmp_path, number, rank):
-    """None stands for the whole job, as Ctrl-C at a terminal does it."""
-    options, losses, held_out = whole
-    folder = tmp_path / "run"
-    options = [*options, "--output_dir", folder]
-    # The launcher has no part in a signal to a rank, but in the statuses and in Ctrl-C.
-    with Job(options, folder, deepspeed=number != signal.SIGUSR1) as job:
-        job.wait_for_step(3)
-        if rank is None:
-            os.killpg(job.process.pid, number)
-        else:
-            os.kill(job.rank(rank), number)
-        status, output = job.end()
+# By the rank that the signal goes to; None stands for the whole job, as Ctrl-C at a terminal
+# does it.
+SIGNALS = {
+    signal.SIGTERM: 0,
+    signal.SIGHUP: 1,
+    signal.SIGUSR1: 1,
+    signal.SIGINT: None,
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(whole, tmp_path_factory):
+    """{signal: (folder, status, output, steps done)} of trainings that one has stopped."""
+    found = {}
+    for number, rank in SIGNALS.items():
+        folder = tmp_path_factory.mktemp(number.name) / "run"
+        options = [*whole[0], "--output_dir", folder]
+        # The launcher has no part in a signal to a rank, but in the statuses and in Ctrl-C.
+        with Job(options, folder, deepspeed=number != signal.SIGUSR1) as job:
+            job.wait_for_step(3)
+            if rank is None:
+                os.killpg(job.process.pid, number)
+            else:
+                os.kill(job.rank(rank), number)
+            found[number] = folder, *job.end(), max(step_metrics(folder))
+    return found
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_all_ranks_save_and_stop(stopped, number):
+    folder, status, output, done = stopped[number]
     assert "saved: the same command continues" in output, output[-3000:]
     # Of a Ctrl-C the launcher makes its own status.
-    assert status == 3 or rank is None, output[-3000:]
-    done = max(step_metrics(folder))
+    assert status == 3 or SIGNALS[number] is None, output[-3000:]
     assert 3 <= done < STEPS
     assert (folder / "checkpoints" / f"step_{done:08d}").is_dir()
-    assert f"{done} steps done" in train(options)
-    assert step_metrics(folder) == losses
-    assert step_metrics(folder, "val_loss") == held_out
+
+
+def test_what_was_stopped_goes_on_exactly(stopped, whole):
+    options, losses, held_out = whole
+    output = train_in_turn(
+        [*options, "--output_dir", folder] for folder, *_ in stopped.values()
+    )
+    for folder, _, _, done in stopped.values():
+        assert f"step_{done:08d}, {done} steps done" in output
+        assert step_metrics(folder) == losses, folder
+        assert step_metrics(folder, "val_loss") == held_out, folder
 
 
 def test_stopped_in_a_validation(token_data, tmp_path):

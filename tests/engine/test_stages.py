@@ -15,7 +15,6 @@ from tests.tools.launching import (
     SMALL_MODEL,
     read_ledger,
     step_metrics,
-    train,
     train_in_turn,
 )
 
@@ -29,25 +28,45 @@ OPTIONS = [
     *("--eval_rows", 5, "--eval_interval", 5, "--checkpoint_interval", 5),
     *("--seed", 5, "--ledger"),
 ]
-STAGES = ["zero0", "zero1", "zero2", "zero3", "offload"]
-# Of the float32 runs; the others have it alone, or have it at some stages.
-RECOMPUTING = ("zero1", "offload")
+# Stage 3 last: what it has DeepSpeed put in the place of torch's F.linear stays there.
+STAGES = ["zero0", "zero1", "zero2", "offload", "zero3"]
+# With recomputation, by precision; without it at the other stages.
+RECOMPUTING = {
+    "fp32": ("zero1", "offload"),
+    "bf16": STAGES,
+    "bf16_params": ("zero2", "offload"),
+}
+# DeepSpeed keeps no float32 copies of parameters at stage 0.
+CASES = [
+    (stage, precision)
+    for stage in STAGES
+    for precision in RECOMPUTING
+    if (stage, precision) != ("zero0", "bf16_params")
+]
 
 
 @pytest.fixture(scope="module")
-def runs(token_data, tmp_path_factory):
-    """Run folder by DeepSpeed configuration, float32 on two ranks."""
+def all_runs(token_data, tmp_path_factory):
+    """Run folder by DeepSpeed configuration and precision, on two ranks."""
     folder = tmp_path_factory.mktemp("stages")
+    folders = {case: folder / "-".join(case) for case in CASES}
     train_in_turn(
         [
             *OPTIONS,
-            *("--data", token_data, "--output_dir", folder / stage),
-            *("--deepspeed_config", stage, "--precision", "fp32"),
-            *("--gradient_checkpointing", "block" if stage in RECOMPUTING else "none"),
+            *("--data", token_data, "--output_dir", folders[stage, precision]),
+            *("--deepspeed_config", stage, "--precision", precision),
+            "--gradient_checkpointing",
+            "block" if stage in RECOMPUTING[precision] else "none",
         ]
-        for stage in STAGES
+        for stage, precision in CASES
     )
-    return {stage: folder / stage for stage in STAGES}
+    return folders
+
+
+@pytest.fixture(scope="module")
+def runs(all_runs):
+    """Run folder by DeepSpeed configuration, in float32."""
+    return {stage: all_runs[stage, "fp32"] for stage in STAGES}
 
 
 def plain_training(token_data, batches, precision="fp32"):
@@ -148,20 +167,10 @@ def test_all_stages_validate_alike(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_bfloat16_with_recomputation_follows_plain_torch(
-    stage, runs, token_data, tmp_path
-):
-    train(
-        [
-            *OPTIONS,
-            *("--data", token_data, "--output_dir", tmp_path / "run"),
-            *("--deepspeed_config", stage, "--precision", "bf16"),
-            *("--gradient_checkpointing", "block"),
-        ]
-    )
-    batches = rows_by_step(runs["zero0"])
+def test_bfloat16_with_recomputation_follows_plain_torch(stage, all_runs, token_data):
+    batches = rows_by_step(all_runs["zero0", "fp32"])
     expected = plain_training(token_data, batches, precision="bf16")["loss"]
-    actual = list(step_metrics(tmp_path / "run").values())
+    actual = list(step_metrics(all_runs[stage, "bf16"]).values())
     assert actual == pytest.approx(expected, abs=2e-2)
 
 
@@ -182,27 +191,14 @@ def test_bfloat16_parameters_train_where_deepspeed_switches_autocast_off(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "recompute"),
-    [("zero1", "none"), ("zero2", "block"), ("zero3", "none"), ("offload", "block")],
-)
-def test_bfloat16_parameters_keep_the_eigenvalues_exact(
-    stage, recompute, runs, token_data, tmp_path
-):
-    train(
-        [
-            *OPTIONS,
-            *("--data", token_data, "--output_dir", tmp_path / "run"),
-            *("--deepspeed_config", stage, "--precision", "bf16_params"),
-            *("--gradient_checkpointing", recompute),
-        ]
-    )
-    expected = list(step_metrics(runs["zero0"]).values())
-    actual = list(step_metrics(tmp_path / "run").values())
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_bfloat16_parameters_keep_the_eigenvalues_exact(stage, all_runs):
+    whole, run = all_runs["zero0", "fp32"], all_runs[stage, "bf16_params"]
+    expected = list(step_metrics(whole).values())
+    actual = list(step_metrics(run).values())
     assert actual == pytest.approx(expected, abs=5e-2)
     exact, rounded = (
-        load_file(folder / "model.safetensors")
-        for folder in (runs["zero0"], tmp_path / "run")
+        load_file(folder / "model.safetensors") for folder in (whole, run)
     )
     for name, value in exact.items():
         if name.endswith("_base"):

@@ -3,7 +3,7 @@
 import pytest
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.planning.machines import DEVICES, find_device, peak_tflops
+from ten_dist.planning.machines import DEVICES, MachineOptions, peak_tflops
 
 
 def test_peak_is_that_of_the_chip_meant():
@@ -12,10 +12,10 @@ def test_peak_is_that_of_the_chip_meant():
 
 
 def test_devices_are_found_by_name():
-    assert find_device("mi300x").memory_bytes == 192e9
+    assert MachineOptions(device="mi300x").kind.memory_bytes == 192e9
     # Peaks are dense: data sheets of these say 1,979 and 733 with sparsity.
-    assert find_device("h100").peak_flops < 1000e12
-    assert find_device("l40s").peak_flops < 400e12
+    assert DEVICES["h100"].peak_flops < 1000e12
+    assert DEVICES["l40s"].peak_flops < 400e12
     with pytest.raises(ConfigurationError, match="h100, .*mi325x, or give") as refused:
-        find_device("h100x")
+        _ = MachineOptions(device="h100x").kind
     assert all(name in str(refused.value) for name in DEVICES)

@@ -59,14 +59,14 @@ def profiled(config, autocast=False):
 )
 def test_operations_are_those_of_the_profiler(fields, autocast):
     config = TemporalEigenstateConfig(**SMALL, **fields)
-    operations = count_operations(TemporalEigenstateNetwork(config), SEQ_LEN)
+    operations = count_operations(config, SEQ_LEN)
     counted = operations.of_micro_batch(ROWS * SEQ_LEN)
     assert counted == pytest.approx(profiled(config, autocast), rel=0.005)
 
 
 def test_attention_counts_what_the_mask_leaves():
     config = TemporalEigenstateConfig(**SMALL, mixer="attention")
-    operations = count_operations(TemporalEigenstateNetwork(config), SEQ_LEN)
+    operations = count_operations(config, SEQ_LEN)
     counted = operations.of_micro_batch(ROWS * SEQ_LEN)
     # Plain products compute the half, too, that the mask then takes away.
     masked = config.n_layers * 12 * config.dim * (SEQ_LEN - 1) / 2 * ROWS * SEQ_LEN
@@ -78,8 +78,7 @@ def test_coarse_scales_cost_their_share():
     mixers = {}
     for scales in ((1,), (1, 2), (1, 2, 4)):
         config = TemporalEigenstateConfig(**SMALL, hten_scales=scales)
-        model = TemporalEigenstateNetwork(config)
-        with_mixer = count_operations(model, 128).per_token
+        with_mixer = count_operations(config, 128).per_token
         mlp = 2 * config.ffn_dim * config.dim * config.n_layers
         mixers[scales] = with_mixer - 6 * (mlp + config.vocab_size * config.dim)
     d, eigenstates = SMALL["dim"], SMALL["num_eigenstates"]
@@ -95,7 +94,7 @@ def test_large_presets_without_their_values(preset):
     assert set(PRESETS) >= {preset}
     with torch.device("meta"):
         model = TemporalEigenstateNetwork(config)
-    operations = count_operations(model, 2048)
+    operations = count_operations(config, 2048)
     # Fewer than 6 a parameter: coarse scales compute at their rate.
     assert 0.5 * 6 < operations.per_token / model.num_parameters() < 6
 

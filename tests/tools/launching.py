@@ -71,11 +71,15 @@ def train(arguments, ranks=2, expect=0, timeout=240, fault=None, deepspeed=False
     return run_to_end(command, environment, expect, timeout)
 
 
-def train_in_turn(trainings, ranks=2, timeout=240):
-    """Do trainings, given by their arguments, one after the other in the same ranks."""
+def train_in_turn(trainings, ranks=2, timeout=600, fault=None):
+    """Do trainings, given by their arguments, one after the other in the same ranks, which
+    start once; returns what was printed. `fault` is met by each of them."""
     arguments = [json.dumps([*map(str, training)]) for training in trainings]
+    environment = launch_environment()
+    if fault is not None:
+        environment["FAULT"] = fault
     command = train_command(arguments, ranks, "tests/tools/train_in_turn.py")
-    return run_to_end(command, launch_environment(), 0, timeout)
+    return run_to_end(command, environment, 0, timeout)
 
 
 def train_here(arguments):

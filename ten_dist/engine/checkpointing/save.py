@@ -34,7 +34,6 @@ from ten_dist.checkpoint import (
     FileRecord,
     RunState,
     TensorSlice,
-    sync,
     write_tensors,
 )
 from ten_dist.checkpoint.layout import (
@@ -47,7 +46,7 @@ from ten_dist.engine.checkpointing.host_copy import HostCopy
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
-from ten_dist.files import sync_folder, write_json, write_text
+from ten_dist.files import sync, write_json, write_text
 from ten_dist.run_folder import RunFolder
 
 Source = Callable[[Sequence[str]], Iterator[tuple[str, Tensor]]]
@@ -319,11 +318,11 @@ class CheckpointWriter:
 
     def _publish(self, partial: Path) -> None:
         final = partial.with_suffix("")
-        sync_folder(partial)
+        sync(partial)
         # A folder of this name is a damaged checkpoint that was passed over.
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
-        sync_folder(final.parent)
+        sync(final.parent)
         write_text(final.parent / "latest", final.name + "\n")
         training = self._run.training
         self._folder.delete_old_checkpoints(
