@@ -33,7 +33,13 @@ from data_prep.documents import Selection, read_documents
 from data_prep.left_out import LeftOut
 from data_prep.shard import main as prepare
 from data_prep.writer import ShardWriter
-from ten_dist.data import Manifest, ShardRecord, file_sha256, training_batches
+from ten_dist.data import (
+    BatchShape,
+    Manifest,
+    ShardRecord,
+    file_sha256,
+    training_batches,
+)
 from ten_dist.data.tokenizer import byte_tokenizer
 
 VOCAB_SIZE = 4096
@@ -256,12 +262,8 @@ def measure_read(report: Report, folder: Path) -> None:
         def epoch() -> None:
             batches = training_batches(
                 manifest,
-                seq_len=ROW_TOKENS,
+                BatchShape(ROW_TOKENS, ROWS),
                 seed=0,
-                global_batch_size=ROWS,
-                micro_batch_size=ROWS,
-                rank=0,
-                world_size=1,
                 last_step=steps,
                 num_workers=workers,
             )

@@ -56,7 +56,7 @@ def random_batches(run: ResolvedRun, seed: int) -> Iterator[TokenBatch]:
             (size, run.schedule.seq_len + 1),
             generator=generator,
         )
-        yield TokenBatch(step, 0, zeros, zeros, zeros, tokens, tokens[:, 1:])
+        yield TokenBatch(step, 0, zeros, zeros, zeros, tokens.numpy())
 
 
 def prepared_engine(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ten_dist.config.model import IGNORED_TARGET
-from ten_dist.data import Manifest, evaluation_batches, training_batches
+from ten_dist.data import BatchShape, Manifest, evaluation_batches, training_batches
 
 Batch = tuple[Tensor, Tensor]
 
@@ -95,12 +95,8 @@ class TokenShards:
         """The rows that `ten-dist train` reads with this seed."""
         for batch in training_batches(
             self._train,
-            seq_len=self.context,
+            BatchShape(self.context, rows),
             seed=seed,
-            global_batch_size=rows,
-            micro_batch_size=rows,
-            rank=0,
-            world_size=1,
             last_step=steps,
             num_workers=0,
         ):
@@ -125,10 +121,7 @@ class TokenShards:
         rows = min(self._held_out.rows(length), self.HELD_OUT_TOKENS // length)
         for batch in evaluation_batches(
             self._held_out,
-            seq_len=length,
-            micro_batch_size=max(1, 8192 // length),
-            rank=0,
-            world_size=1,
+            BatchShape(length, max(1, 8192 // length)),
             max_rows=rows,
         ):
             yield batch.inputs, batch.targets

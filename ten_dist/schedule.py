@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from ten_dist.config.training import TrainingConfig
-from ten_dist.data import Manifest, Mixture, accumulation_steps
+from ten_dist.data import BatchShape, Manifest, Mixture, accumulation_steps
 from ten_dist.errors import ConfigurationError
 
 LARGEST_DEFAULT_MICRO_BATCH = 8
@@ -33,6 +33,16 @@ class Schedule:
     def tokens_per_step(self) -> int:
         """Target tokens of one optimizer step."""
         return self.global_batch_size * self.seq_len
+
+    def batch_shape(self, rank: int) -> BatchShape:
+        """Rows of a step as one rank reads them."""
+        return BatchShape(
+            self.seq_len,
+            self.micro_batch_size,
+            rank,
+            self.world_size,
+            self.accumulation_steps,
+        )
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, 0-based.

@@ -24,6 +24,7 @@ from ten_dist.config.options import at_least, metavar
 from ten_dist.config.training import CacheOptions
 from ten_dist.console import say
 from ten_dist.data import (
+    BatchShape,
     Manifest,
     RemoteAccess,
     TokenBatch,
@@ -83,10 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = TrainedModel.load(folder)
     batches = evaluation_batches(
         manifest,
-        seq_len=seq_len,
-        micro_batch_size=options.batch_size,
-        rank=0,
-        world_size=1,
+        BatchShape(seq_len, options.batch_size),
         max_rows=options.max_rows,
     )
     counts = np.zeros(manifest.vocab_size, dtype=np.int64)

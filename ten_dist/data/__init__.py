@@ -4,10 +4,10 @@ from ten_dist.data.cache import ShardCache
 from ten_dist.data.manifest import Manifest, ShardRecord
 from ten_dist.data.mixture import Mixture, parse_mixture
 from ten_dist.data.order import (
+    BatchShape,
     RowOrder,
     accumulation_steps,
     batch_of_step,
-    micro_batch_positions,
 )
 from ten_dist.data.remote import RemoteAccess
 from ten_dist.data.shards import TokenReader
@@ -18,6 +18,7 @@ from ten_dist.data.unigram import token_counts, unigram_loss
 from ten_dist.data.verify import verify_shards
 
 __all__ = [
+    "BatchShape",
     "Manifest",
     "Mixture",
     "RemoteAccess",
@@ -33,7 +34,6 @@ __all__ = [
     "file_sha256",
     "held_out_set",
     "is_url",
-    "micro_batch_positions",
     "parse_mixture",
     "read_tokenizer",
     "token_counts",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -160,23 +161,39 @@ def accumulation_steps(
     return steps
 
 
-def micro_batch_positions(
-    step: int,
-    micro_step: int,
-    *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-) -> tuple[int, int]:
-    """Positions (start, stop) of the micro-batch a rank takes at ``micro_step`` of a step.
+@dataclass(frozen=True)
+class BatchShape:
+    """The rows of a step, and which of them one rank reads.
 
-    A global batch is the same consecutive positions whatever the number of ranks, the
-    micro-batch size and the accumulation: they only cut it up.
+    A step has ``accumulation_steps`` x ``world_size`` x ``micro_batch_size`` rows of
+    ``seq_len`` inputs, at consecutive positions: the shape only cuts them up.
+
+    Raises:
+        ConfigurationError: a size is not positive, or there is no such rank.
     """
-    start = step * global_batch_size
-    start += (micro_step * world_size + rank) * micro_batch_size
-    return start, start + micro_batch_size
+
+    seq_len: int
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"--{name} must be at least 1, not {getattr(self, name)}"
+                )
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigurationError(
+                f"rank {self.rank} is not one of {self.world_size} ranks"
+            )
+
+    def positions(self, number: int) -> tuple[int, int]:
+        """Positions (start, stop) of micro-batch ``number`` of this rank, counted from
+        the first step on."""
+        start = (number * self.world_size + self.rank) * self.micro_batch_size
+        return start, start + self.micro_batch_size
 
 
 def batch_of_step(step: int, excluded: Iterable[int]) -> int:

@@ -124,13 +124,8 @@ def _batches(
     if data is not None:
         for batch in training_batches(
             data,
-            seq_len=schedule.seq_len,
+            schedule.batch_shape(ranks.rank),
             seed=training.seed,
-            global_batch_size=schedule.global_batch_size,
-            micro_batch_size=1,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            first_step=0,
             last_step=1,
             num_workers=0,
         ):

@@ -158,12 +158,8 @@ class Trainer:
         return readable(
             training_batches(
                 self._run.data,
-                seq_len=schedule.seq_len,
+                schedule.batch_shape(self._ranks.rank),
                 seed=training.seed,
-                global_batch_size=schedule.global_batch_size,
-                micro_batch_size=schedule.micro_batch_size,
-                rank=self._ranks.rank,
-                world_size=self._ranks.world_size,
                 first_step=self._done,
                 last_step=schedule.steps,
                 num_workers=training.num_workers,

@@ -67,13 +67,9 @@ class Validation:
         }
 
     def _evaluate(self, held_out: Manifest, step: int) -> Evaluation:
-        schedule = self._run.schedule
         batches = evaluation_batches(
             held_out,
-            seq_len=schedule.seq_len,
-            micro_batch_size=schedule.micro_batch_size,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
+            self._run.schedule.batch_shape(self._ranks.rank),
             max_rows=self._run.training.eval_rows or None,
         )
         return evaluate(

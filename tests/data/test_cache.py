@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ten_dist.data import (
+    BatchShape,
     Manifest,
     RemoteAccess,
     ShardCache,
@@ -246,11 +247,10 @@ def test_what_a_killed_process_left_is_cleaned_up(token_set, server, tmp_path):
 
 def test_workers_share_the_cache(server, tmp_path):
     manifest = remote_set(server, tmp_path)
-    options = {"seq_len": 100, "seed": 1, "global_batch_size": 4, "rank": 0}
-    options |= {"micro_batch_size": 4, "world_size": 1, "last_step": 40}
-    inline = [b.tokens.tolist() for b in training_batches(manifest, **options)]
+    shape, options = BatchShape(100, 4), {"seed": 1, "last_step": 40}
+    inline = [b.tokens.tolist() for b in training_batches(manifest, shape, **options)]
     fetched = server.gets(".tar")
     assert fetched == SHARDS
-    forked = training_batches(manifest, **options, num_workers=3)
+    forked = training_batches(manifest, shape, **options, num_workers=3)
     assert [b.tokens.tolist() for b in forked] == inline
     assert server.gets(".tar") == fetched

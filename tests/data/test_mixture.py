@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ten_dist.data import (
+    BatchShape,
     Mixture,
     RowOrder,
     TokenReader,
@@ -116,12 +117,8 @@ def test_batches_hold_the_rows_of_their_sources(token_sets, world, micro, worker
     ranks = [
         training_batches(
             mixed,
-            seq_len=50,
+            BatchShape(50, micro, rank, world, 12 // micro // world),
             seed=3,
-            global_batch_size=12,
-            micro_batch_size=micro,
-            rank=rank,
-            world_size=world,
             first_step=5,
             last_step=9,
             num_workers=workers,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ten_dist.data import RowOrder, accumulation_steps, micro_batch_positions
+from ten_dist.data import BatchShape, RowOrder, accumulation_steps
 from ten_dist.errors import ConfigurationError, DataError
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=25)
@@ -147,15 +147,8 @@ def test_micro_batches_of_all_ranks_make_up_the_global_batch(micro, world):
     positions = []
     for micro_step in range(accumulation):
         for rank in range(world):
-            start, stop = micro_batch_positions(
-                5,
-                micro_step,
-                global_batch_size=24,
-                micro_batch_size=micro,
-                rank=rank,
-                world_size=world,
-            )
-            positions += range(start, stop)
+            shape = BatchShape(100, micro, rank, world, accumulation)
+            positions += range(*shape.positions(5 * accumulation + micro_step))
     assert positions == list(range(5 * 24, 6 * 24))
 
 

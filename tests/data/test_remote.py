@@ -13,6 +13,7 @@ import pytest
 
 from ten_dist.cli import main
 from ten_dist.data import (
+    BatchShape,
     Manifest,
     RemoteAccess,
     RowOrder,
@@ -27,6 +28,7 @@ from ten_dist.errors import DataError
 from tests.tools.serving import FaultyServer
 
 pytest.importorskip("aiohttp", reason="aiohttp of the extra `remote` is not installed")
+SHAPE = BatchShape(1000, 4, 1, 2)
 ACCESS = RemoteAccess(timeout_seconds=20, attempts=4, first_wait_seconds=0.01)
 IMPATIENT = dataclasses.replace(ACCESS, timeout_seconds=1)
 SIZES = (900, 1500, 3, 2000, 1000, 700, 71000, 1300, 2500, 4000, 50, 800)
@@ -47,20 +49,11 @@ def server(token_set, monkeypatch):
         yield server
 
 
-def batches_of(manifest, **changes):
-    options = {
-        "seq_len": 1000,
-        "seed": 5,
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "rank": 1,
-        "world_size": 2,
-        "last_step": 15,
-        "num_workers": 0,
-    }
+def batches_of(manifest, shape=SHAPE, **changes):
+    options = {"seed": 5, "last_step": 15, "num_workers": 0}
     return [
         (b.step, b.micro_step, b.epochs.tolist(), b.rows.tolist(), b.tokens.tolist())
-        for b in training_batches(manifest, **{**options, **changes})
+        for b in training_batches(manifest, shape, **{**options, **changes})
     ]
 
 
@@ -82,15 +75,14 @@ def test_after_the_first_epoch_each_shard_is_fetched_once_an_epoch(
     shards = 40
     local, _ = write_set(tmp_path, *[2050 + n for n in range(shards)])
     steps = local.rows(100) // 8
-    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    shape = BatchShape(100, 8)
     fetched = []
     for epochs in (1, 3):
         with FaultyServer(tmp_path) as server:
             batches = training_batches(
                 Manifest.load(server.url, ACCESS),
-                **options,
+                shape,
                 seed=5,
-                global_batch_size=8,
                 last_step=epochs * steps,
                 num_workers=0,
             )
@@ -100,7 +92,7 @@ def test_after_the_first_epoch_each_shard_is_fetched_once_an_epoch(
     assert shards <= fetched[0] < 1.8 * shards + 8
     # One more at most: of the batch in which two epochs meet.
     assert fetched[1] < 1.8 * shards + 2 * (shards + 1) + 8
-    expected = batches_of(local, **options, last_step=3 * steps)
+    expected = batches_of(local, shape, last_step=3 * steps)
     assert tokens == [batch[-1] for batch in expected]
 
 
@@ -110,7 +102,7 @@ def test_the_next_shards_are_fetched_while_those_of_now_are_read(
     """Twice eight are there before the rows of the first eight are through."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     local, _ = write_set(tmp_path, *[2050] * 40)
-    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    shape = BatchShape(100, 8)
     steps = local.rows(100) // 8
     order = RowOrder(local, 100, 5)
     order.rows(0, 1)
@@ -120,9 +112,8 @@ def test_the_next_shards_are_fetched_while_those_of_now_are_read(
         remote = Manifest.load(server.url, ACCESS)
         batches = training_batches(
             remote,
-            **options,
+            shape,
             seed=5,
-            global_batch_size=8,
             last_step=steps,
             num_workers=0,
         )
@@ -132,7 +123,7 @@ def test_the_next_shards_are_fetched_while_those_of_now_are_read(
             assert time.monotonic() < deadline, server.requests
             time.sleep(0.01)
         read += [batch.tokens.tolist() for batch in batches]
-    assert read == [b[-1] for b in batches_of(local, **options, last_step=steps)]
+    assert read == [b[-1] for b in batches_of(local, shape, last_step=steps)]
 
 
 def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
@@ -140,7 +131,7 @@ def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
 ):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     local, _ = write_set(tmp_path, *[2050] * 40)
-    options = {"seq_len": 100, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    shape = BatchShape(100, 8)
     order = RowOrder(local, 100, 5)
     order.rows(0, 1)
     name = local.shards[order.shards_ahead()[-1]].name
@@ -151,9 +142,8 @@ def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
         steps = local.rows(100) // 8
         batches = training_batches(
             remote,
-            **options,
+            shape,
             seed=5,
-            global_batch_size=8,
             last_step=steps,
             num_workers=0,
         )
@@ -163,16 +153,18 @@ def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         read += [batch.tokens.tolist() for batch in batches]
-    assert read == [b[-1] for b in batches_of(local, **options, last_step=steps)]
+    assert read == [b[-1] for b in batches_of(local, shape, last_step=steps)]
     assert f"{name}: HTTP status 500" in capfd.readouterr().err
 
 
 def test_evaluation_and_token_counts_are_those_of_the_folder(token_set, server):
     local = token_set[0]
     remote = Manifest.load(server.url, ACCESS)
-    options = {"seq_len": 1000, "micro_batch_size": 4, "rank": 0, "world_size": 1}
     read = [
-        [batch.tokens.tolist() for batch in evaluation_batches(manifest, **options)]
+        [
+            batch.tokens.tolist()
+            for batch in evaluation_batches(manifest, BatchShape(1000, 4))
+        ]
         for manifest in (remote, local)
     ]
     assert read[0] == read[1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ten_dist.data import (
+    BatchShape,
     Manifest,
     RemoteAccess,
     ShardCache,
@@ -78,14 +79,13 @@ def test_batches_are_those_of_the_folder(token_set, workers):
     local, remote = token_set[0], Manifest.load(URL + "/", ACCESS)
     assert str(remote.shard_path(1)) == f"{URL}/shard-00001.tar"
     verify_shards(remote)
-    options = {"seq_len": 500, "seed": 3, "global_batch_size": 8, "rank": 0}
-    options |= {"micro_batch_size": 4, "world_size": 2, "last_step": 12}
+    shape, options = BatchShape(500, 4, 0, 2), {"seed": 3, "last_step": 12}
     read = [
-        [batch.tokens.tolist() for batch in training_batches(*arguments, **options)]
-        for arguments in ((remote,), (local,))
+        [batch.tokens.tolist() for batch in training_batches(data, shape, **options)]
+        for data in (remote, local)
     ]
     assert read[0] == read[1]
-    forked = training_batches(remote, **options, num_workers=workers)
+    forked = training_batches(remote, shape, **options, num_workers=workers)
     assert [batch.tokens.tolist() for batch in forked] == read[1]
 
 

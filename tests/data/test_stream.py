@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ten_dist.data import RowOrder, evaluation_batches, training_batches
+from ten_dist.data import BatchShape, RowOrder, evaluation_batches, training_batches
 from ten_dist.errors import ConfigurationError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,17 +29,13 @@ def token_set(tmp_path_factory, write_set):
     return write_set(tmp_path_factory.mktemp("tokens"), *sizes)
 
 
-def options(**changes):
-    values = {
-        "seq_len": 1000,
-        "seed": 5,
-        "global_batch_size": 8,
-        "micro_batch_size": 8,
-        "rank": 0,
-        "world_size": 1,
-        "num_workers": 0,
-    }
-    return {**values, **changes}
+def batches_of(
+    manifest, *, rows=8, seq_len=1000, micro=None, rank=0, world=1, seed=5, **options
+):
+    """Training batches of steps of ``rows`` rows, read in this process by default."""
+    micro = micro or rows // world
+    shape = BatchShape(seq_len, micro, rank, world, rows // micro // world)
+    return training_batches(manifest, shape, seed=seed, **{"num_workers": 0, **options})
 
 
 def as_lists(batches):
@@ -55,9 +51,7 @@ def test_rows_are_the_right_pieces_of_the_stream(token_set):
     order = RowOrder(manifest, 1000, 5)
     steps = 2 * order.rows_per_epoch // 8
     seen = []
-    for step, batch in enumerate(
-        training_batches(manifest, **options(last_step=steps))
-    ):
+    for step, batch in enumerate(batches_of(manifest, last_step=steps)):
         assert (batch.step, batch.micro_step) == (step, 0)
         assert batch.tokens.dtype == torch.int64 and batch.tokens.shape == (8, 1001)
         expected = [tokens[r * 1000 : r * 1000 + 1001] for r in batch.rows]
@@ -75,7 +69,7 @@ def test_a_batch_straddles_epochs_and_drops_no_row(token_set):
     manifest, _ = token_set
     count = manifest.rows(1000)
     assert count % 8
-    batches = list(training_batches(manifest, **options(last_step=count // 8 + 1)))
+    batches = list(batches_of(manifest, last_step=count // 8 + 1))
     assert set(batches[-1].epochs.tolist()) == {0, 1}
     first_epoch = [
         row
@@ -91,16 +85,9 @@ def test_global_batches_are_the_same_for_any_world_and_micro_batch(
     token_set, micro, world
 ):
     manifest, _ = token_set
-    reference = list(training_batches(manifest, **options(last_step=15)))
+    reference = list(batches_of(manifest, last_step=15))
     ranks = [
-        list(
-            training_batches(
-                manifest,
-                **options(
-                    micro_batch_size=micro, world_size=world, rank=rank, last_step=15
-                ),
-            )
-        )
+        list(batches_of(manifest, micro=micro, world=world, rank=rank, last_step=15))
         for rank in range(world)
     ]
     accumulation = 8 // micro // world
@@ -123,8 +110,8 @@ def layouts(draw, global_batch):
     share = global_batch // world
     micro = draw(st.sampled_from([n for n in range(1, share + 1) if share % n == 0]))
     return {
-        "world_size": world,
-        "micro_batch_size": micro,
+        "world": world,
+        "micro": micro,
         "num_workers": draw(st.integers(0, 3)),
     }
 
@@ -143,18 +130,20 @@ def test_any_layout_reads_the_rows_of_the_order_from_any_step(token_set, data):
         ),
         strict=True,
     )
-    common = {"seq_len": seq_len, "seed": seed, "global_batch_size": global_batch}
+    common = {"seq_len": seq_len, "seed": seed, "rows": global_batch}
     layout = data.draw(layouts(global_batch))
     ranks = [
         list(
-            training_batches(
+            batches_of(
                 manifest,
-                **options(
-                    **common, **layout, rank=rank, first_step=first, last_step=last
-                ),
+                **common,
+                **layout,
+                rank=rank,
+                first_step=first,
+                last_step=last,
             )
         )
-        for rank in range(layout["world_size"])
+        for rank in range(layout["world"])
     ]
     found = []
     for turn in zip(*ranks, strict=True):
@@ -169,14 +158,12 @@ def test_any_layout_reads_the_rows_of_the_order_from_any_step(token_set, data):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_change_nothing(token_set, workers):
     manifest, _ = token_set
-    changes = {"micro_batch_size": 2, "world_size": 2, "rank": 1, "first_step": 3}
-    inline = as_lists(training_batches(manifest, **options(**changes, last_step=8)))
+    changes = {"micro": 2, "world": 2, "rank": 1, "first_step": 3}
+    inline = as_lists(batches_of(manifest, **changes, last_step=8))
     assert len(inline) == 5 * 2
     changes["num_workers"] = workers
-    assert inline == as_lists(
-        training_batches(manifest, **options(**changes, last_step=8))
-    )
-    endless = training_batches(manifest, **options(**changes))
+    assert inline == as_lists(batches_of(manifest, **changes, last_step=8))
+    endless = batches_of(manifest, **changes)
     assert inline == as_lists(itertools.islice(endless, 10))
     endless.close()
 
@@ -184,8 +171,8 @@ def test_workers_change_nothing(token_set, workers):
 @pytest.mark.parametrize("first", [1, 10, 11, 25])
 def test_a_run_resumed_at_any_step_reads_on(token_set, first):
     manifest, _ = token_set
-    whole = as_lists(training_batches(manifest, **options(last_step=30)))
-    resumed = training_batches(manifest, **options(first_step=first, last_step=30))
+    whole = as_lists(batches_of(manifest, last_step=30))
+    resumed = batches_of(manifest, first_step=first, last_step=30)
     assert as_lists(resumed) == whole[first:]
 
 
@@ -193,7 +180,7 @@ def test_a_run_resumed_at_any_step_reads_on(token_set, first):
 def test_damage_found_while_training_is_one_clear_line(tmp_path, write_set, workers):
     manifest, _ = write_set(tmp_path, 3000, 3000)
     (tmp_path / "shard-00001.tar").unlink()
-    batches = training_batches(manifest, **options(seq_len=100, num_workers=workers))
+    batches = batches_of(manifest, seq_len=100, num_workers=workers)
     with pytest.raises(DataError) as caught:
         list(itertools.islice(batches, 10))
     message = str(caught.value)
@@ -202,12 +189,12 @@ def test_damage_found_while_training_is_one_clear_line(tmp_path, write_set, work
 
 def test_what_does_not_fit_is_refused_at_the_call(token_set):
     manifest, _ = token_set
-    with pytest.raises(ConfigurationError, match="--global_batch_size"):
-        training_batches(manifest, **options(micro_batch_size=3))
+    with pytest.raises(ConfigurationError, match="--accumulation_steps"):
+        batches_of(manifest, micro=9)
     with pytest.raises(DataError, match="--seq_len"):
-        training_batches(manifest, **options(seq_len=10**6))
+        batches_of(manifest, seq_len=10**6)
     with pytest.raises(ConfigurationError, match="rank"):
-        training_batches(manifest, **options(rank=1))
+        batches_of(manifest, rank=1)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -216,16 +203,7 @@ def test_evaluation_reads_each_row_once_in_equal_batches(token_set, world, max_r
     manifest, tokens = token_set
     total = max_rows or manifest.rows(1000)
     ranks = [
-        list(
-            evaluation_batches(
-                manifest,
-                seq_len=1000,
-                micro_batch_size=4,
-                rank=rank,
-                world_size=world,
-                max_rows=max_rows,
-            )
-        )
+        list(evaluation_batches(manifest, BatchShape(1000, 4, rank, world), max_rows))
         for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -252,10 +230,9 @@ ENDS = """
 import signal, sys
 # A test suite that runs in the background has its children ignore interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from ten_dist.data import Manifest, training_batches
+from ten_dist.data import BatchShape, Manifest, training_batches
 batches = training_batches(
-    Manifest.load(sys.argv[1]), seq_len=100, seed=1, global_batch_size=4,
-    micro_batch_size=4, rank=0, world_size=1, num_workers=2,
+    Manifest.load(sys.argv[1]), BatchShape(100, 4), seed=1, num_workers=2
 )
 next(batches), next(batches)
 """
@@ -316,7 +293,7 @@ def test_workers_end_with_an_interrupted_or_killed_program(tmp_path, write_set):
 
 def test_a_worker_that_dies_is_reported(token_set):
     manifest, _ = token_set
-    batches = training_batches(manifest, **options(num_workers=1))
+    batches = batches_of(manifest, num_workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
     worker.kill()
