@@ -70,7 +70,7 @@ def measure_prepare(report: Report, folder: Path) -> None:
     tokenizer_file = first / "tokenizer.json"
     texts = [
         "".join(document.pieces())
-        for segment in list_python_stdlib()
+        for segment in list_python_stdlib((), None, LeftOut())
         for document in read_documents(
             segment, Selection("text"), LeftOut(), lambda _: None
         )
@@ -151,7 +151,7 @@ def random_text(blocks: int) -> Iterator[bytes]:
 
 def source_text(blocks: int) -> Iterator[bytes]:
     """The standard library over and over, in blocks of :data:`BLOCK_BYTES` of ASCII."""
-    segments = itertools.cycle(list_python_stdlib())
+    segments = itertools.cycle(list_python_stdlib((), None, LeftOut()))
     text = b""
     for _ in range(blocks):
         while len(text) < BLOCK_BYTES:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.contents import look_inside, not_text
 from data_prep.formats import parquet_row_groups
-from data_prep.left_out import LeftOut
+from data_prep.left_out import LeftOut, Unusable
 from data_prep.segment import Segment
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
@@ -48,11 +51,11 @@ STDLIB_EXCLUDE = ("site-packages", "dist-packages", "__pycache__")
 
 def list_corpus(
     inputs: Sequence[str],
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    output: str | None = None,
-    text_field: str = "text",
-    left_out: LeftOut | None = None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    output: str | None,
+    text_field: str,
+    left_out: LeftOut,
 ) -> list[Segment]:
     """The segments of files and folders, in the order in which they become tokens.
 
@@ -63,11 +66,9 @@ def list_corpus(
     to ``left_out``.
 
     Raises:
-        ConfigurationError: an input is missing or cannot be read, an ``include``
-            pattern matches nothing that is not excluded, nothing is left, a Parquet file
-            has no column ``text_field`` of text, or a library is not installed.
+        ConfigurationError: an input is missing or cannot be read, an ``include`` pattern
+            matches nothing that is not excluded; or as :func:`list_files`.
     """
-    left_out = LeftOut() if left_out is None else left_out
     unmatched = set(include)
     skipped_folder = os.path.realpath(output) if output else None
     alone = {os.path.realpath(name) for name in inputs if os.path.isfile(name)}
@@ -77,11 +78,11 @@ def list_corpus(
         for relative, path in _files(name, exclude, skipped_folder, left_out):
             matched = [pattern for pattern in include if _matches(relative, pattern)]
             unmatched.difference_update(matched)
+            real_path = os.path.realpath(path)
             if named or (matched if include else _is_taken(relative)):
-                file = found.setdefault(os.path.realpath(path), (relative, path))
-                if file != (relative, path):
+                if found.setdefault(real_path, (relative, path)) != (relative, path):
                     left_out.add_file("repeated", relative)
-            elif not alone or os.path.realpath(path) not in alone:
+            elif real_path not in alone:
                 reason = "not_included" if include else "unknown_name"
                 left_out.add_file(reason, relative)
     if unmatched:
@@ -108,7 +109,21 @@ def list_files(
             ``text_field`` of text, a library is not installed, or no file has anything
             to read.
     """
-    segments = _segments(files, text_field, left_out)
+    segments: list[Segment] = []
+    uses: Counter[str] = Counter()
+    for relative, path in files:
+        # Two inputs can hold files of one name: the second is called name#2.
+        uses[relative] += 1
+        identity = relative if uses[relative] == 1 else f"{relative}#{uses[relative]}"
+        if not os.access(path, os.R_OK):
+            raise ConfigurationError(
+                f"cannot read {printable(path)}: permission denied"
+            )
+        found = _segments(relative, identity, path, text_field)
+        if isinstance(found, Unusable):
+            left_out.add_file(found.reason, identity, found.note)
+        else:
+            segments += found
     if not segments:
         reasons = "; ".join(left_out.lines()) or "there are no files"
         raise ConfigurationError(f"no text was found in {printable(source)}: {reasons}")
@@ -116,21 +131,16 @@ def list_files(
 
 
 def list_python_stdlib(
-    exclude: Sequence[str] = (),
-    output: str | None = None,
-    left_out: LeftOut | None = None,
+    exclude: Sequence[str], output: str | None, left_out: LeftOut
 ) -> list[Segment]:
-    """The segments of the standard library sources of the running Python.
+    """The segments of the library sources of the running Python; as :func:`list_corpus`.
 
     Raises:
         ConfigurationError: this Python has no library sources.
     """
     folder = sysconfig.get_path("stdlib")
-    left_out = LeftOut() if left_out is None else left_out
     patterns = (*STDLIB_EXCLUDE, *exclude)
-    segments = list_corpus(
-        [folder], STDLIB_INCLUDE, patterns, output, left_out=left_out
-    )
+    segments = list_corpus([folder], STDLIB_INCLUDE, patterns, output, "text", left_out)
     # Whatever is no source of the library was never part of this corpus.
     for reason in ("not_included", "excluded", "linked_folder"):
         left_out.forget(reason)
@@ -139,14 +149,12 @@ def list_python_stdlib(
 
 def listing_digest(segments: Sequence[Segment]) -> str:
     """sha256, in hex, of what the segments are called and how large they are."""
-    digest = hashlib.sha256()
-    for segment in segments:
-        # Plain text and JSONL are told apart as they were before there were others.
-        plain = segment.format in ("text", "jsonl")
-        kind = segment.format == "jsonl" if plain else segment.format
-        line = [segment.identity, segment.start, segment.stop, kind]
-        digest.update(json.dumps(line).encode() + b"\n")
-    return digest.hexdigest()
+    # Plain text and JSONL are told apart as they were before there were other formats.
+    kinds = {"text": False, "jsonl": True}
+    return _digest_of(
+        [part.identity, part.start, part.stop, kinds.get(part.format, part.format)]
+        for part in segments
+    )
 
 
 def files_digest(segments: Sequence[Segment]) -> str:
@@ -155,11 +163,17 @@ def files_digest(segments: Sequence[Segment]) -> str:
     It tells a corpus that was edited between two starts of a preparation, which the
     names and sizes of its files may not show.
     """
-    digest = hashlib.sha256()
     names = {segment.path: segment.identity for segment in reversed(segments)}
-    for path, name in sorted(names.items(), key=lambda item: item[1]):
-        line = [name, os.stat(path).st_mtime_ns]
-        digest.update(json.dumps(line).encode() + b"\n")
+    return _digest_of(
+        [name, os.stat(path).st_mtime_ns]
+        for path, name in sorted(names.items(), key=lambda item: item[1])
+    )
+
+
+def _digest_of(records: Iterable[list[Any]]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -206,24 +220,22 @@ def _files(
     for folder, folders, files in os.walk(name, onerror=refuse):
         below = Path(os.path.relpath(folder, name)).as_posix()
         prefix = "" if below == "." else f"{below}/"
-        entered = []
+        entered: list[str] = []
         for entry in sorted(folders):
             path = os.path.join(folder, entry)
             if os.path.realpath(path) == skipped_folder:
                 continue
-            reason = _folder_left_out(path, entry, exclude)
-            if reason is None:
-                entered.append(entry)
+            if why := _folder_left_out(path, entry, exclude):
+                left_out.add_file(why, f"{prefix}{entry}/")
             else:
-                left_out.add_file(reason, f"{prefix}{entry}/")
+                entered.append(entry)
         folders[:] = entered
         for entry in sorted(files):
             path, relative = os.path.join(folder, entry), prefix + entry
-            reason = _file_left_out(path, relative, exclude)
-            if reason is None:
-                yield relative, path
+            if why := _file_left_out(path, relative, exclude):
+                left_out.add_file(why, relative)
             else:
-                left_out.add_file(reason, relative)
+                yield relative, path
 
 
 def _folder_left_out(path: str, name: str, exclude: Sequence[str]) -> str | None:
@@ -256,67 +268,31 @@ def _matches(relative: str, pattern: str) -> bool:
 
 
 def _segments(
-    files: Iterable[tuple[str, str]], text_field: str, left_out: LeftOut
-) -> list[Segment]:
-    segments = []
-    uses: dict[str, int] = {}
-    for relative, path in files:
-        # Two inputs can hold files of one name: the second is called name#2.
-        uses[relative] = uses.get(relative, 0) + 1
-        identity = relative if uses[relative] == 1 else f"{relative}#{uses[relative]}"
-        if not os.access(path, os.R_OK):
-            raise ConfigurationError(
-                f"cannot read {printable(path)}: permission denied"
-            )
-        size = os.path.getsize(path)
-        if PARQUET_NAME.fullmatch(relative):
-            found = _parquet_segments(identity, path, size, text_field)
-        elif match := JSON_NAME.fullmatch(relative):
-            may_be_a_value = match[1].lower() == "json"
-            field = text_field if may_be_a_value else None
-            found = _json_segments(identity, path, size, field, left_out)
-        else:
-            found = _text_segments(identity, path, size)
-        if found == []:
-            left_out.add_file("empty", identity)
-        segments += found or []
-    return segments
-
-
-def _text_segments(identity: str, path: str, size: int) -> list[Segment]:
-    if size and identity.lower().endswith((".zst", ".zstd")):
-        # It may need a library that is not installed.
-        look_inside(path, size, None)
-    return [Segment(identity, path, 0, size, "text")] if size else []
-
-
-def _parquet_segments(
-    identity: str, path: str, size: int, text_field: str
-) -> list[Segment]:
-    segments, start = [], 0
-    for group, column in enumerate(
-        parquet_row_groups(path, text_field) if size else []
-    ):
-        named = f"{identity}@{group}"
-        segments.append(Segment(named, path, start, start + column, "parquet", group))
-        start += column
-    return segments
-
-
-def _json_segments(
-    identity: str, path: str, size: int, field: str | None, left_out: LeftOut
-) -> list[Segment] | None:
-    """Those of JSON Lines; None if the file is something else, which is counted.
-
-    ``field`` is what the first line must have to be taken for one of JSON Lines.
-    """
+    relative: str, identity: str, path: str, text_field: str
+) -> list[Segment] | Unusable:
+    size = os.path.getsize(path)
+    if not size:
+        return Unusable("empty")
+    if PARQUET_NAME.fullmatch(relative):
+        columns = parquet_row_groups(path, text_field)
+        ends = itertools.accumulate(columns)
+        return [
+            Segment(f"{identity}@{group}", path, end - column, end, "parquet", group)
+            for group, (column, end) in enumerate(zip(columns, ends))
+        ] or Unusable("empty")
+    match = JSON_NAME.fullmatch(relative)
+    if match is None:
+        if relative.lower().endswith((".zst", ".zstd")):
+            # It may need a library that is not installed.
+            look_inside(path, size, None)
+        return [Segment(identity, path, 0, size, "text")]
+    # A file in .json may be a single value.
+    field = text_field if match[1].lower() == "json" else None
     beginning = look_inside(path, size, field)
     if kind := not_text(beginning.head):
-        return left_out.add_file("not_utf8", identity, kind)
-    if not (beginning.head or beginning.damaged):
-        return []
-    if not (beginning.is_lines or beginning.damaged):
-        return left_out.add_file("json", identity)
+        return Unusable("not_utf8", kind)
+    if not beginning.damaged and not (beginning.head and beginning.is_lines):
+        return Unusable("json" if beginning.head else "empty")
     if beginning.compression is not None:
         return [Segment(identity, path, 0, size, f"jsonl.{beginning.compression}")]
     return [

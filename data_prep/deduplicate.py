@@ -6,16 +6,15 @@ preparation; rank 0 joins them, in the corpus's order, and says which to leave o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
-from data_prep.documents import Selection, unit_documents
+from data_prep.documents import unit_documents
 from data_prep.journal import Journal
 from data_prep.left_out import LeftOut
-from data_prep.progress import work_with_bar
-from data_prep.ranks import Ranks, Tick, assign_units
-from data_prep.segment import Segment
+from data_prep.plan import CorpusPlan
+from data_prep.ranks import Ranks, Tick, work_on_units
 
 HASH_BYTES = 16
 PEAK_BYTES = 24
@@ -23,12 +22,7 @@ PEAK_BYTES = 24
 _BUCKETS = 16
 
 
-def mark_duplicates(
-    ranks: Ranks,
-    units: Sequence[Sequence[Segment]],
-    selection: Selection,
-    journal: Journal,
-) -> None:
+def mark_duplicates(ranks: Ranks, plan: CorpusPlan, journal: Journal) -> None:
     """Record for every unit which of its documents are copies of earlier ones.
 
     Every rank must call it. What an earlier start recorded is not done again.
@@ -37,27 +31,39 @@ def mark_duplicates(
         ConfigurationError: on every rank, where one found a malformed line.
         FileError: on every rank, where one could not read or write a file.
     """
-    missing = ranks.from_root(lambda: _missing(journal, len(units)))
+    units = range(len(plan.units))
+
+    def lacking(name: str) -> list[int]:
+        return [unit for unit in units if journal.array(name, unit) is None]
+
+    missing = ranks.from_root(
+        lambda: lacking("hashes") if lacking("duplicates") else None
+    )
     if missing is None:
         return
-    sizes = [sum(segment.bytes for segment in unit) for unit in units]
-    share = assign_units([sizes[unit] for unit in missing], ranks.size)[ranks.rank]
 
-    def job(tick: Tick) -> None:
-        for unit in (missing[index] for index in share):
-            journal.keep_array("hashes", unit, _hashes(units[unit], selection, tick))
+    def keep_hashes(unit: int, tick: Tick) -> None:
+        joined = bytearray()
+        for document in unit_documents(
+            plan.units[unit], plan.selection, LeftOut(), None, tick
+        ):
+            joined += document.digest(HASH_BYTES)
+        hashes = np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
+        journal.keep_array("hashes", unit, hashes)
 
-    rest = sum(sizes[unit] for unit in missing)
-    work_with_bar(ranks, job, "comparing", sum(sizes), sum(sizes) - rest)
+    work_on_units(ranks, keep_hashes, "comparing", plan.sizes, missing)
+
+    def hashes_of(unit: int) -> np.ndarray:
+        return cast(np.ndarray, journal.array("hashes", unit))
 
     def mark() -> None:
-        hashes = _joined(journal, len(units))
-        start, copies = 0, find_duplicates(hashes)
-        for unit in range(len(units)):
-            count = len(journal.array("hashes", unit))
-            copied = np.flatnonzero(copies[start : start + count])
-            journal.keep_array("duplicates", unit, copied)
-            start += count
+        ends = np.cumsum([len(hashes_of(unit)) for unit in units])
+        joined = np.empty((ends[-1], 2), dtype=np.uint64)
+        for unit, end in zip(units, ends):
+            hashes = hashes_of(unit)
+            joined[end - len(hashes) : end] = hashes
+        for unit, copies in enumerate(np.split(find_duplicates(joined), ends[:-1])):
+            journal.keep_array("duplicates", unit, np.flatnonzero(copies))
 
     ranks.from_root(mark)
 
@@ -83,29 +89,3 @@ def find_duplicates(hashes: np.ndarray) -> np.ndarray:
         equal = (part[1:] == part[:-1]).all(axis=1)
         copies[rows[order[1:][equal]]] = True
     return copies
-
-
-def _hashes(
-    segments: Sequence[Segment], selection: Selection, tick: Tick
-) -> np.ndarray:
-    joined = bytearray()
-    for document in unit_documents(segments, selection, LeftOut(), None, tick):
-        joined += document.digest(HASH_BYTES)
-    return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
-
-
-def _missing(journal: Journal, units: int) -> list[int] | None:
-    """The units whose hashes are not there; None if all duplicates are marked."""
-    if all(journal.array("duplicates", unit) is not None for unit in range(units)):
-        return None
-    return [unit for unit in range(units) if journal.array("hashes", unit) is None]
-
-
-def _joined(journal: Journal, units: int) -> np.ndarray:
-    counts = [len(journal.array("hashes", unit)) for unit in range(units)]
-    joined = np.empty((sum(counts), 2), dtype=np.uint64)
-    start = 0
-    for unit, count in enumerate(counts):
-        joined[start : start + count] = journal.array("hashes", unit)
-        start += count
-    return joined

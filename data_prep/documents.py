@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Document:
     """A text in memory: ``bytes`` is its size in UTF-8, ``characters`` its length.
 
     A byte order mark at its beginning is no part of it. ``place`` says where it lies,
-    ``note`` what to tell the user about it, by a name of :data:`NOTES`.
+    ``note`` names, in :data:`NOTES`, what to tell the user about it.
     """
 
     place = Place("")
@@ -87,7 +88,7 @@ class LargeDocument(Document):
         self._advance = advance
         self.characters = 0
         self.blank = True
-        self._digests = {}
+        self._digests: dict[int, bytes] = {}
         for text in self._decoded(lambda _: advance(0)):
             self.characters += len(text)
             self.blank = self.blank and not text.strip()
@@ -109,7 +110,10 @@ class LargeDocument(Document):
         hashes = {size: hashlib.blake2b(digest_size=size) for size in _DIGEST_BYTES}
         decoder = codecs.getincrementaldecoder("utf-8")()
         size = done = 0
-        with _naming_damage(self._path), opened(self._path, self._size) as file:
+        with (
+            _naming_damage(printable(self._path)),
+            opened(self._path, self._size) as file,
+        ):
             while chunk := file.contents.read(CHUNK_BYTES):
                 if not size:
                     chunk = chunk.removeprefix(BYTE_ORDER_MARK)
@@ -144,41 +148,28 @@ def unit_documents(
 ) -> Iterator[Document]:
     """The documents of a unit, in order; the others are added to ``left_out``.
 
-    Args:
-        segments: Those of the unit.
-        selection: Which texts are documents.
-        left_out: Where to count what is left out.
-        duplicates: Which of them to leave out, by their number: 1-D, ascending.
-        tick: Told of the bytes that were got through.
-
-    Raises:
-        DataError, OSError: as :func:`read_documents`.
+    ``duplicates`` are the documents to leave out, by number: 1-D, ascending. ``tick`` is
+    told of the bytes that were got through. Raises as :func:`read_documents`.
     """
     copies = iter(() if duplicates is None else duplicates)
     next_copy = next(copies, None)
-    number = 0
+    number = done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tick(count, 0)
+
     for segment in segments:
-        progress = _Progress(tick)
-        for document in read_documents(segment, selection, left_out, progress):
+        done = 0
+        for document in read_documents(segment, selection, left_out, advance):
             if number == next_copy:
                 left_out.add("duplicate", document.place)
                 next_copy = next(copies, None)
             else:
                 yield document
             number += 1
-        progress(segment.bytes - progress.done)
-
-
-class _Progress:
-    """Ticks for the bytes of a segment, and remembers how many those were."""
-
-    def __init__(self, tick: Tick) -> None:
-        self._tick = tick
-        self.done = 0
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        self._tick(count, 0)
+        advance(segment.bytes - done)
 
 
 def read_documents(
@@ -222,15 +213,14 @@ def _texts(
         return iter([(0, _file_text(segment, text_field, advance))])
     if segment.format == "parquet":
         return parquet_texts(segment, text_field)
-    in_ranges = segment.format == "jsonl"
-    return (_range_texts if in_ranges else _compressed_texts)(segment, text_field)
+    return _line_texts(segment, text_field)
 
 
 def _file_text(
     segment: Segment, text_field: str, advance: Callable[[int], None]
 ) -> Document | Unusable:
     path, size = segment.path, segment.bytes
-    with _naming_damage(path), opened(path, size) as file:
+    with _naming_damage(printable(path)), opened(path, size) as file:
         limit = LARGE_BYTES if file.compression else min(size, LARGE_BYTES)
         data = file.contents.read(limit)
     if not data:
@@ -238,12 +228,10 @@ def _file_text(
     if kind := not_text(data[:HEAD_BYTES]):
         return Unusable("not_utf8", kind)
     try:
-        large = len(data) >= LARGE_BYTES
-        document = (
-            LargeDocument(path, size, advance)
-            if large
-            else Document(data.decode("utf-8"))
-        )
+        if len(data) >= LARGE_BYTES:
+            document: Document = LargeDocument(path, size, advance)
+        else:
+            document = Document(data.decode("utf-8"))
     except UnicodeDecodeError:
         return NOT_UTF8
     if has_field(data, text_field):
@@ -252,61 +240,57 @@ def _file_text(
 
 
 @contextlib.contextmanager
-def _naming_damage(path: str) -> Iterator[None]:
+def _naming_damage(place: str) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        raise _damaged(printable(path), error) from None
+        raise DataError(
+            f"{place}: the compressed file is damaged or cut off here ({error})"
+        ) from None
 
 
-def _damaged(place: str, error: DamagedError) -> DataError:
-    return DataError(
-        f"{place}: the compressed file is damaged or cut off here ({error})"
-    )
-
-
-def _range_texts(
+def _line_texts(
     segment: Segment, text_field: str
 ) -> Iterator[tuple[int, str | Unusable]]:
-    with open(segment.path, "rb") as file:
-        position = segment.start
-        if position:
-            # The line that reaches into this range began in an earlier one.
-            file.seek(position - 1)
-            position += len(file.readline()) - 1
-        while position < segment.stop and (line := file.readline()):
-            begin = position
-            position += len(line)
-
-            def place(begin: int = begin) -> str:
-                return f"{printable(segment.path)}:{line_number(segment.path, begin)}"
-
-            yield begin, _line_text(line, text_field, place)
+    path = segment.path
+    for position, line in _lines(segment):
+        try:
+            text = _text_of(line, text_field)
+        except _BadLineError as error:
+            in_range = segment.format == "jsonl"
+            number = line_number(path, position) if in_range else position
+            raise DataError(f"{printable(path)}:{number}: {error}") from None
+        yield position, text
 
 
-def _compressed_texts(
-    segment: Segment, text_field: str
-) -> Iterator[tuple[int, str | Unusable]]:
-    number = 0
-
-    def place() -> str:
-        return f"{printable(segment.path)}:{number}"
-
+def _lines(segment: Segment) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a range of a file, with the byte at which they do; or
+    those of a compressed file, with their number."""
+    if segment.format == "jsonl":
+        with open(segment.path, "rb") as plain:
+            position = segment.start
+            if position:
+                # The line that reaches into this range began in an earlier one.
+                plain.seek(position - 1)
+                position += len(plain.readline()) - 1
+            while position < segment.stop and (line := plain.readline()):
+                yield position, line
+                position += len(line)
+        return
     with opened(segment.path, segment.stop) as file:
-        while True:
-            number += 1
-            try:
+        for number in itertools.count(1):
+            with _naming_damage(f"{printable(segment.path)}:{number}"):
                 line = file.contents.readline()
-            except DamagedError as error:
-                raise _damaged(place(), error) from None
             if not line:
                 return
-            yield number, _line_text(line, text_field, place)
+            yield number, line
 
 
-def _line_text(
-    line: bytes, text_field: str, place: Callable[[], str]
-) -> str | Unusable:
+class _BadLineError(Exception):
+    """A line is not what JSON Lines must have; the message says why."""
+
+
+def _text_of(line: bytes, text_field: str) -> str | Unusable:
     # Each line: files that were joined have a mark in the middle.
     line = line.removeprefix(BYTE_ORDER_MARK)
     if not line.strip():
@@ -316,17 +300,17 @@ def _line_text(
         record = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
-        raise DataError(f"{place()}: not a line of JSON ({reason})") from None
+        raise _BadLineError(f"not a line of JSON ({reason})") from None
     if not isinstance(record, dict) or text_field not in record:
-        raise DataError(
-            f"{place()}: no field {text_field!r}: give the field that holds the text "
-            "with --text_field"
+        raise _BadLineError(
+            f"no field {text_field!r}: give the field that holds the text with "
+            "--text_field"
         )
     text = record[text_field]
     if text is None:
         return NULL
     if not isinstance(text, str):
-        raise DataError(f"{place()}: field {text_field!r} is not a string")
+        raise _BadLineError(f"field {text_field!r} is not a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

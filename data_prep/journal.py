@@ -50,11 +50,19 @@ class UnitResult:
     val: Split = field(default_factory=Split)
     left_out: LeftOut = field(default_factory=LeftOut)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens in both shards."""
-        shards = (self.train.shard, self.val.shard)
-        return sum(shard.tokens for shard in shards if shard is not None)
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> UnitResult:
+        """Read back what JSON made of its fields; ``KeyError`` where one is missing."""
+        train, val = (
+            Split(
+                shard=side["shard"] and ShardRecord(**side["shard"]),
+                documents=side["documents"],
+                text_bytes=side["text_bytes"],
+            )
+            for side in (record["train"], record["val"])
+        )
+        left_out = LeftOut.from_record(record["left_out"])
+        return cls(record["unit"], train, val, left_out)
 
 
 class Journal:
@@ -116,7 +124,7 @@ class Journal:
             record = _read(path)
             with contextlib.suppress(KeyError, TypeError):
                 if record["tokenizer_sha256"] == tokenizer_sha256:
-                    results.append(_unit_result(record))
+                    results.append(UnitResult.from_record(record))
         return sorted(results, key=lambda result: result.unit)
 
     def keep_unit(self, result: UnitResult, tokenizer_sha256: str) -> None:
@@ -158,21 +166,3 @@ def _read(path: Path) -> Any:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _unit_result(record: dict[str, Any]) -> UnitResult:
-    return UnitResult(
-        unit=record["unit"],
-        train=_split(record["train"]),
-        val=_split(record["val"]),
-        left_out=LeftOut.from_record(record["left_out"]),
-    )
-
-
-def _split(record: dict[str, Any]) -> Split:
-    shard = record["shard"]
-    return Split(
-        shard=None if shard is None else ShardRecord(**shard),
-        documents=record["documents"],
-        text_bytes=record["text_bytes"],
-    )

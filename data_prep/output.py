@@ -8,6 +8,8 @@ recognised and kept, what it did not finish is replaced.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.journal import JOURNAL_NAME, Journal, UnitResult
-from data_prep.lock import FolderLock
-from ten_dist.data.manifest import MANIFEST_NAME, Manifest
+from ten_dist.data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from ten_dist.data.tokenizer import TOKENIZER_NAME, file_sha256
 from ten_dist.data.verify import verify_shards
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import sync, write_text
 
 VAL_FOLDER = "val"
+LOCK_NAME = ".preparing.lock"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OWN_FILE = re.compile(r"(shard-\d{5,}\.tar|manifest\.json|tokenizer\.json)(\.tmp)?")
 
 
@@ -38,17 +41,19 @@ class Found(Enum):
 class Output:
     """An output folder, and ``val_folder`` within it for the held-out set.
 
-    ``claimed`` says, on the rank that claimed it, whether the folder is in preparation.
+    ``val`` says whether there is to be one. ``claimed`` says, on the rank that claimed
+    it, whether the folder is in preparation.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, val: bool) -> None:
         self.folder = folder
         self.val_folder = folder / VAL_FOLDER
+        self._folders = [self.val_folder, folder] if val else [folder]
         self.journal = Journal(folder)
         self._lock = FolderLock(folder)
         self.claimed = False
 
-    def prepared(self, source_sha256: str, val: bool) -> Manifest | None:
+    def prepared(self, source_sha256: str) -> Manifest | None:
         """The manifest if the folder already holds what is asked for; None if it is new.
 
         Raises:
@@ -70,14 +75,12 @@ class Output:
                     f"--output {self.folder} holds data of another corpus or of other "
                     "options: choose another folder, or remove that one"
                 )
-            verify_shards(manifest, full=False)
-            if val:
-                verify_shards(Manifest.load(self.val_folder), full=False)
+            for folder in self._folders:
+                verify_shards(Manifest.load(folder), full=False)
             self.journal.remove()
             return manifest
-        if JOURNAL_NAME not in names and any(
-            not name.startswith(".") for name in names
-        ):
+        visible = any(not name.startswith(".") for name in names)
+        if visible and JOURNAL_NAME not in names:
             raise ConfigurationError(
                 f"--output {self.folder} is not empty and holds no prepared data: "
                 "choose a new or empty folder"
@@ -107,11 +110,11 @@ class Output:
         """
         self._lock.release()
 
-    def claim(self, identity: Mapping[str, Any], val: bool) -> Found:
+    def claim(self, identity: Mapping[str, Any]) -> Found:
         """Make the folders ready to be written to, before any work is done.
 
-        The folder must be locked. ``identity``, of JSON values, says what is prepared: what an interrupted run
-        left is kept if it was the same, and removed otherwise.
+        The folder must be locked. ``identity``, of JSON values, says what is prepared:
+        what an interrupted run left is kept if it was the same, and removed otherwise.
 
         Raises:
             ConfigurationError: the folder cannot be created or written to.
@@ -127,8 +130,8 @@ class Output:
                     self.journal.remove()
             # Written again also where it is the same: that shows whether it can be.
             self.journal.begin(identity)
-            if val:
-                self.val_folder.mkdir(exist_ok=True)
+            for folder in self._folders:
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             # What can be continued is kept.
             self.claimed = found is not Found.SAME
@@ -138,27 +141,20 @@ class Output:
         self.claimed = True
         return found
 
-    def write_tokenizer(self, text: str, val: bool) -> None:
+    def write_tokenizer(self, text: str) -> None:
         """Put the tokenizer beside the shards. Raises ``OSError``."""
-        for folder in [self.folder, *([self.val_folder] if val else [])]:
+        for folder in self._folders:
             write_text(folder / TOKENIZER_NAME, text)
 
     def holds(self, result: UnitResult) -> bool:
         """Whether a unit's shards lie in the folders as they were recorded."""
-        splits = ((self.folder, result.train), (self.val_folder, result.val))
-        for folder, split in splits:
-            shard = split.shard
-            if shard is None:
-                continue
-            path = folder / shard.name
-            try:
-                if path.stat().st_size != shard.bytes:
-                    return False
-                if file_sha256(path) != shard.sha256:
-                    return False
-            except OSError:
-                return False
-        return True
+        try:
+            return all(
+                path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
+                for path, shard in self._shards_of(result)
+            )
+        except OSError:
+            return False
 
     def keep_only(self, finished: Sequence[UnitResult]) -> None:
         """Remove whatever is ours but belongs to no finished unit, the tokenizer apart.
@@ -167,30 +163,32 @@ class Output:
             OSError: a file cannot be removed.
         """
         self.journal.keep_only([result.unit for result in finished])
-        kept = {self.folder / TOKENIZER_NAME, self.val_folder / TOKENIZER_NAME}
-        for result in finished:
-            if result.train.shard is not None:
-                kept.add(self.folder / result.train.shard.name)
-            if result.val.shard is not None:
-                kept.add(self.val_folder / result.val.shard.name)
+        kept = {folder / TOKENIZER_NAME for folder in (self.folder, self.val_folder)}
+        kept |= {path for unit in finished for path, _ in self._shards_of(unit)}
         for path in self._own_files():
             if path not in kept:
                 path.unlink()
 
-    def complete(self, train: Manifest, val: Manifest | None) -> None:
+    def _shards_of(self, result: UnitResult) -> list[tuple[Path, ShardRecord]]:
+        """Where a unit's shards lie, and what they were recorded to be."""
+        sides = ((self.folder, result.train), (self.val_folder, result.val))
+        return [
+            (folder / split.shard.name, split.shard)
+            for folder, split in sides
+            if split.shard is not None
+        ]
+
+    def complete(self, *manifests: Manifest) -> None:
         """Write the manifests, that of the train set last, and close the journal.
 
         Raises:
             OSError: a file cannot be written.
         """
-        if val is not None:
-            sync(self.val_folder)
-            val.write()
-            sync(self.val_folder)
-        # A manifest must not reach the disk before the names of its shards.
-        sync(self.folder)
-        train.write()
-        sync(self.folder)
+        for folder, manifest in zip(self._folders, manifests, strict=True):
+            # A manifest must not reach the disk before the names of its shards.
+            sync(folder)
+            manifest.write()
+            sync(folder)
         self.claimed = False
         self.journal.remove()
         self.release()
@@ -228,3 +226,65 @@ class Output:
             path.unlink()
         if self.val_folder.is_dir() and not any(self.val_folder.iterdir()):
             self.val_folder.rmdir()
+
+
+class FolderLock:
+    """The lock of a folder that exists, on a hidden file in it.
+
+    The file system keeps it, also between machines where that is a shared one with
+    locks; it is gone with its holder, however that ends. The file may stay behind then:
+    it means nothing by itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / LOCK_NAME
+        self._descriptor: int | None = None
+
+    def take(self) -> str | None:
+        """Take the lock; None, or what to tell the user where there can be none.
+
+        Raises:
+            ConfigurationError: another process has it.
+            OSError: the file cannot be made or opened.
+        """
+        while self._descriptor is None:
+            # For writing: network file systems give such a lock to no reader.
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in _WITHOUT_LOCKS:
+                    self._path.unlink(missing_ok=True)
+                    return (
+                        f"the file system of {self._folder} has no locks: see that no "
+                        "second preparation writes there"
+                    )
+                if isinstance(error, BlockingIOError):
+                    raise ConfigurationError(
+                        f"another preparation is writing to --output {self._folder}: "
+                        "wait for its end, or choose another folder"
+                    ) from None
+                raise
+            if self._is_the_file(descriptor):
+                self._descriptor = descriptor
+            else:
+                # Its holder removed it, after it had been opened here.
+                os.close(descriptor)
+        return None
+
+    def release(self) -> None:
+        """Give the lock back, where it is held, and remove its file."""
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_the_file(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False

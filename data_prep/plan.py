@@ -26,7 +26,7 @@ from data_prep.journal import Journal
 from data_prep.left_out import LeftOut, Place
 from data_prep.options import ShardOptions
 from data_prep.segment import Segment
-from data_prep.tokenizer import check_vocab_size, train_tokenizer
+from data_prep.tokenizer import BYTES_VOCAB_SIZE, train_tokenizer
 from ten_dist.data.tokenizer import (
     TextTokenizer,
     byte_tokenizer,
@@ -106,16 +106,6 @@ class CorpusPlan:
         return left_out.relabelled(in_line)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokenizer that all ranks use, its sha256, size and separator (token, id)."""
-
-    tokenizer_json: str
-    tokenizer_sha256: str
-    size: int
-    separator: tuple[str, int]
-
-
 def plan_corpus(options: ShardOptions) -> CorpusPlan:
     """List the corpus and check the tokenizer that was asked for.
 
@@ -124,16 +114,7 @@ def plan_corpus(options: ShardOptions) -> CorpusPlan:
         OSError: a file of the corpus is gone.
     """
     dataset, left_out = None, LeftOut()
-    if options.corpus is not None:
-        segments = list_python_stdlib(options.exclude, options.output, left_out)
-    elif options.dataset is not None:
-        dataset = find_dataset(
-            options.dataset, options.dataset_split, options.dataset_revision
-        )
-        segments = list_files(
-            dataset.files, options.text_field, left_out, f"--dataset {options.dataset}"
-        )
-    else:
+    if options.input is not None:
         segments = list_corpus(
             options.input,
             options.include,
@@ -142,6 +123,15 @@ def plan_corpus(options: ShardOptions) -> CorpusPlan:
             options.text_field,
             left_out,
         )
+    elif options.dataset is not None:
+        dataset = find_dataset(
+            options.dataset, options.dataset_split, options.dataset_revision
+        )
+        segments = list_files(
+            dataset.files, options.text_field, left_out, f"--dataset {options.dataset}"
+        )
+    else:
+        segments = list_python_stdlib(options.exclude, options.output, left_out)
     given_tokenizer = _given_tokenizer(options)
     return CorpusPlan(
         units=units(segments, options.shard_megabytes * 1e6),
@@ -161,8 +151,7 @@ def _source(
 ) -> dict[str, Any]:
     """What decides the outcome: the corpus and the options, without machine paths."""
     tokenizer = options.tokenizer or "trained"
-    if options.tokenizer not in (None, "bytes"):
-        assert given_tokenizer is not None
+    if given_tokenizer is not None and tokenizer != "bytes":
         tokenizer = hashlib.sha256(given_tokenizer.encode("utf-8")).hexdigest()
     source = {
         "layout": _LAYOUT,
@@ -179,12 +168,12 @@ def _source(
         source["vocab_size"] = options.vocab_size
         source["tokenizer_sample_megabytes"] = options.tokenizer_sample_megabytes
     # Named only where they are used, so that a set from before they existed stays itself.
-    if options.min_length:
-        source["min_length"] = options.min_length
-    if dataset is not None:
-        source["dataset"] = dataset.source
-    if options.deduplicate:
-        source["deduplicate"] = True
+    later = {
+        "min_length": options.min_length,
+        "dataset": dataset and dataset.source,
+        "deduplicate": options.deduplicate,
+    }
+    source |= {name: value for name, value in later.items() if value}
     canonical = json.dumps(source, sort_keys=True, separators=(",", ":"))
     return {**source, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
 
@@ -192,7 +181,11 @@ def _source(
 def _given_tokenizer(options: ShardOptions) -> str | None:
     """The JSON of the tokenizer that is not to be trained, checked."""
     if options.tokenizer is None:
-        check_vocab_size(options.vocab_size)
+        if options.vocab_size is not None and options.vocab_size < BYTES_VOCAB_SIZE:
+            raise ConfigurationError(
+                f"--vocab_size must be at least {BYTES_VOCAB_SIZE} (256 bytes and the "
+                f"separator), not {options.vocab_size}"
+            )
         return None
     if options.tokenizer == "bytes":
         text = byte_tokenizer().to_str(pretty=True)
@@ -209,10 +202,10 @@ def _given_tokenizer(options: ShardOptions) -> str | None:
     return text
 
 
-def make_vocabulary(
+def make_tokenizer(
     options: ShardOptions, plan: CorpusPlan, journal: Journal, say: Say
-) -> Vocabulary:
-    """The tokenizer that was given, or trained by an earlier start, or is trained now.
+) -> str:
+    """The JSON of the tokenizer that was given, or trained by an earlier start or now.
 
     Raises:
         DataError: the corpus has a malformed line or has changed.
@@ -227,23 +220,18 @@ def make_vocabulary(
             text = _train(options, plan, journal, say).to_str(pretty=True)
             journal.keep_tokenizer(text)
     tokenizer = TextTokenizer(text, options.separator)
-    size = tokenizer.vocab_size
+    size, wanted = tokenizer.vocab_size, options.vocab_size
     if tokenizer.drops_unknown_characters():
         say(
             "tokenizer: it has no token for characters that it does not know, and leaves "
             "them out of the text"
         )
-    if options.tokenizer is None and size < options.vocab_size:
+    if wanted is not None and size < wanted:
         say(
             f"tokenizer: the corpus has no pairs left to merge after {size} tokens, so "
-            f"the vocabulary is {size}, not --vocab_size {options.vocab_size}"
+            f"the vocabulary is {size}, not --vocab_size {wanted}"
         )
-    return Vocabulary(
-        tokenizer_json=text,
-        tokenizer_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        size=size,
-        separator=(tokenizer.separator, tokenizer.separator_id),
-    )
+    return text
 
 
 def _train(
@@ -274,6 +262,8 @@ def _train(
             if taken >= limit + _SAMPLE_EXCESS:
                 return
 
+    # The options say so: it is needed where no tokenizer is given.
+    assert options.vocab_size is not None
     tokenizer = train_tokenizer(sample(), options.vocab_size)
     say(
         f"tokenizer: {tokenizer.get_vocab_size()} tokens, trained on "

@@ -12,7 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+
+from tqdm import tqdm
 
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import printable
@@ -23,7 +25,7 @@ T = TypeVar("T")
 Tick = Callable[[int, int], None]
 """Called by a job after each piece of its work: bytes got through, tokens they gave."""
 
-_READY, _REPORT, _STOP = 1, 2, 3
+_REPORT, _STOP, _ANSWER = 1, 2, 3
 _POLL_SECONDS = 0.02
 _REPORT_SECONDS = 0.5
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
@@ -40,7 +42,7 @@ Failure: TypeAlias = ConfigurationError | FileError
 
 
 class _StoppedError(Exception):
-    """Another rank failed: this one's work is of no use any more."""
+    """Another rank failed, so that the work of this one is of no use any more."""
 
 
 def _one_line(error: Exception) -> str:
@@ -57,6 +59,19 @@ def _failure(error: ConfigurationError | OSError) -> Failure:
     return type(error)(_one_line(error))
 
 
+_Outcome: TypeAlias = tuple[T | None, Failure | None]
+
+
+def _outcome_of(action: Callable[[], T]) -> _Outcome[T]:
+    """What an action returns, and the failure that it raises instead."""
+    try:
+        return action(), None
+    except _StoppedError:
+        return None, None
+    except (ConfigurationError, OSError) as error:
+        return None, _failure(error)
+
+
 class Ranks:
     """``rank`` and ``size`` of this process, and what the ranks do together."""
 
@@ -64,7 +79,6 @@ class Ranks:
         self._comm = comm
         self.rank: int = comm.rank if comm is not None else 0
         self.size: int = comm.size if comm is not None else 1
-        self._stop_received = False
 
     @classmethod
     def start(cls) -> tuple[Ranks, str | None]:
@@ -104,13 +118,15 @@ class Ranks:
             ConfigurationError: on every rank, where ``action`` raised it.
             FileError: on every rank, where ``action`` raised ``OSError``.
         """
-        result, failure = None, None
-        if self.rank == 0:
-            try:
-                result = action()
-            except (ConfigurationError, OSError) as error:
-                failure = _failure(error)
-        result, failure = self._broadcast((result, failure))
+        outcome: Any = _outcome_of(action) if self.rank == 0 else None
+        if self.size > 1:
+            # The outcome may be large, so it is broadcast; the answer says when.
+            if self.rank == 0:
+                self._tell_others(None, _ANSWER)
+            else:
+                self._wait_for_answer()
+            outcome = self._comm.bcast(outcome, root=0)
+        result, failure = outcome
         if failure is not None:
             raise failure
         return result
@@ -126,14 +142,9 @@ class Ranks:
             FileError: on every rank, where any job raised ``OSError``.
         """
         if self.rank == 0:
-            failure, results, stopped = self._lead(job, on_tick)
+            failure, results = self._lead(job, on_tick)
         else:
-            failure, results, stopped = None, None, []
-            self._stop_received = False
-            self._follow(job)
-        failure, stopped = self._broadcast((failure, stopped))
-        if self.rank in stopped and not self._stop_received:
-            self._comm.recv(source=0, tag=_STOP)
+            failure, results = self._follow(job), None
         if failure is not None:
             raise failure
         return results
@@ -153,86 +164,71 @@ class Ranks:
 
     def _lead(
         self, job: Callable[[Tick], T], on_tick: Tick
-    ) -> tuple[Failure | None, list[T] | None, list[int]]:
-        failures: dict[int, Failure] = {}
-        results: dict[int, T] = {}
-        waiting = set(range(1, self.size))
+    ) -> tuple[Failure | None, list[T]]:
+        outcomes: dict[int, _Outcome[T]] = {}
+
+        def failure() -> Failure | None:
+            failed = [
+                rank for rank, (_, error) in outcomes.items() if error is not None
+            ]
+            return outcomes[min(failed)][1] if failed else None
 
         def collect() -> None:
-            while waiting and self._comm.iprobe(tag=_REPORT):
-                rank, seen, result, failure = self._comm.recv(tag=_REPORT)
+            while self.size > 1 and self._comm.iprobe(tag=_REPORT):
+                rank, seen, outcome = self._comm.recv(tag=_REPORT)
                 on_tick(*seen)
-                if failure is not None:
-                    failures[rank] = failure
-                    waiting.discard(rank)
-                elif result is not None:
-                    results[rank] = result[0]
-                    waiting.discard(rank)
+                if outcome is not None:
+                    outcomes[rank] = outcome
 
         def tick(count: int, tokens: int) -> None:
             on_tick(count, tokens)
             collect()
-            if failures:
+            if failure() is not None:
                 raise _StoppedError
 
-        try:
-            results[0] = job(tick)
-        except _StoppedError:
-            pass
-        except (ConfigurationError, OSError) as error:
-            failures[0] = _failure(error)
-        stopped: list[int] = []
-        while waiting:
-            if failures and not stopped:
-                stopped = sorted(waiting)
-                for other in stopped:
-                    self._comm.send(None, dest=other, tag=_STOP)
+        outcomes[0] = _outcome_of(lambda: job(tick))
+        stopped = False
+        while len(outcomes) < self.size:
+            if failure() is not None and not stopped:
+                stopped = True
+                self._tell_others(None, _STOP)
             time.sleep(_POLL_SECONDS)
             collect()
-        if failures:
-            return failures[min(failures)], None, stopped
-        return None, [results[rank] for rank in range(self.size)], stopped
+        # Not before all have reported: what they report next belongs to other work.
+        answer = (failure(), stopped)
+        self._tell_others(answer, _ANSWER)
+        return answer[0], [cast(T, outcomes[rank][0]) for rank in range(self.size)]
 
-    def _follow(self, job: Callable[[Tick], T]) -> None:
+    def _follow(self, job: Callable[[Tick], T]) -> Failure | None:
         unreported, reported_at = (0, 0), time.monotonic()
 
         def tick(count: int, tokens: int) -> None:
             nonlocal unreported, reported_at
             if self._comm.iprobe(source=0, tag=_STOP):
-                self._comm.recv(source=0, tag=_STOP)
-                self._stop_received = True
                 raise _StoppedError
             unreported = (unreported[0] + count, unreported[1] + tokens)
             if time.monotonic() - reported_at >= _REPORT_SECONDS:
-                report = (self.rank, unreported, None, None)
+                report = (self.rank, unreported, None)
                 self._comm.send(report, dest=0, tag=_REPORT)
                 unreported, reported_at = (0, 0), time.monotonic()
 
-        result, failure = None, None
-        try:
-            result = (job(tick),)
-        except _StoppedError:
-            result = (None,)
-        except (ConfigurationError, OSError) as error:
-            failure = _failure(error)
-        report = (self.rank, unreported, result, failure)
-        self._comm.send(report, dest=0, tag=_REPORT)
+        outcome = _outcome_of(lambda: job(tick))
+        self._comm.send((self.rank, unreported, outcome), dest=0, tag=_REPORT)
+        failure, stopped = self._wait_for_answer()
+        if stopped:
+            self._comm.recv(source=0, tag=_STOP)
+        return failure
 
-    def _broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.size == 1:
-            # Neither waiting nor a copy of what may be large.
-            return value
-        # Ranks that wait inside a broadcast spin, and would take processor time from
-        # rank 0; so they sleep until it is there.
-        if self.rank == 0:
-            for other in range(1, self.size):
-                self._comm.send(None, dest=other, tag=_READY)
-        else:
-            while not self._comm.iprobe(source=0, tag=_READY):
-                time.sleep(_POLL_SECONDS)
-            self._comm.recv(source=0, tag=_READY)
-        return self._comm.bcast(value, root=0)
+    def _tell_others(self, value: Any, tag: int) -> None:
+        for other in range(1, self.size):
+            self._comm.send(value, dest=other, tag=tag)
+
+    def _wait_for_answer(self) -> Any:
+        # A rank that waits inside a call of MPI keeps a core busy, which rank 0 may need:
+        # so it sleeps until the answer can be received at once.
+        while not self._comm.iprobe(source=0, tag=_ANSWER):
+            time.sleep(_POLL_SECONDS)
+        return self._comm.recv(source=0, tag=_ANSWER)
 
 
 def assign_units(sizes: Sequence[int], ranks: int) -> list[list[int]]:
@@ -244,3 +240,48 @@ def assign_units(sizes: Sequence[int], ranks: int) -> list[list[int]]:
         shares[rank].append(unit)
         heapq.heappush(loads, (load + sizes[unit], rank))
     return shares
+
+
+def work_on_units(
+    ranks: Ranks,
+    job: Callable[[int, Tick], T],
+    title: str,
+    sizes: Sequence[int],
+    missing: Sequence[int],
+) -> list[T]:
+    """Do a job for each of the ``missing`` units; the results, on rank 0 alone.
+
+    A bar on rank 0 shows bytes of the corpus, MB/s and, if any, tokens/s. It starts at
+    what is not missing; the rates are those of this start.
+
+    Raises:
+        ConfigurationError, FileError: as :meth:`Ranks.work`.
+    """
+    rest = [sizes[unit] for unit in missing]
+    share = assign_units(rest, ranks.size)[ranks.rank]
+    with tqdm(
+        total=sum(sizes),
+        initial=sum(sizes) - sum(rest),
+        desc=title,
+        unit="B",
+        unit_scale=True,
+        # In a log file each update is a line of its own.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        disable=ranks.rank != 0,
+    ) as bar:
+        started = time.monotonic()
+        tokens = 0
+
+        def show(count: int, new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            if tokens:
+                rate = tokens / max(time.monotonic() - started, 1e-3)
+                text = f"{tqdm.format_sizeof(rate)} tokens/s"
+                bar.set_postfix_str(text, refresh=False)
+            bar.update(count)
+
+        results = ranks.work(
+            lambda tick: [job(missing[index], tick) for index in share], show
+        )
+    return [result for part in results or [] for result in part]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 import traceback
@@ -15,10 +14,9 @@ from data_prep.journal import Split, UnitResult
 from data_prep.left_out import LeftOut
 from data_prep.options import ShardOptions, parse_options
 from data_prep.output import Found, Output
-from data_prep.plan import CorpusPlan, Say, Vocabulary, make_vocabulary, plan_corpus
-from data_prep.progress import work_with_bar
-from data_prep.ranks import FileError, Ranks, Tick, assign_units
-from data_prep.writer import write_unit
+from data_prep.plan import CorpusPlan, make_tokenizer, plan_corpus
+from data_prep.ranks import FileError, Ranks, Tick, work_on_units
+from data_prep.writer import UnitWriter
 from ten_dist.data.manifest import Manifest, token_dtype
 from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer
 from ten_dist.errors import (
@@ -76,43 +74,14 @@ def _complain(rank: int, error: Exception) -> None:
 
 
 def _run(ranks: Ranks, arguments: Sequence[str], notice: str | None) -> int:
-    started = time.monotonic()
-    say = functools.partial(_say, ranks.rank)
     options = ranks.from_root(lambda: _options(arguments))
     if options is None:
         return 0
+    preparation = _Preparation(ranks, options)
     if notice:
-        say(notice)
-    output = Output(Path(options.output))
-    try:
-        begun = _begun(ranks, options, output, say)
-        if begun is None:
-            return 0
-        plan, continued = begun
-        if options.deduplicate:
-            mark_duplicates(ranks, plan.units, plan.selection, output.journal)
-        vocabulary = ranks.from_root(lambda: _vocabulary(options, plan, output, say))
-        finished = _finished(ranks, plan, vocabulary, output, continued, say)
-        results = _tokenize(ranks, options, plan, vocabulary, output, finished, say)
-        ranks.from_root(
-            lambda: _complete(options, plan, vocabulary, output, results, say)
-        )
-    except FileError as error:
-        output.release()
-        raise FileError(
-            f"{error} (what is finished is kept: the same command continues)"
-        ) from None
-    except ConfigurationError:
-        if ranks.rank == 0:
-            output.abandon()
-        raise
-    say(f"prepared {options.output} in {time.monotonic() - started:.1f} s")
+        preparation.say(notice)
+    preparation.run()
     return 0
-
-
-def _say(rank: int, text: str) -> None:
-    if rank == 0:
-        print(text, flush=True)
 
 
 def _options(arguments: Sequence[str]) -> ShardOptions | None:
@@ -123,194 +92,200 @@ def _options(arguments: Sequence[str]) -> ShardOptions | None:
         return None
 
 
-def _begun(
-    ranks: Ranks, options: ShardOptions, output: Output, say: Say
-) -> tuple[CorpusPlan, bool] | None:
-    """Claim the output: the plan, and whether it continues; None if all is done.
+class _Preparation:
+    """What the ranks do, one thing after the other; every rank has one."""
 
-    Raises:
-        ConfigurationError: something asked for is wrong, or a file of it is unreadable.
-    """
-    try:
-        return ranks.from_root(lambda: _begin(options, output, say))
-    except FileError as error:
-        # Nothing is finished yet, nor written.
-        raise ConfigurationError(str(error)) from None
+    def __init__(self, ranks: Ranks, options: ShardOptions) -> None:
+        self._ranks = ranks
+        self._options = options
+        self._output = Output(Path(options.output), options.val_fraction > 0)
 
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0."""
+        if self._ranks.rank == 0:
+            print(text, flush=True)
 
-def _begin(
-    options: ShardOptions, output: Output, say: Say
-) -> tuple[CorpusPlan, bool] | None:
-    plan = plan_corpus(options)
-    val = options.val_fraction > 0
-    prepared = output.prepared(plan.source["sha256"], val)
-    if prepared is None:
-        if notice := output.lock():
-            say(notice)
-        # Another preparation may have completed it until then.
-        prepared = output.prepared(plan.source["sha256"], val)
-    if prepared is not None:
-        output.release()
-        say(f"{options.output} is already prepared: {_summary(prepared)}")
-        return None
-    found = output.claim(plan.identity, val)
-    if found is Found.OTHER:
-        say(
-            f"starting over: {options.output} was begun with another corpus or with "
-            "other options, and not completed"
-        )
-    say(plan.summary)
-    return plan, found is Found.SAME
+    def run(self) -> None:
+        """Prepare the corpus, or what is missing of it.
 
+        Raises:
+            ConfigurationError: something asked for is wrong; nothing is left behind.
+            FileError: a file cannot be read or written; what is finished is kept.
+        """
+        started = time.monotonic()
+        try:
+            begun = self._begun()
+            if begun is None:
+                return
+            plan, continued = begun
+            if self._options.deduplicate:
+                mark_duplicates(self._ranks, plan, self._output.journal)
+            content = self._ranks.from_root(lambda: self._tokenizer(plan))
+            tokenizer = TextTokenizer(content, self._options.separator)
+            finished = self._finished(plan, tokenizer) if continued else []
+            results = self._tokenize(plan, tokenizer, finished)
+            self._ranks.from_root(lambda: self._complete(plan, tokenizer, results))
+        except FileError as error:
+            self._output.release()
+            raise FileError(
+                f"{error} (what is finished is kept: the same command continues)"
+            ) from None
+        except ConfigurationError:
+            if self._ranks.rank == 0:
+                self._output.abandon()
+            raise
+        seconds = time.monotonic() - started
+        self.say(f"prepared {self._options.output} in {seconds:.1f} s")
 
-def _vocabulary(
-    options: ShardOptions, plan: CorpusPlan, output: Output, say: Say
-) -> Vocabulary:
-    vocabulary = make_vocabulary(options, plan, output.journal, say)
-    output.write_tokenizer(vocabulary.tokenizer_json, options.val_fraction > 0)
-    return vocabulary
+    def _begun(self) -> tuple[CorpusPlan, bool] | None:
+        """Claim the output: the plan, and whether it continues; None if all is done.
 
+        Raises:
+            ConfigurationError: something asked for is wrong, or a file of it is
+                unreadable.
+        """
+        try:
+            return self._ranks.from_root(self._begin)
+        except FileError as error:
+            # Nothing is finished yet, nor written.
+            raise ConfigurationError(str(error)) from None
 
-def _finished(
-    ranks: Ranks,
-    plan: CorpusPlan,
-    vocabulary: Vocabulary,
-    output: Output,
-    continued: bool,
-    say: Say,
-) -> list[UnitResult]:
-    """The units that an earlier start finished; what it left of others is removed."""
-    if not continued:
-        return []
-    recorded = ranks.from_root(
-        lambda: output.journal.units(vocabulary.tokenizer_sha256)
-    )
-
-    def job(tick: Tick) -> list[UnitResult]:
-        whole = []
-        for result in recorded[ranks.rank :: ranks.size]:
-            if output.holds(result):
-                whole.append(result)
-            tick(0, 0)
-        return whole
-
-    results = ranks.work(job, lambda *_: None)
-
-    def keep() -> list[UnitResult]:
-        whole = [result for share in results or [] for result in share]
-        output.keep_only(whole)
-        return whole
-
-    finished = ranks.from_root(keep)
-    say(f"continuing: {len(finished)} of {len(plan.units)} shards are there")
-    return finished
-
-
-def _tokenize(
-    ranks: Ranks,
-    options: ShardOptions,
-    plan: CorpusPlan,
-    vocabulary: Vocabulary,
-    output: Output,
-    finished: Sequence[UnitResult],
-    say: Say,
-) -> list[UnitResult]:
-    """Write this rank's share of the missing shards; on rank 0, the results of all."""
-    there = {result.unit for result in finished}
-    missing = [unit for unit in range(len(plan.units)) if unit not in there]
-    sizes = plan.sizes
-    shares = assign_units([sizes[unit] for unit in missing], ranks.size)
-    if 0 < len(missing) < ranks.size:
-        say(
-            f"{ranks.size} ranks, but only {len(missing)} shards to make: the other "
-            "ranks have nothing to do (--shard_megabytes makes more, smaller shards)"
-        )
-
-    def job(tick: Tick) -> list[UnitResult]:
-        tokenizer = TextTokenizer(vocabulary.tokenizer_json, vocabulary.separator[0])
-        results = []
-        for unit in (missing[index] for index in shares[ranks.rank]):
-            result = write_unit(
-                unit,
-                plan.units[unit],
-                output=output.folder,
-                val_output=output.val_folder,
-                tokenizer=tokenizer,
-                dtype=token_dtype(vocabulary.size),
-                val_fraction=options.val_fraction,
-                selection=plan.selection,
-                duplicates=output.journal.array("duplicates", unit),
-                tick=tick,
+    def _begin(self) -> tuple[CorpusPlan, bool] | None:
+        plan, output = plan_corpus(self._options), self._output
+        prepared = output.prepared(plan.source["sha256"])
+        if prepared is None:
+            if notice := output.lock():
+                self.say(notice)
+            # Another preparation may have completed it until then.
+            prepared = output.prepared(plan.source["sha256"])
+        if prepared is not None:
+            output.release()
+            self.say(f"{output.folder} is already prepared: {_summary(prepared)}")
+            return None
+        found = output.claim(plan.identity)
+        if found is Found.OTHER:
+            self.say(
+                f"starting over: {output.folder} was begun with another corpus or with "
+                "other options, and not completed"
             )
-            output.journal.keep_unit(result, vocabulary.tokenizer_sha256)
-            results.append(result)
-        return results
+        self.say(plan.summary)
+        return plan, found is Found.SAME
 
-    there_bytes = sum(sizes[unit] for unit in there)
-    results = work_with_bar(ranks, job, "tokenizing", sum(sizes), there_bytes)
-    made = [result for share in results or [] for result in share]
-    return sorted([*finished, *made], key=lambda result: result.unit)
+    def _tokenizer(self, plan: CorpusPlan) -> str:
+        content = make_tokenizer(self._options, plan, self._output.journal, self.say)
+        self._output.write_tokenizer(content)
+        return content
 
+    def _finished(self, plan: CorpusPlan, tokenizer: TextTokenizer) -> list[UnitResult]:
+        """The units that an earlier start finished; what it left of others is removed."""
+        ranks, output = self._ranks, self._output
+        recorded = ranks.from_root(lambda: output.journal.units(tokenizer.sha256))
 
-def _complete(
-    options: ShardOptions,
-    plan: CorpusPlan,
-    vocabulary: Vocabulary,
-    output: Output,
-    ordered: Sequence[UnitResult],
-    say: Say,
-) -> None:
-    """Write the manifests, that of the train set last of all, and sum up."""
-    trains, vals = zip(*((result.train, result.val) for result in ordered), strict=True)
-    left_out = LeftOut()
-    for part in (plan.left_out, *(result.left_out for result in ordered)):
-        left_out.merge(part)
-    left_out = plan.in_lines(left_out)
-    source = {**plan.source, "left_out": left_out.summary()}
-    train = _manifest(output.folder, source, vocabulary, trains)
-    val = _manifest(output.val_folder, source, vocabulary, vals)
-    if train.documents + val.documents == 0:
-        raise ConfigurationError(
-            f"the corpus has no documents: {'; '.join(left_out.lines())}"
+        def job(tick: Tick) -> list[UnitResult]:
+            whole = []
+            for result in recorded[ranks.rank :: ranks.size]:
+                if output.holds(result):
+                    whole.append(result)
+                tick(0, 0)
+            return whole
+
+        results = ranks.work(job, lambda *_: None)
+
+        def keep() -> list[UnitResult]:
+            whole = [result for share in results or [] for result in share]
+            output.keep_only(whole)
+            return whole
+
+        finished = ranks.from_root(keep)
+        self.say(f"continuing: {len(finished)} of {len(plan.units)} shards are there")
+        return finished
+
+    def _tokenize(
+        self, plan: CorpusPlan, tokenizer: TextTokenizer, finished: list[UnitResult]
+    ) -> list[UnitResult]:
+        """Write the missing shards; on rank 0, the results of all units in order."""
+        there = {result.unit for result in finished}
+        missing = [unit for unit in range(len(plan.units)) if unit not in there]
+        ranks, output = self._ranks, self._output
+        if 0 < len(missing) < ranks.size:
+            self.say(
+                f"{ranks.size} ranks, but only {len(missing)} shards to make: the other "
+                "ranks have nothing to do (--shard_megabytes makes more, smaller shards)"
+            )
+        writer = UnitWriter(
+            output.folder,
+            output.val_folder,
+            tokenizer,
+            self._options.val_fraction,
+            plan.selection,
         )
-    if train.documents == 0 or (options.val_fraction > 0 and val.documents == 0):
-        side, change = (
-            ("train", "less") if train.documents == 0 else ("held-out", "more")
+
+        def write(unit: int, tick: Tick) -> UnitResult:
+            duplicates = output.journal.array("duplicates", unit)
+            result = writer.write(unit, plan.units[unit], duplicates, tick)
+            output.journal.keep_unit(result, tokenizer.sha256)
+            return result
+
+        made = work_on_units(ranks, write, "tokenizing", plan.sizes, missing)
+        return sorted([*finished, *made], key=lambda result: result.unit)
+
+    def _complete(
+        self, plan: CorpusPlan, tokenizer: TextTokenizer, results: Sequence[UnitResult]
+    ) -> None:
+        """Write the manifests, and sum up."""
+        output, fraction = self._output, self._options.val_fraction
+        left_out = LeftOut()
+        for part in (plan.left_out, *(result.left_out for result in results)):
+            left_out.merge(part)
+        left_out = plan.in_lines(left_out)
+        source = {**plan.source, "left_out": left_out.summary()}
+        train, val = (
+            _manifest(folder, source, tokenizer, splits)
+            for folder, splits in (
+                (output.folder, [result.train for result in results]),
+                (output.val_folder, [result.val for result in results]),
+            )
         )
-        raise ConfigurationError(
-            f"none of the {train.documents + val.documents} documents fell in the "
-            f"{side} set: give a --val_fraction of {change} than "
-            f"{options.val_fraction:g}, or more documents"
-        )
-    output.complete(train, val if options.val_fraction > 0 else None)
-    say(f"train: {_summary(train)}")
-    if options.val_fraction > 0:
-        say(f"held out: {_summary(val)}")
-    if not left_out.lines():
-        say("left out: nothing")
-    for title, lines in (("left out", left_out.lines()), ("note", left_out.notes())):
-        for line in lines:
-            say(f"{title}: {line}")
+        documents = train.documents + val.documents
+        if documents == 0:
+            raise ConfigurationError(
+                f"the corpus has no documents: {'; '.join(left_out.lines())}"
+            )
+        if train.documents == 0 or (fraction > 0 and val.documents == 0):
+            side, change = (
+                ("train", "less") if train.documents == 0 else ("held-out", "more")
+            )
+            raise ConfigurationError(
+                f"none of the {documents} documents fell in the {side} set: give a "
+                f"--val_fraction of {change} than {fraction:g}, or more documents"
+            )
+        output.complete(*([val, train] if fraction > 0 else [train]))
+        self.say(f"train: {_summary(train)}")
+        if fraction > 0:
+            self.say(f"held out: {_summary(val)}")
+        for line in left_out.lines() or ["nothing"]:
+            self.say(f"left out: {line}")
+        for line in left_out.notes():
+            self.say(f"note: {line}")
 
 
 def _manifest(
     folder: Path,
     source: dict[str, Any],
-    vocabulary: Vocabulary,
+    tokenizer: TextTokenizer,
     splits: Sequence[Split],
 ) -> Manifest:
-    token, token_id = vocabulary.separator
     return Manifest(
         directory=folder,
         shards=tuple(split.shard for split in splits if split.shard is not None),
         documents=sum(split.documents for split in splits),
         text_bytes=sum(split.text_bytes for split in splits),
-        dtype=token_dtype(vocabulary.size),
-        vocab_size=vocabulary.size,
+        dtype=token_dtype(tokenizer.vocab_size),
+        vocab_size=tokenizer.vocab_size,
         tokenizer_file=TOKENIZER_NAME,
-        tokenizer_sha256=vocabulary.tokenizer_sha256,
-        separator_token=token,
-        separator_id=token_id,
+        tokenizer_sha256=tokenizer.sha256,
+        separator_token=tokenizer.separator,
+        separator_id=tokenizer.separator_id,
         source=source,
     )
 

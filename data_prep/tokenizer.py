@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from ten_dist.data.tokenizer import SEPARATOR, byte_level
-from ten_dist.errors import ConfigurationError
 
 BYTES_VOCAB_SIZE = 257
 _PART_CHARACTERS = 1 << 16
@@ -20,30 +19,12 @@ _LONG_RUN = re.compile(
 )
 
 
-def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a size that a byte-level BPE cannot have.
-
-    Raises:
-        ConfigurationError: ``vocab_size`` has no room for the bytes and the separator.
-    """
-    if vocab_size < BYTES_VOCAB_SIZE:
-        raise ConfigurationError(
-            f"--vocab_size must be at least {BYTES_VOCAB_SIZE} (256 bytes and the "
-            f"separator), not {vocab_size}"
-        )
-
-
 def train_tokenizer(texts: Iterable[Iterable[str]], vocab_size: int) -> Tokenizer:
     """A byte-level BPE with at most ``vocab_size`` tokens, fewer if the texts give out.
 
-    Each text comes in pieces; how it was cut makes no difference to the result.
-
-    It holds all 256 bytes, so it encodes any text without loss, and :data:`ten_dist.data.tokenizer.SEPARATOR`.
-
-    Raises:
-        ConfigurationError: ``vocab_size`` has no room for the bytes and the separator.
+    Each text comes in pieces; how it was cut makes no difference to the result. The 256
+    bytes, so that any text is encoded without loss, and the separator are always in it.
     """
-    check_vocab_size(vocab_size)
     tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from webdataset import TarWriter
@@ -17,15 +20,19 @@ from webdataset import TarWriter
 from data_prep.documents import Selection, unit_documents
 from data_prep.journal import UnitResult
 from data_prep.pieces import cuts_of
-from data_prep.pipeline import encode_in_order
 from data_prep.ranks import Tick
 from data_prep.segment import Segment
-from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord
+from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord, token_dtype
 from ten_dist.data.shards import BLOCK_MEMBER
 from ten_dist.data.tokenizer import TextTokenizer
 from ten_dist.files import removed_on_error
 
-TEMPORARY_SUFFIX = ".tmp"
+K = TypeVar("K")
+
+BATCH_CHARACTERS = 1 << 19
+"""Characters from which a batch of texts to encode is full."""
+_BATCHES_AT_ONCE = 2
+_BATCHES_AHEAD = 3
 
 
 def shard_name(unit: int) -> str:
@@ -42,7 +49,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, dtype: str) -> None:
         self._path = path
-        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._temporary = path.with_name(path.name + ".tmp")
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
@@ -61,8 +68,8 @@ class ShardWriter:
         _traceback: TracebackType | None,
     ) -> None:
         if kind is not None and self._tar is not None and self._file is not None:
-            # A tar left open would write its end later, when collected. That can fail,
-            # on a full disk; what is wrong is known already.
+            # A tar left open would write its end when it is garbage-collected. That can
+            # fail again, on a full disk, but the error that matters is raised already.
             with contextlib.suppress(OSError):
                 self._tar.close()
             with contextlib.suppress(OSError):
@@ -136,53 +143,105 @@ class _HashingFile:
             self._file.close()
 
 
-def write_unit(
-    unit: int,
-    segments: Sequence[Segment],
-    *,
-    output: Path,
-    val_output: Path,
-    tokenizer: TextTokenizer,
-    dtype: str,
-    val_fraction: float,
-    selection: Selection,
-    duplicates: np.ndarray | None,
-    tick: Tick,
-) -> UnitResult:
-    """Tokenize a unit into ``output`` and, for held-out documents, ``val_output``.
+@dataclass(frozen=True)
+class UnitWriter:
+    """How the units of a corpus become shards of a train set and of a held-out set."""
 
-    ``duplicates`` are the documents to leave out, by number: 1-D, ascending.
+    folder: Path
+    val_folder: Path
+    tokenizer: TextTokenizer
+    val_fraction: float
+    selection: Selection
 
-    Raises:
-        DataError: the corpus has a malformed line or has changed.
-        OSError: a file cannot be read or written.
+    def write(
+        self,
+        unit: int,
+        segments: Sequence[Segment],
+        duplicates: np.ndarray | None,
+        tick: Tick,
+    ) -> UnitResult:
+        """Tokenize the segments of a unit.
+
+        ``duplicates`` are the documents to leave out, by number: 1-D, ascending.
+
+        Raises:
+            DataError: the corpus has a malformed line or has changed.
+            OSError: a file cannot be read or written.
+        """
+        result = UnitResult(unit)
+        name, dtype = shard_name(unit), token_dtype(self.tokenizer.vocab_size)
+        cuts = cuts_of(self.tokenizer)
+        with (
+            ShardWriter(self.folder / name, dtype) as train,
+            ShardWriter(self.val_folder / name, dtype) as val,
+        ):
+
+            def texts() -> Iterator[tuple[ShardWriter, str | None]]:
+                """Pieces of documents, and None for the end of each, by where they go."""
+                for document in unit_documents(
+                    segments, self.selection, result.left_out, duplicates, tick
+                ):
+                    split, writer = (
+                        (result.val, val)
+                        if document.is_held_out(self.val_fraction)
+                        else (result.train, train)
+                    )
+                    split.documents += 1
+                    split.text_bytes += document.bytes
+                    for piece in document.pieces(cuts):
+                        yield writer, piece
+                    yield writer, None
+
+            with contextlib.closing(
+                encode_in_order(texts(), self.tokenizer)
+            ) as batches:
+                for batch in batches:
+                    for writer, tokens in batch:
+                        writer.add(tokens)
+                    tick(0, sum(tokens.size for _, tokens in batch))
+            result.train.shard = train.finish()
+            result.val.shard = val.finish()
+        return result
+
+
+def encode_in_order(
+    texts: Iterable[tuple[K, str | None]], tokenizer: TextTokenizer
+) -> Generator[list[tuple[K, np.ndarray]]]:
+    """Encode texts, each with a key, in threads; None stands for the separator.
+
+    ``texts`` is read in the calling thread, a few batches ahead of what is yielded. The
+    tokenizer keeps all cores busy with one batch until it comes to the last and longest
+    of its texts; so a second batch is under way at the same time.
+
+    Yields:
+        (key, tokens) of each text, in order, a batch at a time; tokens are 1-D uint32.
     """
-    result = UnitResult(unit)
-    name = shard_name(unit)
-    cuts = cuts_of(tokenizer)
-    with (
-        ShardWriter(output / name, dtype) as train,
-        ShardWriter(val_output / name, dtype) as val,
-    ):
+    with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as threads:
+        under_way: deque = deque()
+        for batch in _batches(texts):
+            if len(under_way) == _BATCHES_AHEAD:
+                yield under_way.popleft().result()
+            under_way.append(threads.submit(_encode, tokenizer, batch))
+        for encoded in under_way:
+            yield encoded.result()
 
-        def texts() -> Iterator[tuple[ShardWriter, str | None]]:
-            """Pieces of documents, and None for the end of each, by where they go."""
-            for document in unit_documents(
-                segments, selection, result.left_out, duplicates, tick
-            ):
-                held_out = document.is_held_out(val_fraction)
-                split, writer = (result.val, val) if held_out else (result.train, train)
-                split.documents += 1
-                split.text_bytes += document.bytes
-                for piece in document.pieces(cuts):
-                    yield writer, piece
-                yield writer, None
 
-        with contextlib.closing(encode_in_order(texts(), tokenizer)) as batches:
-            for batch in batches:
-                for writer, tokens in batch:
-                    writer.add(tokens)
-                tick(0, sum(tokens.size for _, tokens in batch))
-        result.train.shard = train.finish()
-        result.val.shard = val.finish()
-    return result
+def _batches(
+    texts: Iterable[tuple[K, str | None]],
+) -> Iterator[list[tuple[K, str | None]]]:
+    batch, characters = [], 0
+    for key, text in texts:
+        batch.append((key, text))
+        characters += len(text or "")
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def _encode(
+    tokenizer: TextTokenizer, batch: list[tuple[K, str | None]]
+) -> list[tuple[K, np.ndarray]]:
+    encoded = iter(tokenizer.encode([text for _, text in batch if text is not None]))
+    separator = np.array([tokenizer.separator_id], dtype=np.uint32)
+    return [(key, separator if text is None else next(encoded)) for key, text in batch]

@@ -1,6 +1,7 @@
 """Token shards: their manifest, the order of their rows, and batches of them."""
 
 from ten_dist.data.cache import ShardCache
+from ten_dist.data.documents import token_counts, unigram_loss
 from ten_dist.data.manifest import Manifest, ShardRecord
 from ten_dist.data.mixture import Mixture, parse_mixture
 from ten_dist.data.order import (
@@ -14,7 +15,6 @@ from ten_dist.data.shards import TokenReader
 from ten_dist.data.storage import held_out_set, is_url
 from ten_dist.data.stream import TokenBatch, evaluation_batches, training_batches
 from ten_dist.data.tokenizer import TextTokenizer, file_sha256, read_tokenizer
-from ten_dist.data.unigram import token_counts, unigram_loss
 from ten_dist.data.verify import verify_shards
 
 __all__ = [

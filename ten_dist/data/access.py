@@ -48,6 +48,17 @@ def load_set(address: str | Location, access: RemoteAccess) -> Manifest:
         DataError: as :meth:`Manifest.load`.
     """
     manifest = Manifest.load(address, access)
-    if access.cache is not None and is_url(manifest.directory):
-        access.cache.check(max(shard.bytes for shard in manifest.shards))
+    if access.cache is not None:
+        check_cache(access.cache, [manifest])
     return manifest
+
+
+def check_cache(cache: ShardCache, sets: Iterable[Manifest]) -> None:
+    """Find out, without writing, whether a cache can hold the shards behind URLs.
+
+    Raises:
+        ConfigurationError: it cannot, as :meth:`ShardCache.check`.
+    """
+    remote = [found for found in sets if is_url(found.directory)]
+    if remote:
+        cache.check(max(shard.bytes for found in remote for shard in found.shards))

@@ -121,17 +121,14 @@ class ShardCache:
         with self._lock("writing"):
             held = []
             for path in self.directory.iterdir():
-                if not _OWN_FILE.fullmatch(path.name):
-                    continue
-                if path.suffix == ".tmp":
+                if _OWN_FILE.fullmatch(path.name) and path.suffix == ".tmp":
                     path.unlink(missing_ok=True)
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    held.append((status.st_mtime_ns, status.st_size, path))
-            if not self._make_room(held, len(content)):
-                return
-            write_bytes(self._path(sha256), content)
+                elif _OWN_FILE.fullmatch(path.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = path.stat()
+                        held.append((status.st_mtime_ns, status.st_size, path))
+            if self._make_room(held, len(content)):
+                write_bytes(self._path(sha256), content)
 
     def _make_room(self, held: list[tuple[int, int, Path]], wanted: int) -> bool:
         """Delete what was not used for longest; whether ``wanted`` bytes fit then."""

@@ -1,4 +1,4 @@
-"""The documents of a token set: where they begin and end, and how long they are.
+"""What is in a token set: lengths of its documents, some of them, and its token counts.
 
 A document is the tokens up to and including a separator; the last may lack one.
 """
@@ -39,30 +39,22 @@ def document_lengths(
 ) -> DocumentLengths:
     """Measure all documents, reading every shard once.
 
-    Args:
-        manifest: the set.
-        tick: told of the tokens of each block that has been read.
+    ``tick`` is told of the tokens of each block that has been read.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
     histogram = np.zeros(64, dtype=np.int64)
-    shortest, longest, open_tokens = None, 0, 0
-    for lengths, open_tokens in _lengths_by_block(manifest, tick):
-        if lengths.size:
-            # The exponent of the power of two that is not below a length.
-            histogram += np.bincount(np.frexp(lengths - 1)[1], minlength=64)
-            smallest = int(lengths.min())
-            shortest = smallest if shortest is None else min(shortest, smallest)
-            longest = max(longest, int(lengths.max()))
-    if open_tokens:
-        histogram[(open_tokens - 1).bit_length()] += 1
-        shortest = open_tokens if shortest is None else min(shortest, open_tokens)
-        longest = max(longest, open_tokens)
+    shortest, longest = manifest.tokens, 0
+    for lengths in _lengths_by_block(manifest, tick):
+        # The exponent of the power of two that is not below a length.
+        histogram += np.bincount(np.frexp(lengths - 1)[1], minlength=64)
+        shortest = int(lengths.min(initial=shortest))
+        longest = int(lengths.max(initial=longest))
     documents = int(histogram.sum())
     return DocumentLengths(
         documents=documents,
-        shortest=shortest or 0,
+        shortest=shortest,
         longest=longest,
         mean=manifest.tokens / documents,
         histogram=tuple(int(n) for n in np.trim_zeros(histogram, "b")),
@@ -71,18 +63,23 @@ def document_lengths(
 
 def _lengths_by_block(
     manifest: Manifest, tick: Callable[[int], None]
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Lengths of the documents that end in a block, and tokens of the one left open."""
+) -> Iterator[np.ndarray]:
+    """Lengths of the documents that end in each block, then of the one left open."""
     open_tokens = 0
+    for block in _blocks(manifest):
+        ends = np.flatnonzero(block == manifest.separator_id) + 1
+        yield np.diff(ends, prepend=-open_tokens)
+        open_tokens = (
+            block.size - int(ends[-1]) if ends.size else open_tokens + block.size
+        )
+        tick(block.size)
+    if open_tokens:
+        yield np.array([open_tokens])
+
+
+def _blocks(manifest: Manifest) -> Iterator[np.ndarray]:
     for index in range(len(manifest.shards)):
-        for block in shard_blocks(manifest, index):
-            ends = np.flatnonzero(block == manifest.separator_id) + 1
-            lengths = np.diff(ends, prepend=-open_tokens)
-            open_tokens = (
-                block.size - int(ends[-1]) if ends.size else open_tokens + block.size
-            )
-            yield lengths, open_tokens
-            tick(block.size)
+        yield from shard_blocks(manifest, index)
 
 
 @dataclass(frozen=True)
@@ -117,3 +114,38 @@ def sample_documents(manifest: Manifest, count: int, seed: int) -> Iterator[Docu
         start = int(ends[after - 1]) + 1 if after else 0
         stop = int(ends[after]) if after < ends.size else tokens.size
         yield Document(manifest.shards[index].name, start, tokens[start:stop])
+
+
+def token_counts(manifest: Manifest) -> np.ndarray:
+    """How often each token id occurs in a set, int64 [vocab_size].
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+    for block in _blocks(manifest):
+        counts += np.bincount(block, minlength=manifest.vocab_size)
+    return counts
+
+
+def unigram_loss(train_counts: np.ndarray, val_counts: np.ndarray) -> float:
+    """Cross-entropy, in nats per token, of an add-one-smoothed unigram model.
+
+    Args:
+        train_counts: int64 [vocab_size], what the model is estimated from.
+        val_counts: int64 [vocab_size], what it is scored on.
+
+    Raises:
+        ValueError: the two are of different vocabularies, or there is nothing to score.
+    """
+    if train_counts.shape != val_counts.shape:
+        raise ValueError(
+            f"counts of {train_counts.size} and {val_counts.size} token ids cannot be "
+            "compared"
+        )
+    total = int(val_counts.sum())
+    if total == 0:
+        raise ValueError("there are no tokens to score")
+    smoothed = train_counts.astype(np.float64) + 1.0
+    log_probabilities = np.log(smoothed) - np.log(smoothed.sum())
+    return float(-(val_counts * log_probabilities).sum() / total)

@@ -165,7 +165,7 @@ class Manifest:
         directory = locate(directory, access)
         path = directory / MANIFEST_NAME
         try:
-            content = json.loads(path.read_bytes())
+            return _parse(directory, json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{directory} has no {MANIFEST_NAME}: give a folder, or the URL of one, "
@@ -181,8 +181,6 @@ class Manifest:
                 f"{path} is not valid JSON ({error}): prepare the data again with "
                 f"`{PREPARE_COMMAND}`"
             ) from None
-        try:
-            return _parse(directory, content)
         except (KeyError, TypeError, AttributeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{path} is not a valid manifest: {reason}") from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -15,13 +15,15 @@ class Prefetch(Generic[V]):
 
     It holds them until they are dropped or no longer expected. There is one, so that it
     leaves the network to whoever needs a value now; it ends when there is no more to get.
+    One thread, the owner, calls the methods.
     """
 
     def __init__(self) -> None:
-        self._values: dict[Hashable, _Value[V]] = {}
-        # The rest is for whoever holds the lock.
+        self._values: dict[Hashable, Future[V]] = {}
+        self._actions: dict[Hashable, Callable[[], V]] = {}
+        # For whoever holds the lock.
         self._lock = threading.Lock()
-        self._to_get: list[Hashable] = []
+        self._to_get: list[tuple[Future[V], Callable[[], V]]] = []
         self._getting = False
 
     def expect(self, actions: Mapping[Hashable, Callable[[], V]]) -> None:
@@ -29,13 +31,10 @@ class Prefetch(Generic[V]):
 
         What is there or under way already is not begun anew.
         """
+        self._actions = dict(actions)
+        self._values = {key: self._values.get(key) or Future() for key in actions}
         with self._lock:
-            begun = self._values.keys() - self._to_get
-            self._to_get = [key for key in actions if key not in begun]
-            self._values = {
-                key: self._values.get(key) or _Value(action)
-                for key, action in actions.items()
-            }
+            self._to_get = [(self._values[key], actions[key]) for key in actions]
             if self._to_get and not self._getting:
                 self._getting = True
                 # A daemon: a server that stalls holds up nobody's end.
@@ -48,7 +47,12 @@ class Prefetch(Generic[V]):
         of before may be over. Raises what its action raises.
         """
         value = self._values.get(key)
-        return None if value is None else value.get()
+        if value is None:
+            return None
+        if value.cancel() or (value.done() and value.exception() is not None):
+            value = self._values[key] = Future()
+            _get(value, self._actions[key])
+        return value.result()
 
     def drop(self, key: Hashable) -> None:
         """Let go of the value of a key, if it has one."""
@@ -64,32 +68,15 @@ class Prefetch(Generic[V]):
                 if not self._to_get:
                     self._getting = False
                     return
-                key = self._to_get.pop(0)
-            # Whoever needs it will see what is wrong with it.
-            with contextlib.suppress(Exception):
-                self.get(key)
+                value, action = self._to_get.pop(0)
+            _get(value, action)
 
 
-class _Value(Generic[V]):
-    """A value that one thread gets while others that need it wait."""
-
-    def __init__(self, action: Callable[[], V]) -> None:
-        self._action = action
-        self._lock = threading.Lock()
-        self._value: V | None = None
-        self._error: Exception | None = None
-
-    def get(self) -> V:
-        waited = self._lock.locked()
-        with self._lock:
-            if self._value is not None:
-                return self._value
-            if waited and self._error is not None:
-                # All attempts have just been made.
-                raise self._error
-            try:
-                self._value = self._action()
-            except Exception as error:
-                self._error = error
-                raise
-            return self._value
+def _get(value: Future[V], action: Callable[[], V]) -> None:
+    """Set a value, unless it is there, under way in another thread, or cancelled."""
+    if value.done() or not value.set_running_or_notify_cancel():
+        return
+    try:
+        value.set_result(action())
+    except BaseException as error:  # noqa: BLE001 - whoever needs the value sees it
+        value.set_exception(error)

@@ -174,16 +174,26 @@ class RemotePath:
 
     def _insist(self, action: Callable[[AbstractFileSystem, str], T]) -> T:
         """Do something with the file; again, after longer and longer waits, if it fails."""
-        from tenacity import (
-            RetryCallState,
-            Retrying,
-            retry_if_exception_type,
-            stop_after_attempt,
-            wait_exponential,
-            wait_random,
-        )
+        import tenacity
 
-        def once() -> T:
+        first, attempts = self.access.first_wait_seconds, self.access.attempts
+
+        def announce(state: tenacity.RetryCallState) -> None:
+            error = state.outcome and state.outcome.exception()
+            warn(
+                f"{self}: {error}; trying again in {state.upcoming_sleep:.1f} s "
+                f"(attempt {state.attempt_number} of {attempts})"
+            )
+
+        @tenacity.retry(
+            stop=tenacity.stop_after_attempt(attempts),
+            wait=tenacity.wait_exponential(first, max=_LONGEST_WAIT_SECONDS)
+            + tenacity.wait_random(0, first),
+            retry=tenacity.retry_if_exception_type(_Passing),
+            before_sleep=announce,
+            reraise=True,
+        )
+        def insist() -> T:
             try:
                 return action(*self._open())
             except _Passing:
@@ -191,28 +201,10 @@ class RemotePath:
             except Exception as error:
                 raise _classified(error, self.url) from error
 
-        def announce(state: RetryCallState) -> None:
-            warn(
-                f"{self}: {state.outcome.exception()}; trying again in "
-                f"{state.next_action.sleep:.1f} s (attempt {state.attempt_number} of "
-                f"{self.access.attempts})"
-            )
-
-        first = self.access.first_wait_seconds
-        retrying = Retrying(
-            stop=stop_after_attempt(self.access.attempts),
-            wait=wait_exponential(first, max=_LONGEST_WAIT_SECONDS)
-            + wait_random(0, first),
-            retry=retry_if_exception_type(_Passing),
-            before_sleep=announce,
-            reraise=True,
-        )
         try:
-            return retrying(once)
+            return insist()
         except _Passing as error:
-            reason = (
-                f"given up after {self.access.attempts} attempts, the last: {error}"
-            )
+            reason = f"given up after {attempts} attempts, the last: {error}"
             raise OSError(errno.EIO, reason, self.url) from None
 
 
@@ -222,8 +214,28 @@ def _file_system(process: int, root: str, timeout_seconds: float) -> AbstractFil
     # connections that it inherited would close its parent's.
     import fsspec
 
+    options: dict[str, Any] = {}
     protocol = root.partition("://")[0]
-    options = _options(protocol, timeout_seconds)
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds
+        )
+        options["client_kwargs"] = {
+            "timeout": timeout,
+            # A compressed answer has another length than the file.
+            "headers": {"Accept-Encoding": "identity"},
+            # Proxies and ~/.netrc, as for other programs.
+            "trust_env": True,
+        }
+    elif protocol in ("s3", "s3a"):
+        options["config_kwargs"] = {
+            "connect_timeout": timeout_seconds,
+            "read_timeout": timeout_seconds,
+            "retries": {"total_max_attempts": 1},
+        }
+        options |= {"max_concurrency": 1, "use_listings_cache": False}
     files, _ = fsspec.url_to_fs(root, skip_instance_cache=True, **options)
     if protocol in ("s3", "s3a"):
         # Attempts are counted and announced here.
@@ -231,58 +243,26 @@ def _file_system(process: int, root: str, timeout_seconds: float) -> AbstractFil
     return files
 
 
-def _options(protocol: str, timeout_seconds: float) -> dict[str, Any]:
-    """Options of a file system: time out, and leave trying again to this module."""
-    if protocol in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds
-        )
-        # A compressed answer has another length than the file.
-        headers = {"Accept-Encoding": "identity"}
-        # Proxies and ~/.netrc, as for other programs.
-        client = {"timeout": timeout, "headers": headers, "trust_env": True}
-        return {"client_kwargs": client}
-    if protocol in ("s3", "s3a"):
-        config = {
-            "connect_timeout": timeout_seconds,
-            "read_timeout": timeout_seconds,
-            "retries": {"total_max_attempts": 1},
-        }
-        return {
-            "config_kwargs": config,
-            "max_concurrency": 1,
-            "use_listings_cache": False,
-        }
-    return {}
-
-
-def _classified(error: Exception, url: str) -> Exception:
+def _classified(error: BaseException, url: str) -> Exception:
     """What a failure means: an ``OSError`` that lasts, or :class:`_Passing`."""
     over_http = url.startswith(("http://", "https://"))
     if over_http and isinstance(error, FileNotFoundError):
         # fsspec takes any failure to learn a size over HTTP for an absent file.
         error = error.__cause__ or error
-    status = _status(error)
+    status, name, words = _status(error), type(error).__name__, _words(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        reason = f"the server has no such file ({_words(error)})"
+        reason = f"the server has no such file ({words})"
         return FileNotFoundError(errno.ENOENT, reason, url)
     if isinstance(error, PermissionError) or status in (401, 403):
-        reason = f"the server denies access ({_words(error)})"
+        return PermissionError(errno.EACCES, f"the server denies access ({words})", url)
+    if name in _CREDENTIAL_ERRORS:
+        reason = f"{words}: give credentials in the environment"
         return PermissionError(errno.EACCES, reason, url)
-    if type(error).__name__ in _CREDENTIAL_ERRORS:
-        reason = f"{_words(error)}: give credentials in the environment"
-        return PermissionError(errno.EACCES, reason, url)
-    refused = status is not None and 300 <= status < 500
-    if (refused and status not in _PASSING_STATUSES) or (
-        status is None
-        and (
-            isinstance(error, _LASTING_ERRORS) or type(error).__name__ in _LASTING_NAMES
-        )
-    ):
-        return OSError(errno.EIO, _words(error), url)
-    return _Passing(_words(error))
+    if status is None:
+        lasting = isinstance(error, _LASTING_ERRORS) or name in _LASTING_NAMES
+    else:
+        lasting = 300 <= status < 500 and status not in _PASSING_STATUSES
+    return OSError(errno.EIO, words, url) if lasting else _Passing(words)
 
 
 def _status(error: BaseException) -> int | None:

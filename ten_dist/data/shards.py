@@ -27,14 +27,20 @@ _HEAD_TOKENS = 1 << 22
 def damaged(manifest: Manifest, index: int, what: str) -> DataError:
     """The error for shard ``index``, which names the file and what to do about it."""
     path = manifest.shard_path(index)
-    if isinstance(path, RemotePath):
-        return DataError(
-            f"{path} {what}: see that the server can be reached and has the file as it "
-            "was prepared"
-        )
-    return DataError(
-        f"{path} {what}: copy it again from where the data was "
-        f"prepared, or prepare it again, in a new folder, with `{PREPARE_COMMAND}`"
+    advice = (
+        "see that the server can be reached and has the file as it was prepared"
+        if isinstance(path, RemotePath)
+        else "copy it again from where the data was prepared, or prepare it again, in a "
+        f"new folder, with `{PREPARE_COMMAND}`"
+    )
+    return DataError(f"{path} {what}: {advice}")
+
+
+def wrong_length(manifest: Manifest, index: int, tokens: int) -> DataError:
+    """The error for shard ``index`` that has another number of tokens."""
+    expected = manifest.shards[index].tokens
+    return damaged(
+        manifest, index, f"has {tokens} tokens, the manifest says {expected}"
     )
 
 
@@ -56,17 +62,12 @@ def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
             block = np.load(io.BytesIO(member["data"]), allow_pickle=False)
             if block.dtype != manifest.numpy_dtype or block.ndim != 1:
                 found = f"{block.dtype}{list(block.shape)}"
-                raise damaged(
-                    manifest, index, f"has a block of {found}, not {manifest.dtype}"
-                )
-            largest = int(block.max(initial=0))
-            if largest >= manifest.vocab_size:
-                raise damaged(
-                    manifest,
-                    index,
-                    f"has a token id {largest} outside the vocabulary of "
-                    f"{manifest.vocab_size}",
-                )
+                what = f"has a block of {found}, not {manifest.dtype}"
+                raise damaged(manifest, index, what)
+            largest, size = int(block.max(initial=0)), manifest.vocab_size
+            if largest >= size:
+                what = f"has a token id {largest} outside the vocabulary of {size}"
+                raise damaged(manifest, index, what)
             yield block
             position += 1
     except DataError:
@@ -105,9 +106,7 @@ def read_shard(manifest: Manifest, index: int) -> np.ndarray:
             tokens[filled : filled + block.size] = block
         filled += block.size
     if filled != expected:
-        raise damaged(
-            manifest, index, f"has {filled} tokens, the manifest says {expected}"
-        )
+        raise wrong_length(manifest, index, filled)
     return tokens
 
 
@@ -183,22 +182,21 @@ class TokenReader:
             position += count
         return result
 
-    def _held_tokens(self) -> int:
-        return sum(tokens.size for tokens in self._cache.values())
+    def _fits(self, index: int) -> bool:
+        """Whether a shard has room beside those that are kept."""
+        held = sum(tokens.size for tokens in self._cache.values())
+        return held + self.manifest.shards[index].tokens <= self.cached_tokens
 
     def _whole(self, index: int) -> np.ndarray:
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        wanted = self.manifest.shards[index].tokens
-        held = self._held_tokens()
-        while self._cache and held + wanted > self.cached_tokens:
-            held -= self._cache.popitem(last=False)[1].size
-        ahead = self._ahead.get(index)
-        tokens = read_shard(self.manifest, index) if ahead is None else ahead
-        self._ahead.drop(index)
-        self._cache[index] = tokens
-        self._keep_head(index, self._cache[index])
+        if index not in self._cache:
+            while self._cache and not self._fits(index):
+                self._cache.popitem(last=False)
+            ahead = self._ahead.get(index)
+            tokens = read_shard(self.manifest, index) if ahead is None else ahead
+            self._ahead.drop(index)
+            self._cache[index] = tokens
+            self._keep_head(index, tokens)
+        self._cache.move_to_end(index)
         return self._cache[index]
 
     def _keep_head(self, index: int, tokens: np.ndarray) -> None:
@@ -218,21 +216,14 @@ class TokenReader:
         ahead = self._ahead.get(index)
         if ahead is not None:
             return ahead[:count]
-        wanted = self.manifest.shards[index].tokens
-        if self._remote and self._held_tokens() + wanted <= self.cached_tokens:
+        if self._remote and self._fits(index):
             # Of a server's shard the whole has come, to be hashed: no need to ask for
             # it twice if the rest is wanted next.
             return self._whole(index)[:count]
-        blocks, held = [], 0
+        head = np.empty(0, dtype=self.manifest.numpy_dtype)
         for block in shard_blocks(self.manifest, index):
-            blocks.append(block)
-            held += block.size
-            if held >= count:
-                joined = np.concatenate(blocks)
-                self._keep_head(index, joined)
-                return joined[:count]
-        raise damaged(
-            self.manifest,
-            index,
-            f"has {held} tokens, the manifest says {self.manifest.shards[index].tokens}",
-        )
+            head = np.concatenate([head, block])
+            if head.size >= count:
+                self._keep_head(index, head)
+                return head[:count]
+        raise wrong_length(self.manifest, index, head.size)

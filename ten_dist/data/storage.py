@@ -43,15 +43,6 @@ def locate(
     return Path(address)
 
 
-def file_size(path: Location) -> int | None:
-    """Size of a file in bytes; None where its server does not tell.
-
-    Raises:
-        OSError: it does not exist or cannot be asked for; ``strerror`` says why.
-    """
-    return path.size() if isinstance(path, RemotePath) else os.path.getsize(path)
-
-
 def open_shard_file(path: Location, size: int, sha256: str) -> BinaryIO:
     """Open a shard for reading; what comes from a server has this size and hash.
 

@@ -45,6 +45,7 @@ class TextTokenizer:
             special, or else that means nothing else in a text.
 
     Attributes:
+        content: as given.
         separator: the token in words.
         separator_id: its id.
         vocab_size: the largest token id plus one: what an embedding needs, gaps in the
@@ -57,6 +58,7 @@ class TextTokenizer:
     """
 
     def __init__(self, content: str, separator: str | None = None) -> None:
+        self.content = content
         self._tokenizer = _from_json(content)
         self.spec: dict[str, Any] = json.loads(self._tokenizer.to_str())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -102,6 +104,11 @@ class TextTokenizer:
         return special or self.separator in _UNMISTAKABLE
 
     @cached_property
+    def sha256(self) -> str:
+        """Hash of the content in UTF-8, in hex."""
+        return hashlib.sha256(self.content.encode("utf-8")).hexdigest()
+
+    @cached_property
     def in_bytes(self) -> bool:
         """Whether this is :func:`byte_tokenizer`."""
         return self._tokenizer.to_str() == byte_tokenizer().to_str()
@@ -109,12 +116,8 @@ class TextTokenizer:
     @cached_property
     def _encoding(self) -> Tokenizer:
         """The tokenizer that encodes; all special tokens are text, the separator too."""
-        spec = {
-            **self.spec,
-            "truncation": None,
-            "padding": None,
-            "post_processor": None,
-        }
+        unused = dict.fromkeys(("truncation", "padding", "post_processor"))
+        spec = {**self.spec, **unused}
         spec["added_tokens"] = [
             {**token, "special": token["special"] or token["content"] == self.separator}
             for token in spec["added_tokens"]
@@ -187,11 +190,8 @@ class TextTokenizer:
         if model["type"] != "BPE" or model.get("byte_fallback"):
             return False
         # The characters that byte-level tokenizers write bytes as.
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        vocabulary = model["vocab"]
-        return model.get("unk_token") is None and not all(
-            character in vocabulary for character in alphabet
-        )
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        return model.get("unk_token") is None and not alphabet <= model["vocab"].keys()
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -285,17 +285,16 @@ def _check_separator(spec: dict[str, Any], separator: str) -> None:
 
 def _without_piece(spec: dict[str, Any], piece: str) -> dict[str, Any]:
     """Vocabulary and merges of a model in which nothing becomes a piece; ids stay."""
-    model, changed = spec["model"], {}
+    model = spec["model"]
+
+    def renamed(name: str) -> str:
+        return _UNSPELLABLE if name == piece else name
+
+    changed: dict[str, Any] = {}
     if isinstance(model["vocab"], dict):
-        changed["vocab"] = {
-            _UNSPELLABLE if name == piece else name: number
-            for name, number in model["vocab"].items()
-        }
+        changed["vocab"] = {renamed(name): i for name, i in model["vocab"].items()}
     else:
-        changed["vocab"] = [
-            [_UNSPELLABLE if name == piece else name, score]
-            for name, score in model["vocab"]
-        ]
+        changed["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     if "merges" in model:
         prefix = model.get("continuing_subword_prefix") or ""
         # Releases of the library differ in how they write a pair.

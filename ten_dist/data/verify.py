@@ -11,8 +11,7 @@ import numpy as np
 from ten_dist.data.documents import document_lengths
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.remote import RemotePath
-from ten_dist.data.shards import damaged, shard_blocks
-from ten_dist.data.storage import file_size
+from ten_dist.data.shards import damaged, shard_blocks, wrong_length
 from ten_dist.data.tokenizer import file_sha256, read_tokenizer, set_tokenizer
 from ten_dist.errors import ConfigurationError, DataError
 
@@ -69,12 +68,8 @@ def damages(
 ) -> Iterator[DataError]:
     """Everything that is wrong with a set: all of its files are read.
 
-    Where every shard is whole, the separators in them are counted as well: there must
-    be one for each document.
-
-    Args:
-        manifest: the set.
-        tick: told of the tokens of each shard that has been looked at.
+    Where every shard is whole, there must be a separator for each document. ``tick`` is
+    told of the tokens of each shard that has been looked at.
     """
     try:
         read_tokenizer(manifest)
@@ -136,15 +131,12 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
     record = manifest.shards[index]
     path = manifest.shard_path(index)
     try:
-        size = file_size(path)
-        if size is not None and size < record.bytes:
-            raise damaged(
-                manifest, index, f"is truncated ({size} of {record.bytes} bytes)"
-            )
-        if size is not None and size > record.bytes:
-            raise damaged(
-                manifest, index, f"is altered ({size} bytes, not {record.bytes})"
-            )
+        size = path.stat().st_size if isinstance(path, Path) else path.size()
+        if size is not None and size != record.bytes:
+            what = f"is altered ({size} bytes, not {record.bytes})"
+            if size < record.bytes:
+                what = f"is truncated ({size} of {record.bytes} bytes)"
+            raise damaged(manifest, index, what)
         if not full:
             return 0
         # What a server sends is hashed as it comes, in reading the blocks.
@@ -160,7 +152,5 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
         tokens += block.size
         separators += int(np.count_nonzero(block == manifest.separator_id))
     if tokens != record.tokens:
-        raise damaged(
-            manifest, index, f"has {tokens} tokens, the manifest says {record.tokens}"
-        )
+        raise wrong_length(manifest, index, tokens)
     return separators

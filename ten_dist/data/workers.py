@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from typing import TypeVar
 
 from ten_dist.errors import DataError
@@ -39,7 +40,8 @@ def read_ahead(produce: Produce[T], workers: int) -> Iterator[T]:
     """
     # Forked workers start at once and share the loaded modules; they use no GPU.
     context = multiprocessing.get_context("fork")
-    processes, pipes = [], []
+    processes: list[ForkProcess] = []
+    pipes: list[Connection] = []
 
     def end() -> None:
         # Once: when the interpreter ends, what this needs may be gone at the second time.
@@ -97,8 +99,8 @@ def _work(
     parent: int,
 ) -> None:
     receiver.close()
-    # Asked to stop, by the keyboard, a lost connection or a launcher that asks every process, the parent
-    # first finishes what it does, for which it needs this worker; that ends with it.
+    # A signal to stop reaches every process of a terminal or launcher. The parent then
+    # finishes its step first, and needs this worker for that; the worker ends with it.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

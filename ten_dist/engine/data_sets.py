@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import (
     Manifest,
     Mixture,
     RemoteAccess,
     held_out_set,
-    is_url,
     parse_mixture,
 )
-from ten_dist.data.access import chosen_cache
+from ten_dist.data.access import check_cache, chosen_cache
+from ten_dist.data.storage import Location
 from ten_dist.errors import ConfigurationError
 
 
@@ -40,51 +42,47 @@ def load_data(
     """
     if training.data is None:
         return None, {}
-    options = parse_mixture(training.data)
-    cache = chosen_cache(
-        training,
-        [training.data, training.val_data, *(s.address for s in options or ())],
-    )
+    sources = parse_mixture(training.data)
+    addresses = [source.address for source in sources or ()] or [training.data]
+    cache = chosen_cache(training, [*addresses, training.val_data])
     # A dry run writes nothing, this folder included.
     access = RemoteAccess(cache=None if training.dry_run else cache)
-    data: Manifest | Mixture
-    if options is None:
-        data = Manifest.load(training.data, access)
-    else:
-        data = Mixture(
-            tuple(source.name for source in options),
-            tuple(Manifest.load(source.address, access) for source in options),
-            tuple(source.share for source in options),
-        )
-    if training.val_data is not None:
-        validation = {"": Manifest.load(training.val_data, access)}
-    else:
-        beside = {
+    sets = tuple(Manifest.load(address, access) for address in addresses)
+    data: Manifest | Mixture = sets[0]
+    if sources is not None:
+        names, shares = zip(*((source.name, source.share) for source in sources))
+        data = Mixture(names, sets, shares)
+    places: Mapping[str, str | Location | None] = {"": training.val_data}
+    if training.val_data is None:
+        places = {
             name: held_out_set(found.directory)
-            for name, found in zip(names_of(data), sets_of(data))
+            for name, found in zip(names_of(data), sets)
         }
-        validation = {
-            name: Manifest.load(place, access)
-            for name, place in beside.items()
-            if place is not None
-        }
+    validation = {
+        name: Manifest.load(place, access)
+        for name, place in places.items()
+        if place is not None
+    }
     if cache is not None:
-        loaded = [*sets_of(data), *validation.values()]
-        remote = [found for found in loaded if is_url(found.directory)]
-        cache.check(max(shard.bytes for found in remote for shard in found.shards))
-    first = sets_of(data)[0]
+        check_cache(cache, [*sets, *validation.values()])
     for held_out in validation.values():
-        if held_out.tokenizer_sha256 != first.tokenizer_sha256:
-            raise ConfigurationError(
-                f"--val_data {held_out.directory} was made with another tokenizer than "
-                f"--data {training.data}: prepare it with --tokenizer "
-                f"{first.tokenizer_path}"
-            )
-        if training.document_masking and held_out.separator_id != first.separator_id:
-            raise ConfigurationError(
-                f"--val_data {held_out.directory} ends documents with another token than "
-                f"--data {training.data}, which --document_masking cannot have: prepare it "
-                f"with --separator '{first.separator_token}'"
-            )
-        held_out.rows(training.seq_len)
+        _check_held_out(held_out, sets[0], training)
     return data, validation
+
+
+def _check_held_out(
+    held_out: Manifest, first: Manifest, training: TrainingConfig
+) -> None:
+    if held_out.tokenizer_sha256 != first.tokenizer_sha256:
+        raise ConfigurationError(
+            f"--val_data {held_out.directory} was made with another tokenizer than "
+            f"--data {training.data}: prepare it with --tokenizer "
+            f"{first.tokenizer_path}"
+        )
+    if training.document_masking and held_out.separator_id != first.separator_id:
+        raise ConfigurationError(
+            f"--val_data {held_out.directory} ends documents with another token than "
+            f"--data {training.data}, which --document_masking cannot have: prepare it "
+            f"with --separator '{first.separator_token}'"
+        )
+    held_out.rows(training.seq_len)

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from data_prep.shard import assign_units
+from data_prep.ranks import assign_units
 from ten_dist.data import Manifest, TokenReader, file_sha256, verify_shards
 from ten_dist.data.tokenizer import byte_tokenizer
 
@@ -66,7 +66,7 @@ def test_how_texts_are_batched_for_the_tokenizer_makes_no_difference(
     """Batches under way at the same time are put back in order."""
     options = ["--input", corpus, "--vocab_size", 300, "--val_fraction", 0.3]
     assert prepare(*options, "--output", tmp_path / "one")[0] == 0
-    monkeypatch.setattr("data_prep.pipeline.BATCH_CHARACTERS", 10)
+    monkeypatch.setattr("data_prep.writer.BATCH_CHARACTERS", 10)
     assert prepare(*options, "--output", tmp_path / "many")[0] == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
