@@ -219,7 +219,7 @@ def _run(
         deepspeed_config,
         ranks,
     )
-    ranks.be_patient()
+    ranks.set_timeout_of_all_groups()
     watchdog.progress("start-up")
     state = RunState()
     if start.checkpoint is not None:
@@ -251,7 +251,8 @@ def _run(
             with CheckpointReader(folder.usable_checkpoint()) as reader:
                 export_weights(reader, folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
-            dollars = reporter.total_dollars(final["step"])
+            assert reporter.monitor is not None
+            dollars = reporter.monitor.total_dollars(final["step"])
             if dollars is not None:
                 final["dollars"] = dollars
             write_json(folder.completed_file, final)

@@ -36,35 +36,24 @@ class Stragglers:
     def __init__(self, ranks: Ranks, interval: int, device: torch.device) -> None:
         self._ranks = ranks
         self._interval = interval if ranks.world_size > 1 else 0
-        # A GPU works behind Python's back; its own clock is read at a comparison.
         self._on_gpu = device.type == "cuda"
+        self._entered: dict[str, float] = {}
+        self._events: dict[str, torch.cuda.Event] = {}
         self._begin_window()
 
     def _begin_window(self) -> None:
-        self._steps = 0
-        self._data = self._forward = self._whole = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._phase = ""
+        self._data, self._forward, self._whole = [], [], []
+        self._forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def enter(self, phase: str) -> None:
         """Say that a step enters `phase`: data, forward, backward or optimizer."""
-        if not self._interval:
+        if not self._interval or phase in self._entered:
             return
-        now = time.perf_counter()
-        if phase == "data" and self._phase == "":
-            self._phase = phase
-        elif phase == "forward" and self._phase == "data":
-            self._data += now - self._entered
-            self._phase = phase
-            if self._on_gpu:
-                self._started = _recorded_event()
-        elif phase == "backward" and self._phase == "forward":
-            if self._on_gpu:
-                self._events.append((self._started, _recorded_event()))
-            else:
-                self._forward += now - self._entered
-            self._phase = "done"
-        self._entered = now
+        self._entered[phase] = time.perf_counter()
+        if self._on_gpu:
+            # A GPU works behind Python's back; its own clock is read at a comparison.
+            self._events[phase] = torch.cuda.Event(enable_timing=True)
+            self._events[phase].record()
 
     def end_step(self, step: int, seconds: float) -> dict[str, Any]:
         """Say that a step is done; every rank must call this.
@@ -80,17 +69,23 @@ class Stragglers:
         """
         if not self._interval:
             return {}
-        self._phase = ""
-        self._steps += 1
-        self._whole += seconds
-        if step % self._interval:
-            return {}
+        entered, events = self._entered, self._events
+        self._entered, self._events = {}, {}
+        self._whole.append(seconds)
+        self._data.append(entered["forward"] - entered["data"])
+        if self._on_gpu:
+            self._forward_events.append((events["forward"], events["backward"]))
+        else:
+            self._forward.append(entered["backward"] - entered["forward"])
+        return {} if step % self._interval else self._compare(step)
+
+    def _compare(self, step: int) -> dict[str, Any]:
         if self._on_gpu:
             torch.cuda.synchronize()
-            milliseconds = sum(a.elapsed_time(b) for a, b in self._events)
-            self._forward = milliseconds / 1000
-        steps, whole = self._steps, self._whole / self._steps
-        times = self._ranks.gather((self._data / steps, self._forward / steps))
+            self._forward = [a.elapsed_time(b) / 1000 for a, b in self._forward_events]
+        steps, whole = len(self._whole), statistics.fmean(self._whole)
+        means = statistics.fmean(self._data), statistics.fmean(self._forward)
+        times = self._ranks.gather(means)
         self._begin_window()
         own = [data + forward for data, forward in times]
         median = statistics.median_low(own)
@@ -111,9 +106,3 @@ class Stragglers:
             "slowest_rank_seconds": own[slowest],
             "median_rank_seconds": median,
         }
-
-
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +27,6 @@ from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.validation import Validation, ValidationStopped, readable
 from ten_dist.errors import RunStoppedError, TrainingError
-from ten_dist.monitor.anomaly_log import log_anomaly
 from ten_dist.run_folder import RunFolder
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -181,7 +182,7 @@ class Trainer:
             raise TrainingError(
                 f"after step {step}, not saved: {error}. {self._way_on()}"
             ) from None
-        self._reporter.health({"step": step, **probe.metrics()})
+        self._reporter.record({"step": step, **probe.metrics()})
         self._writer.save(
             self._state(),
             probe.loss,
@@ -191,7 +192,7 @@ class Trainer:
     def _report_saved(self) -> None:
         saved = self._writer.take_saved()
         if saved is not None:
-            self._reporter.checkpoint(saved.metrics())
+            self._reporter.record(saved.metrics())
 
     def _say_overflow(self) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
@@ -233,7 +234,10 @@ class Trainer:
         by_rank = self._ranks.gather(rows)
         with self._ranks.agreeing():
             if self._ranks.is_first:
-                log_anomaly(self._folder.anomalies_file, facts, by_rank)
+                with self._folder.anomalies_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**facts, "rows_by_rank": by_rank}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
         words = f"step {step}: {anomaly.describe()}"
         if policy == "stop":
             raise TrainingError(f"{words}. {self._way_on()}")
@@ -300,7 +304,7 @@ class Trainer:
         if not (self._run.validation and done > 0 and due):
             return
         evaluation = {"step": done, **self._validation.run(done)}
-        self._reporter.validation(evaluation)
+        self._reporter.record(evaluation)
         self._metrics.update({**evaluation, "validated_step": done})
 
 

@@ -168,7 +168,7 @@ def test_the_rank_furthest_behind_comes_first(tmp_path):
     for rank, (phase, step) in enumerate(entered):
         report = ReportFile(tmp_path, rank, 4)
         report.open()
-        report.update(report.line(phase, step, 1_700_000_000.25 - rank))
+        report.update(phase, step, 1_700_000_000.25 - rank)
     reports = read_reports(tmp_path)
     assert [report.rank for report in reports] == [2, 0, 1, 3]
     assert reports[0].since == 1_699_999_998.25

@@ -5,28 +5,35 @@ one flat vector, of which each rank holds an equal range in float32; at stage 3 
 holds an equal range of each parameter. Here all of them are ranges of elements of named
 tensors, which is all that a checkpoint knows of
 (:class:`ten_dist.checkpoint.TensorSlice`).
+
+The private names of ZeRO are checked against DeepSpeed 0.19.8, see
+:mod:`ten_dist.engine.deepspeed_internals`.
 """
 
 from __future__ import annotations
 
-import abc
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
-from ten_dist.engine import deepspeed_internals as internals
 from ten_dist.engine.distributed import Ranks
 
 Source = Callable[[str, str, int, int], Tensor]
 """(kind, name, start, stop) to the values of that slice, float32 in host memory."""
 
+KINDS = (WEIGHT, *MOMENTS)
 
-class HeldState(abc.ABC):
-    """Float32 weights and moments of this rank.
+
+class HeldState:
+    """Float32 weights and moments of this rank; this class is that of stage 0.
+
+    There every rank holds everything, and writes an equal range of each tensor.
 
     Attributes:
         slices: of parameters, what this rank writes; over all ranks each element once.
@@ -36,17 +43,51 @@ class HeldState(abc.ABC):
         on_disk: whether weights and moments lie on NVMe, because host memory is short.
     """
 
-    slices: list[TensorSlice]
     on_disk = False
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
         module = engine.module
-        self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
+        self._ranks = ranks
+        self._zero = engine.optimizer
+        # ZeRO's is around the one that steps; at stage 0 there is that one alone.
+        self._optimizer: torch.optim.Optimizer = getattr(
+            self._zero, "optimizer", self._zero
+        )
+        # Of any type: DeepSpeed gives them attributes that torch's have not.
+        self._parameters: dict[str, Any] = dict(module.named_parameters())
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
         self.shapes = {
-            name: internals.whole_shape(tensor)
-            for name, tensor in (self.parameters | self.buffers).items()
+            name: torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+            for name, tensor in (self._parameters | self.buffers).items()
         }
+        self.slices = [
+            TensorSlice(name, *held)
+            for name, parameter in self._parameters.items()
+            if (held := self._range(parameter)) and held[0] < held[1]
+        ]
+
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        """Elements [start, stop) of a parameter that this rank writes, or None."""
+        size, rank, world_size = (
+            parameter.numel(),
+            self._ranks.rank,
+            self._ranks.world_size,
+        )
+        return size * rank // world_size, size * (rank + 1) // world_size
+
+    def _stepped(self) -> list[Tensor]:
+        """The tensors that the optimizer steps: the keys of its state."""
+        return list(self._parameters.values())
+
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        """The stepped tensor that holds a slice, and where in it that begins."""
+        return self._parameters[piece.name], piece.start
+
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
+        # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
+        key, start = self._place(piece)
+        values = key if kind == WEIGHT else self._optimizer.state[key][kind]
+        return values.detach().view(-1).narrow(0, start, piece.stop - piece.start)
 
     def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
         """Slice, kind and values, flat, of all `slices` and of each one's kinds.
@@ -57,9 +98,6 @@ class HeldState(abc.ABC):
         for piece in self.slices:
             for kind in kinds:
                 yield piece, kind, self._read(kind, piece)
-
-    @abc.abstractmethod
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor: ...
 
     def load(self, source: Source, optimizer_steps: int) -> None:
         """Set weights, in float32 and in the precision of training, and moments.
@@ -73,27 +111,27 @@ class HeldState(abc.ABC):
         self._make_moments(optimizer_steps)
         self._copy(source)
 
-    @abc.abstractmethod
-    def _copy(self, source: Source) -> None: ...
+    def _copy(self, source: Source) -> None:
+        whole = [TensorSlice(n, 0, p.numel()) for n, p in self._parameters.items()]
+        self._copy_slices(source, whole)
+
+    def _copy_slices(self, source: Source, pieces: Sequence[TensorSlice]) -> None:
+        for piece in pieces:
+            for kind in KINDS:
+                values = source(kind, piece.name, piece.start, piece.stop)
+                self._read(kind, piece).copy_(values)
 
     def settle(self) -> None:
         """Bring what ranks keep of each other's parameters up to date."""
 
-    @abc.abstractmethod
-    def _stepped(self) -> list[Tensor]:
-        """The tensors that the optimizer steps: the keys of its state."""
-
-    @abc.abstractmethod
-    def _optimizer(self) -> torch.optim.Optimizer: ...
-
     def optimizer_steps(self) -> int:
         """Updates that the moments have seen, which AdamW corrects its bias by."""
-        states = [self._optimizer().state.get(key) for key in self._stepped()]
+        states = [self._optimizer.state.get(key) for key in self._stepped()]
         return int(states[0]["step"]) if states and states[0] else 0
 
     def prepare(self) -> None:
         """Make the moments of parameters that have seen no update yet: zeros."""
-        if not any(self._optimizer().state.get(key) for key in self._stepped()):
+        if not any(self._optimizer.state.get(key) for key in self._stepped()):
             self._make_moments(0)
 
     def _make_moments(self, steps: int) -> None:
@@ -101,137 +139,84 @@ class HeldState(abc.ABC):
             self._make_moments_of(key, steps)
 
     def _make_moments_of(self, key: Tensor, steps: int) -> None:
-        optimizer = self._optimizer()
-        state = optimizer.state[key]
+        state = self._optimizer.state[key]
         for moment in MOMENTS:
             if moment not in state:
                 state[moment] = torch.zeros_like(key, requires_grad=False)
-        if isinstance(optimizer, DeepSpeedCPUAdam):
+        if isinstance(self._optimizer, DeepSpeedCPUAdam):
             state["step"] = steps
         else:
             # torch's fused AdamW counts where the parameters are.
-            fused = optimizer.defaults.get("fused")
+            fused = self._optimizer.defaults.get("fused")
             device = key.device if fused else "cpu"
             state["step"] = torch.tensor(float(steps), device=device)
-
-
-class _Replicated(HeldState):
-    """Stage 0: every rank holds everything, and writes an equal range of each tensor."""
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
-        super().__init__(engine)
-        self._engine = engine
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            start = parameter.numel() * ranks.rank // ranks.world_size
-            stop = parameter.numel() * (ranks.rank + 1) // ranks.world_size
-            if start < stop:
-                self.slices.append(TensorSlice(name, start, stop))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer
-
-    def _stepped(self) -> list[Tensor]:
-        return list(self.parameters.values())
-
-    def _whole(self, kind: str, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        if kind == WEIGHT:
-            return parameter.detach().view(-1)
-        return self._optimizer().state[parameter][kind].view(-1)
-
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        return self._whole(kind, piece.name)[piece.start : piece.stop]
-
-    def _copy(self, source: Source) -> None:
-        for name, parameter in self.parameters.items():
-            for kind in (WEIGHT, *MOMENTS):
-                values = source(kind, name, 0, parameter.numel())
-                self._whole(kind, name).copy_(values)
 
 
 class _Partitioned(HeldState):
     """Stages 1 and 2: a range of each group's flat vector."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
-        self._zero = engine.optimizer
-        self._groups = internals.partitioned_groups(self._zero)
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            held = internals.range_in_parameter(parameter)
-            if held is not None:
-                self.slices.append(TensorSlice(name, *held))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        # What DeepSpeed calls low precision (lp) are the parameters of the module.
+        address = mapping.lp_fragment_address
+        return address.start, address.start + address.numel
 
     def _stepped(self) -> list[Tensor]:
-        return self._groups
+        # The first is ZeRO's, the second that of its optimizer for bfloat16 parameters.
+        groups = getattr(self._zero, "single_partition_of_fp32_groups", None)
+        return groups or self._zero.fp32_groups_flat_partition
 
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        group, start, size = internals.range_in_group(self.parameters[piece.name])
-        flat = self._groups[group]
-        if kind != WEIGHT:
-            flat = self._optimizer().state[flat][kind]
-        return flat.detach().narrow(0, start, size)
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        mapping = self._parameters[piece.name]._hp_mapping
+        group = self._stepped()[mapping.param_group_index]
+        return group, mapping.hp_fragment_address.start
 
     def _copy(self, source: Source) -> None:
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._parameters.items():
             values = source(WEIGHT, name, 0, parameter.numel())
             parameter.detach().copy_(values.view_as(parameter))
-        for piece in self.slices:
-            for kind in (WEIGHT, *MOMENTS):
-                values = source(kind, piece.name, piece.start, piece.stop)
-                self._read(kind, piece).copy_(values)
+        self._copy_slices(source, self.slices)
 
 
 class _Sharded(HeldState):
     """Stage 3: an equal range of each parameter, the last ones padded."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
-        self._zero = engine.optimizer
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            start, stop = internals.shard_range(parameter)
-            if start < stop:
-                self.slices.append(TensorSlice(name, start, stop))
-        # Group, and where it begins in the flat vector of that.
-        self._places = {
-            name: internals.shard_place(self._zero, parameter)
-            for name, parameter in self.parameters.items()
-        }
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        rank = torch.distributed.get_rank(parameter.ds_process_group)
+        start = rank * parameter.partition_numel()
+        return start, min(start + parameter.partition_numel(), parameter.ds_numel)
 
     def _stepped(self) -> list[Tensor]:
-        return internals.sharded_groups(self._zero)
+        return self._zero.fp32_partitioned_groups_flat
 
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
-        group, offset = self._places[piece.name]
-        flat = self._stepped()[group]
-        if kind != WEIGHT:
-            flat = self._optimizer().state[flat][kind]
-        return flat.detach().narrow(0, offset, piece.stop - piece.start)
+    def _group_and_offset(self, piece: TensorSlice) -> tuple[int, int]:
+        parameter = self._parameters[piece.name]
+        return self._zero.grad_position[self._zero.get_param_id(parameter)][:2]
+
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        group, offset = self._group_and_offset(piece)
+        return self._stepped()[group], offset
 
     def _copy(self, source: Source) -> None:
-        internals.partition_persistent(self._zero)
+        self._forget_gathered()
+        self._copy_slices(source, self.slices)
         for piece in self.slices:
-            self._copy_slice(source, piece)
             weights = self._read(WEIGHT, piece)
-            held = internals.shard_values(self.parameters[piece.name])
-            held[: weights.numel()].copy_(weights)
+            # What the model computes with, in its precision, flat, perhaps padded.
+            shard = self._parameters[piece.name].ds_tensor.data
+            shard[: weights.numel()].copy_(weights)
 
-    def _copy_slice(self, source: Source, piece: TensorSlice) -> None:
-        for kind in (WEIGHT, *MOMENTS):
-            values = source(kind, piece.name, piece.start, piece.stop)
-            self._read(kind, piece).copy_(values)
+    def _forget_gathered(self) -> None:
+        """Free the old values of small parameters, kept whole between steps."""
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
 
     def settle(self) -> None:
-        internals.gather_persistent(self._zero)
+        # Gathers small parameters, kept whole between steps.
+        self._zero.checkpoint_event_epilogue()
 
 
 class _Swapped(_Sharded):
@@ -243,40 +228,54 @@ class _Swapped(_Sharded):
 
     on_disk = True
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
+        super().__init__(engine, ranks)
         self._slices_of: list[list[TensorSlice]] = [[] for _ in self._stepped()]
         for piece in self.slices:
-            self._slices_of[self._places[piece.name][0]].append(piece)
+            self._slices_of[self._group_and_offset(piece)[0]].append(piece)
         self.slices = [piece for pieces in self._slices_of for piece in pieces]
+
+    @contextlib.contextmanager
+    def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
+        """Have a sub-group that is swapped in memory, and write it back if it is changed."""
+        swapped = self._zero._swappable_optimizer_subgroup(group)
+        if swapped:
+            self._zero._optimizer_states_and_gradient_swap_in(group)
+        try:
+            yield
+        finally:
+            if swapped and changed:
+                self._zero._optimizer_states_and_gradient_swap_out(group)
+            elif swapped:
+                self._zero._release_swap_buffers(group)
 
     def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
         for group, pieces in enumerate(self._slices_of):
-            with internals.subgroup_in_memory(self._zero, group, changed=False):
+            with self._in_memory(group, changed=False):
                 for piece in pieces:
                     for kind in kinds:
                         yield piece, kind, self._read(kind, piece)
 
     def _make_moments(self, steps: int) -> None:
         for group, key in enumerate(self._stepped()):
-            with internals.subgroup_in_memory(self._zero, group, changed=True):
+            with self._in_memory(group, changed=True):
                 self._make_moments_of(key, steps)
 
     def _copy(self, source: Source) -> None:
-        internals.partition_persistent(self._zero)
+        self._forget_gathered()
         for group, pieces in enumerate(self._slices_of):
-            with internals.subgroup_in_memory(self._zero, group, changed=True):
-                for piece in pieces:
-                    self._copy_slice(source, piece)
-                internals.refresh_computed_weights(self._zero, group)
+            with self._in_memory(group, changed=True):
+                self._copy_slices(source, pieces)
+                # Has the model compute with these weights.
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
     """What this rank holds, at the ZeRO stage of `engine`."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        return _Replicated(engine, ranks)
+        return HeldState(engine, ranks)
     if stage < 3:
-        return _Partitioned(engine)
-    swapped = internals.swaps_state(engine.optimizer)
-    return _Swapped(engine) if swapped else _Sharded(engine)
+        return _Partitioned(engine, ranks)
+    swapped = engine.optimizer.swap_optimizer
+    return _Swapped(engine, ranks) if swapped else _Sharded(engine, ranks)
