@@ -53,6 +53,7 @@ def growth_of_memory() -> Iterator[list[int]]:
 def measure_checkpoint(report: Report, folder: Path) -> None:
     """Portable, asynchronous saves beside DeepSpeed's."""
     from benchmarks.engine_worker import prepared_engine, steps_of
+    from ten_dist.checkpoint import RunState
     from ten_dist.engine.checkpointing.save import CheckpointWriter
     from ten_dist.run_folder import RunFolder
 
@@ -66,7 +67,7 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     def save_and_train() -> None:
         nonlocal step
         step += 1
-        writer.save(step, {"metrics": {}})
+        writer.save(RunState(step=step), 0.0)
         train()
 
     def seconds_beside_a_write(function: Callable[[], None]) -> float:
@@ -79,7 +80,7 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     def ours() -> None:
         nonlocal step
         step += 1
-        writer.save(step, {"metrics": {}})
+        writer.save(RunState(step=step), 0.0)
         writer.wait()
         saved.append(writer.take_saved())
 
@@ -117,9 +118,9 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     of_steps = paired(
         {"plain": train, "saving": save_and_train}, 5, seconds_beside_a_write
     )
-    held = statistics.median(one.held_seconds for one in saved)
-    written = statistics.median(one.write_seconds for one in saved)
-    report.add("checkpoint: GB", saved[-1].bytes / 1e9)
+    held = statistics.median(one["checkpoint_held_seconds"] for one in saved)
+    written = statistics.median(one["checkpoint_write_seconds"] for one in saved)
+    report.add("checkpoint: GB", saved[-1]["checkpoint_bytes"] / 1e9)
     report.add("checkpoint: training waits, s", held)
     report.add("checkpoint: until it is complete, s", seconds["ours"])
     report.add("checkpoint: waiting / writing", held / written)

@@ -192,7 +192,7 @@ class Trainer:
     def _report_saved(self) -> None:
         saved = self._writer.take_saved()
         if saved is not None:
-            self._reporter.record(saved.metrics())
+            self._reporter.record(saved)
 
     def _say_overflow(self) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
