@@ -8,14 +8,14 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
-from ten_dist.deepspeed_config import zero_stage
+from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.engine.deepspeed_internals import import_muon
 from ten_dist.engine.distributed import Ranks
-from ten_dist.engine.optimizer import make_optimizer
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
 from ten_dist.model.precision import autocast
@@ -47,7 +47,8 @@ def build_engine(
     """DeepSpeed's engine around a model that computes as `--precision` says."""
     # Around the model and not around the engine, which on GPUs switches off an autocast
     # that its configuration does not name.
-    model.forward = autocast(ranks.device, training.precision)(model.forward)
+    forward = autocast(ranks.device, training.precision)(model.forward)
+    model.forward = forward  # type: ignore[method-assign]
     sharded = zero_stage(deepspeed_config) == 3
     if training.compile:
         compile_blocks(model, sharded)
@@ -75,3 +76,24 @@ def compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:
         set_z3_leaf_modules(model, [Block])
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def make_optimizer(
+    model: TemporalEigenstateNetwork,
+    training: TrainingConfig,
+    deepspeed_config: dict[str, Any],
+    device: torch.device,
+) -> torch.optim.Optimizer:
+    """AdamW over two groups: matrices with weight decay, everything else without.
+
+    Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
+    is set at every step by the trainer.
+    """
+    groups = model.parameter_groups(training.weight_decay)
+    betas = (training.adam_beta1, training.adam_beta2)
+    if device.type == "cuda" and offloads(deepspeed_config, "offload_optimizer"):
+        return DeepSpeedCPUAdam(
+            groups, lr=training.learning_rate, betas=betas, adamw_mode=True
+        )
+    # One pass over each tensor, without copies of it on the way, on CPUs as well.
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+from typing import Any
 
 import deepspeed
 from deepspeed.runtime import compiler
@@ -31,7 +32,7 @@ def leave_out_shared_memory_operator() -> None:
     share 64 MiB a rank, which nobody frees.
     """
     # Imported by its name: `deepspeed.comm.torch` as an attribute is torch itself.
-    backend = importlib.import_module("deepspeed.comm.torch")
+    backend: Any = importlib.import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
 

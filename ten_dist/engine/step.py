@@ -88,7 +88,8 @@ class Stepper:
         self._reporter = reporter or Reporter()
         self._before_update = before_update
         self._sharded = engine.zero_optimization()
-        self._sources = run.data.names if isinstance(run.data, Mixture) else ()
+        self._mixture = run.data if isinstance(run.data, Mixture) else None
+        self._sources = self._mixture.names if self._mixture else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
         if run.model_config.z_loss_weight:
             self._losses.append("z_loss")
@@ -107,7 +108,11 @@ class Stepper:
         learning_rate = self._schedule.learning_rate(number - 1)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        scale = self._begin_scale()
+        scale = 1.0
+        if self._loss_scale is not None:
+            scale = self._loss_scale.value
+            if self._sharded:
+                override_loss_scale(self._engine, scale)
         sums, loss = self._accumulate(number, batches, scale)
         means = self._over_ranks(sums.losses)
         gradient_norm = self._apply(number, loss * self._health.factor(means[0]), scale)
@@ -116,6 +121,10 @@ class Stepper:
         anomaly, overflowed = judge(
             self._health, self._loss_scale, losses["loss"], gradient_norm
         )
+        scaling = {}
+        if self._loss_scale is not None:
+            overflowed_steps = self._loss_scale.overflowed_steps
+            scaling = {"loss_scale": scale, "overflowed_steps": overflowed_steps}
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
@@ -127,21 +136,13 @@ class Stepper:
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             "skipped_steps": self._health.skipped_steps,
-            **self._scale_metrics(scale),
+            **scaling,
             "tokens_per_second": self._schedule.tokens_per_step / seconds,
             "step_seconds": seconds,
             "data_seconds": sums.data_seconds,
             "memory_bytes": peak_memory_bytes(),
         }
         return StepResult(metrics, anomaly, overflowed, stops > 0, sums.rows)
-
-    def _begin_scale(self) -> float:
-        """The loss scale of a step, 1 without one."""
-        if self._loss_scale is None:
-            return 1.0
-        if self._sharded:
-            override_loss_scale(self._engine, self._loss_scale.value)
-        return self._loss_scale.value
 
     def _accumulate(
         self, number: int, batches: Iterator[TokenBatch], scale: float
@@ -220,13 +221,6 @@ class Stepper:
             gradient_norm = math.nan if norm is None else float(norm)
         return gradient_norm
 
-    def _scale_metrics(self, scale: float) -> dict[str, float]:
-        """The scale that a step had, and how often it was too large so far."""
-        if self._loss_scale is None:
-            return {}
-        overflowed = self._loss_scale.overflowed_steps
-        return {"loss_scale": scale, "overflowed_steps": overflowed}
-
     def _over_ranks(self, totals: Tensor) -> Tensor:
         """Means of summed losses, and whether to stop, which no rank may do by itself."""
         stop = totals.new_tensor([float(self._stop.requested)])
@@ -262,12 +256,12 @@ class Stepper:
             batches: global batches that were read, or left out.
             by_source: [2, sources], sum of this rank's row losses, and number of rows.
         """
-        if not self._sources:
+        if self._mixture is None:
             return {}
         metrics = {}
         sums, counts = self._ranks.sum(by_source).tolist()
-        read = self._run.data.rows_before(batches * self._schedule.global_batch_size)
-        epochs = self._run.data.rows(self._schedule.seq_len)
+        read = self._mixture.rows_before(batches * self._schedule.global_batch_size)
+        epochs = self._mixture.rows(self._schedule.seq_len)
         for source, name in enumerate(self._sources):
             if counts[source]:
                 metrics[f"ce_loss/{name}"] = sums[source] / counts[source]

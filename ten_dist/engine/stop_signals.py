@@ -14,8 +14,7 @@ import signal
 import socket
 import threading
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ten_dist.console import complain
 from ten_dist.engine.distributed import Ranks
@@ -46,7 +45,7 @@ class StopSignals:
         self._grace_seconds = grace_seconds
         self._speaks = speaks
         self._first: float | None = None
-        self._handlers: dict[signal.Signals, object] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -70,12 +69,7 @@ class StopSignals:
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)

@@ -30,19 +30,20 @@ class Stragglers:
     Args:
         ranks: all ranks.
         interval: steps between comparisons; 0 compares none.
-        device: where this rank computes.
     """
 
-    def __init__(self, ranks: Ranks, interval: int, device: torch.device) -> None:
+    def __init__(self, ranks: Ranks, interval: int) -> None:
         self._ranks = ranks
         self._interval = interval if ranks.world_size > 1 else 0
-        self._on_gpu = device.type == "cuda"
+        self._on_gpu = ranks.device.type == "cuda"
         self._entered: dict[str, float] = {}
         self._events: dict[str, torch.cuda.Event] = {}
         self._begin_window()
 
     def _begin_window(self) -> None:
-        self._data, self._forward, self._whole = [], [], []
+        self._data: list[float] = []
+        self._forward: list[float] = []
+        self._whole: list[float] = []
         self._forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def enter(self, phase: str) -> None:

@@ -25,7 +25,7 @@ from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.engine.validation import Validation, ValidationStopped, readable
+from ten_dist.engine.validation import ValidationStopped, readable, validate
 from ten_dist.errors import RunStoppedError, TrainingError
 from ten_dist.run_folder import RunFolder
 
@@ -60,7 +60,6 @@ class Trainer:
         self._writer = writer
         self._stop = stop
         self._reporter = reporter
-        self._validation = Validation(engine, ranks, run, stop, reporter)
         self._restore(state)
 
     def _restore(self, state: RunState) -> None:
@@ -70,9 +69,8 @@ class Trainer:
         self._health = Health(
             self._engine.device, self._training.spike_threshold, state.health
         )
-        self._loss_scale = None
-        if self._training.precision == "fp16":
-            self._loss_scale = LossScale(state.loss_scale)
+        scaled = self._training.precision == "fp16"
+        self._loss_scale = LossScale(state.loss_scale) if scaled else None
         self._done = state.step
 
     def _state(self) -> RunState:
@@ -84,7 +82,7 @@ class Trainer:
             metrics=dict(self._metrics),
             excluded_batches=list(self._excluded),
             health=self._health.state(),
-            loss_scale=self._loss_scale and self._loss_scale.state(),
+            loss_scale=None if self._loss_scale is None else self._loss_scale.state(),
         )
 
     def fit(self) -> dict[str, Any]:
@@ -132,8 +130,8 @@ class Trainer:
                 self._report_saved()
                 self._metrics.update(result.metrics)
                 stopping = result.stop_requested
-                if result.overflowed:
-                    self._say_overflow()
+                if result.overflowed and self._loss_scale is not None:
+                    self._say_overflow(self._loss_scale)
                 if result.anomaly is not None:
                     self._respond(result.anomaly, result)
                 self._validate_if_due()
@@ -155,10 +153,11 @@ class Trainer:
         return self._metrics
 
     def _batches(self) -> Iterator[TokenBatch]:
-        schedule, training = self._schedule, self._training
+        schedule, training, data = self._schedule, self._training, self._run.data
+        assert data is not None
         return readable(
             training_batches(
-                self._run.data,
+                data,
                 seq_len=schedule.seq_len,
                 seed=training.seed,
                 global_batch_size=schedule.global_batch_size,
@@ -194,9 +193,9 @@ class Trainer:
         if saved is not None:
             self._reporter.record(saved)
 
-    def _say_overflow(self) -> None:
+    def _say_overflow(self, scale: LossScale) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
-        scale, number = self._loss_scale, self._loss_scale.overflowed_steps
+        number = scale.overflowed_steps
         if number & (number - 1) == 0:
             say(
                 f"step {self._done}: the gradient overflowed in float16 and was not applied, "
@@ -212,9 +211,7 @@ class Trainer:
         """
         step, policy = self._done, self._training.on_anomaly
         batch = batch_of_step(step - 1, self._excluded)
-        action = policy
-        if policy == "skip" and anomaly.applied:
-            action = "kept, clipped"
+        action = "kept, clipped" if policy == "skip" and anomaly.applied else policy
         facts = {
             "step": step,
             "batch": batch,
@@ -223,14 +220,8 @@ class Trainer:
             "z_score": anomaly.z_score,
             "action": action,
         }
-        rows = [
-            {
-                "sources": taken.sources.tolist(),
-                "epochs": taken.epochs.tolist(),
-                "rows": taken.rows.tolist(),
-            }
-            for taken in result.rows
-        ]
+        names = ("sources", "epochs", "rows")
+        rows = [{n: getattr(taken, n).tolist() for n in names} for taken in result.rows]
         by_rank = self._ranks.gather(rows)
         with self._ranks.agreeing():
             if self._ranks.is_first:
@@ -257,9 +248,8 @@ class Trainer:
             self._writer.wait()
         self._report_saved()
         newest = self._folder.newest_checkpoint()
-        return "Go on in another --output_dir with a lower --learning_rate" + (
-            f" and --resume {newest}" if newest is not None else ""
-        )
+        resume = "" if newest is None else f" and --resume {newest}"
+        return f"Go on in another --output_dir with a lower --learning_rate{resume}"
 
     def _roll_back(self, batch: int) -> None:
         """Go back to the newest checkpoint, to continue without a batch.
@@ -303,7 +293,10 @@ class Trainer:
         due = done == self._schedule.steps or done % interval == 0
         if not (self._run.validation and done > 0 and due):
             return
-        evaluation = {"step": done, **self._validation.run(done)}
+        figures = validate(
+            self._engine, self._ranks, self._run, self._stop, self._reporter, done
+        )
+        evaluation = {"step": done, **figures}
         self._reporter.record(evaluation)
         self._metrics.update({**evaluation, "validated_step": done})
 

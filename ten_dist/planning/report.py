@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.choice import AS_FAST, Layout, stops_at
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost_plan import Cost, CostPlan
@@ -39,20 +40,26 @@ def describe(plan: CostPlan) -> list[str]:
     ]
 
 
-def _what(plan: CostPlan) -> list[str]:
-    request, config = plan.planner.request, plan.chosen.config
+def describe_model(name: str, config: TemporalEigenstateConfig) -> str:
+    """A model in one line; `name` is that of its preset."""
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
         kind = f"HTEN {','.join(map(str, config.hten_scales))}"
+    return (
+        f"model: {name}, {kind}, {count(parameters_of(config)):,} parameters, width "
+        f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} eigenstates, "
+        f"vocabulary {config.vocab_size}, energy weight {config.energy_reg_weight}"
+    )
+
+
+def _what(plan: CostPlan) -> list[str]:
+    request, config = plan.planner.request, plan.chosen.config
     operations = plan.planner.operations(config)
     step = f"{request.global_batch_size} rows x {request.seq_len} tokens"
     length = "" if plan.steps is None else f"{plan.steps:,} steps of "
     total = request.tokens_per_step * (plan.steps or 1)
     return [
-        (
-            f"model: {plan.preset}, {kind}, {count(parameters_of(config)):,} "
-            f"parameters, vocabulary {config.vocab_size}"
-        ),
+        describe_model(plan.preset, config),
         f"run: {length}{step} = {total:,} tokens, {request.precision}",
         (
             f"machine: {plan.topology.nodes} x {plan.topology.gpus_per_node} "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     # Python 3.10 has none.
@@ -17,12 +17,20 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
 
 
-class _Told(Protocol):
+class SignalledJob(Protocol):
     """What signals are passed on to."""
 
-    def poll(self) -> int | None: ...
-    def send(self, number: int) -> None: ...
-    def kill(self) -> None: ...
+    def poll(self) -> int | None:
+        """Exit status, -N after signal N; None while it runs."""
+        ...
+
+    def send(self, number: int) -> None:
+        """Pass a signal to the ranks."""
+        ...
+
+    def kill(self) -> None:
+        """Kill every process of the job at once."""
+        ...
 
 
 class PassedSignals:
@@ -37,7 +45,7 @@ class PassedSignals:
         self._tell = tell
         self._numbers: list[int] = []
         self._woken = threading.Event()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     @property
     def first(self) -> signal.Signals | None:
@@ -55,12 +63,7 @@ class PassedSignals:
                 self._before[number] = signal.signal(number, keep)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -68,7 +71,7 @@ class PassedSignals:
         """Wait, but no longer than until a signal comes."""
         self._woken.wait(seconds)
 
-    def wait(self, job: _Told, grace: float) -> int:
+    def wait(self, job: SignalledJob, grace: float) -> int:
         """Wait for the end of a job, passing signals on; its exit status.
 
         Args:
@@ -76,25 +79,23 @@ class PassedSignals:
             grace: seconds that it has to end after a signal, before it is killed; a
                 second signal kills it at once.
         """
-        passed_on, deadline = 0, None
-        while True:
-            status = job.poll()
-            if status is not None:
-                return status
-            if len(self._numbers) > passed_on:
-                name = self.first.name
+        passed_on, deadline = 0, math.inf
+        while (status := job.poll()) is None:
+            if self.first is not None and len(self._numbers) > passed_on:
                 if passed_on:
-                    self._tell(f"{name} again: the job is killed")
+                    self._tell(f"{self.first.name} again: the job is killed")
                     deadline = 0.0
                 else:
                     self._tell(
-                        f"{name}: passed on to the job, which has {grace:g} s to end"
+                        f"{self.first.name}: passed on to the job, which has {grace:g} s "
+                        "to end"
                     )
-                    job.send(self._numbers[0])
+                    job.send(self.first)
                     deadline = time.monotonic() + grace
                 passed_on = len(self._numbers)
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 job.kill()
-                deadline = None
+                deadline = math.inf
             self._woken.wait(_POLL_SECONDS)
             self._woken.clear()
+        return status

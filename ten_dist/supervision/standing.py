@@ -24,8 +24,7 @@ class Standing:
     metrics_version: tuple[int, ...] | None
     """Differs after the metrics were written to; None where there are none."""
 
-    @property
-    def beginning(self) -> str:
+    def describe(self) -> str:
         """Where the next start begins, in words."""
         if self.checkpoint is None:
             return "initial weights"
@@ -34,9 +33,8 @@ class Standing:
 
 def standing(folder: RunFolder) -> Standing:
     """Look into the folder of a run, or where it will be."""
-    checkpoint, step = folder.newest_checkpoint(), 0
-    if checkpoint is not None:
-        step = checkpoint_step(checkpoint)
+    checkpoint = folder.newest_checkpoint()
+    step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     last_step, version = 0, None
     if folder.metrics_file.is_file():
         found = folder.metrics_file.stat()
