@@ -183,15 +183,21 @@ class Ranks(Channel):
         """Whether this is rank 0, which writes and speaks for all."""
         return self.rank == 0
 
-    def agree(self, error: Exception | None) -> None:
-        """Fail on every rank where any rank has failed, so that none waits for it.
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Fail on every rank where the block fails on any, so that none waits for it.
+
+        The block must not communicate: a rank that failed would be waited for.
 
         Raises:
             ConfigurationError: the first error by rank, the same on all ranks, was one.
             TrainingError: it was another.
         """
-        own = None
-        if error is not None:
+        own, cause = None, None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must know
+            cause = error
             refused = isinstance(error, ConfigurationError)
             expected = isinstance(error, (ConfigurationError, TrainingError, OSError))
             text = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -205,20 +211,7 @@ class Ranks(Channel):
                 complain(str(agreed))
                 agreed.reported = True
                 self.barrier()
-                raise agreed from error
-
-    @contextlib.contextmanager
-    def agreeing(self) -> Iterator[None]:
-        """Run a block that may fail on some ranks; see :meth:`agree`.
-
-        The block must not communicate: a rank that failed would be waited for.
-        """
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, others must know
-            failure = error
-        self.agree(failure)
+                raise agreed from cause
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks."""

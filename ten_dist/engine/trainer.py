@@ -181,7 +181,13 @@ class Trainer:
             raise TrainingError(
                 f"after step {step}, not saved: {error}. {self._way_on()}"
             ) from None
-        self._reporter.record({"step": step, **probe.metrics()})
+        self._reporter.record(
+            {
+                "step": step,
+                "energy_bound_ratio": probe.energy_bound_ratio,
+                "eigenvalue_distance": probe.eigenvalue_distance,
+            }
+        )
         self._writer.save(
             self._state(),
             probe.loss,

@@ -35,13 +35,6 @@ class Probe:
     eigenvalue_distance: float
     """Least 1 - |lambda| of all layers."""
 
-    def metrics(self) -> dict[str, float]:
-        """The figures of the recurrence under the names that metrics.jsonl uses."""
-        return {
-            "energy_bound_ratio": self.energy_bound_ratio,
-            "eigenvalue_distance": self.eigenvalue_distance,
-        }
-
     def check(self) -> None:
         """See that a recurrence has been computed.
 
@@ -76,11 +69,11 @@ def run_probe(
         generator=generator,
     ).to(engine.device)
     engine.eval()
-    with (
-        # A graph has no place from where its scans could be watched.
-        _uncompiled() if run.training.compile else contextlib.nullcontext(),
-        observed_energy() as bound,
-    ):
+    with contextlib.ExitStack() as stack:
+        if run.training.compile:
+            # A graph has no place from where its scans could be watched.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        bound = stack.enter_context(observed_energy())
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])
     engine.train()
     return Probe(
@@ -88,10 +81,6 @@ def run_probe(
         energy_bound_ratio=bound.largest_ratio,
         eigenvalue_distance=bound.eigenvalue_distance,
     )
-
-
-def _uncompiled() -> contextlib.AbstractContextManager:
-    return torch.compiler.set_stance("force_eager")
 
 
 def check_probe(found: float, recorded: float, precisions: set[str]) -> None:
