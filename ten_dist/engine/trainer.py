@@ -33,6 +33,7 @@ _MOST_SKIPPED_IN_A_ROW = 10
 _MOST_EXCLUDED_BATCHES = 100
 
 
+@dataclasses.dataclass
 class Trainer:
     """Runs the steps of a schedule on a DeepSpeed engine.
 
@@ -40,34 +41,26 @@ class Trainer:
     checkpoint of step n has done n of them.
     """
 
-    def __init__(
-        self,
-        engine: deepspeed.DeepSpeedEngine,
-        ranks: Ranks,
-        run: ResolvedRun,
-        folder: RunFolder,
-        writer: CheckpointWriter,
-        stop: StopSignals,
-        reporter: Reporter,
-        state: RunState,
-    ) -> None:
-        self._engine = engine
-        self._ranks = ranks
-        self._run = run
-        self._training = run.training
-        self._schedule = run.schedule
-        self._folder = folder
-        self._writer = writer
-        self._stop = stop
-        self._reporter = reporter
-        self._restore(state)
+    engine: deepspeed.DeepSpeedEngine
+    ranks: Ranks
+    run: ResolvedRun
+    folder: RunFolder
+    writer: CheckpointWriter
+    stop: StopSignals
+    reporter: Reporter
+    start: dataclasses.InitVar[RunState]
+    """State of the checkpoint to continue from, or that of a new run."""
+
+    def __post_init__(self, start: RunState) -> None:
+        self._training, self._schedule = self.run.training, self.run.schedule
+        self._restore(start)
 
     def _restore(self, state: RunState) -> None:
         """Have the state of a checkpoint, or that of the start."""
         self._metrics = dict(state.metrics)
         self._excluded = list(state.excluded_batches)
         self._health = Health(
-            self._engine.device, self._training.spike_threshold, state.health
+            self.engine.device, self._training.spike_threshold, state.health
         )
         scaled = self._training.precision == "fp16"
         self._loss_scale = LossScale(state.loss_scale) if scaled else None
@@ -105,20 +98,20 @@ class Trainer:
     def _train(self) -> dict[str, Any]:
         steps = self._schedule.steps
         # The checkpoint may be another run's: this one then gets its own.
-        own = self._ranks.from_first(bool(self._folder.all_checkpoints()))
+        own = self.ranks.from_first(bool(self.folder.all_checkpoints()))
         saved = self._done if own else 0
         batches = self._batches()
         stepper = Stepper(
-            self._engine,
-            self._ranks,
-            self._run,
-            self._stop,
+            self.engine,
+            self.ranks,
+            self.run,
+            self.stop,
             self._health,
             self._loss_scale,
-            self._reporter,
-            self._writer.before_update,
+            self.reporter,
+            self.writer.before_update,
         )
-        stopping = self._stop.requested_of_any(self._ranks)
+        stopping = self.stop.requested_of_any(self.ranks)
         try:
             # Stopped in the middle of a validation, the run makes up for it first.
             if self._metrics.get("validated_step") != self._done:
@@ -126,7 +119,7 @@ class Trainer:
             while self._done < steps and not stopping:
                 result = stepper(self._done + 1, batches, self._excluded)
                 self._done += 1
-                self._reporter.step(result.metrics)
+                self.reporter.step(result.metrics)
                 self._report_saved()
                 self._metrics.update(result.metrics)
                 stopping = result.stop_requested
@@ -143,7 +136,7 @@ class Trainer:
             stopping = True
         if saved < self._done:
             self._save()
-        self._writer.wait()
+        self.writer.wait()
         self._report_saved()
         if stopping:
             raise RunStoppedError(
@@ -153,7 +146,7 @@ class Trainer:
         return self._metrics
 
     def _batches(self) -> Iterator[TokenBatch]:
-        schedule, training, data = self._schedule, self._training, self._run.data
+        schedule, training, data = self._schedule, self._training, self.run.data
         assert data is not None
         return readable(
             training_batches(
@@ -162,8 +155,8 @@ class Trainer:
                 seed=training.seed,
                 global_batch_size=schedule.global_batch_size,
                 micro_batch_size=schedule.micro_batch_size,
-                rank=self._ranks.rank,
-                world_size=self._ranks.world_size,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
                 first_step=self._done,
                 last_step=schedule.steps,
                 num_workers=training.num_workers,
@@ -173,31 +166,31 @@ class Trainer:
 
     def _save(self) -> None:
         step = self._done
-        self._reporter.progress("checkpoint", step)
-        probe = run_probe(self._engine, self._ranks, self._run)
+        self.reporter.progress("checkpoint", step)
+        probe = run_probe(self.engine, self.ranks, self.run)
         try:
             probe.check()
         except TrainingError as error:
             raise TrainingError(
                 f"after step {step}, not saved: {error}. {self._way_on()}"
             ) from None
-        self._reporter.record(
+        self.reporter.record(
             {
                 "step": step,
                 "energy_bound_ratio": probe.energy_bound_ratio,
                 "eigenvalue_distance": probe.eigenvalue_distance,
             }
         )
-        self._writer.save(
+        self.writer.save(
             self._state(),
             probe.loss,
-            lambda: self._reporter.progress("checkpoint", step),
+            lambda: self.reporter.progress("checkpoint", step),
         )
 
     def _report_saved(self) -> None:
-        saved = self._writer.take_saved()
+        saved = self.writer.take_saved()
         if saved is not None:
-            self._reporter.record(saved)
+            self.reporter.record(saved)
 
     def _say_overflow(self, scale: LossScale) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
@@ -228,10 +221,10 @@ class Trainer:
         }
         names = ("sources", "epochs", "rows")
         rows = [{n: getattr(taken, n).tolist() for n in names} for taken in result.rows]
-        by_rank = self._ranks.gather(rows)
-        with self._ranks.agreeing():
-            if self._ranks.is_first:
-                with self._folder.anomalies_file.open("a", encoding="utf-8") as file:
+        by_rank = self.ranks.gather(rows)
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                with self.folder.anomalies_file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**facts, "rows_by_rank": by_rank}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -243,7 +236,7 @@ class Trainer:
                 f"{words}, as in {self._health.consecutive} steps in a row: the weights "
                 f"must be at fault. {self._way_on()}"
             )
-        say(f"{words}; {action}. Its rows are in {self._folder.anomalies_file}")
+        say(f"{words}; {action}. Its rows are in {self.folder.anomalies_file}")
         if policy == "rollback":
             raise _RollbackRequest(batch)
 
@@ -251,9 +244,9 @@ class Trainer:
         """What to do about weights that have gone wrong."""
         # One that is being written may be the newest to go on from.
         with contextlib.suppress(TrainingError):
-            self._writer.wait()
+            self.writer.wait()
         self._report_saved()
-        newest = self._folder.newest_checkpoint()
+        newest = self.folder.newest_checkpoint()
         resume = "" if newest is None else f" and --resume {newest}"
         return f"Go on in another --output_dir with a lower --learning_rate{resume}"
 
@@ -263,10 +256,10 @@ class Trainer:
         Raises:
             TrainingError: there is no checkpoint yet, or too many batches are left out.
         """
-        self._writer.wait()
+        self.writer.wait()
         self._report_saved()
         excluded = [*self._excluded, batch]
-        newest = newest_whole(self._ranks, self._folder.all_checkpoints())
+        newest = newest_whole(self.ranks, self.folder.all_checkpoints())
         if newest is None:
             raise TrainingError(
                 "there is no checkpoint yet to go back to: start in another --output_dir "
@@ -278,9 +271,9 @@ class Trainer:
                 f"rate is at fault. {self._way_on()}"
             )
         skipped = self._health.skipped_steps
-        state = load_checkpoint(self._engine, self._ranks, self._run, newest)
+        state = load_checkpoint(self.engine, self.ranks, self.run, newest)
         say(f"back at {newest}, {state.step:,} steps done, without batch {batch}")
-        self._reporter.rewind(state.step, self._begin_attempt())
+        self.reporter.rewind(state.step, self._begin_attempt())
         health = dataclasses.replace(state.health, skipped_steps=skipped)
         self._restore(
             dataclasses.replace(state, excluded_batches=excluded, health=health)
@@ -289,21 +282,21 @@ class Trainer:
     def _begin_attempt(self) -> int:
         """Count one more start of the run: steps will be done again."""
         attempt = None
-        with self._ranks.agreeing():
-            if self._ranks.is_first:
-                attempt = self._folder.begin_attempt()
-        return self._ranks.from_first(attempt)
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                attempt = self.folder.begin_attempt()
+        return self.ranks.from_first(attempt)
 
     def _validate_if_due(self) -> None:
         done, interval = self._done, self._training.eval_interval
         due = done == self._schedule.steps or done % interval == 0
-        if not (self._run.validation and done > 0 and due):
+        if not (self.run.validation and done > 0 and due):
             return
         figures = validate(
-            self._engine, self._ranks, self._run, self._stop, self._reporter, done
+            self.engine, self.ranks, self.run, self.stop, self.reporter, done
         )
         evaluation = {"step": done, **figures}
-        self._reporter.record(evaluation)
+        self.reporter.record(evaluation)
         self._metrics.update({**evaluation, "validated_step": done})
 
 
