@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -60,7 +61,9 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     engine, ranks, run = prepared_engine("small", folder, rows=1, seq_len=128)
     parameters = sum(p.numel() for p in engine.module.parameters())
     report.add("checkpoint: parameters, millions", parameters / 1e6)
-    writer = CheckpointWriter(engine, ranks, run, RunFolder(folder / "run"))
+    saved: list[dict[str, Any]] = []
+    run_folder = RunFolder(folder / "run")
+    writer = CheckpointWriter(engine, ranks, run, run_folder, saved.append)
     train = steps_of(engine, ranks, run, writer.before_update)
     step = 0
 
@@ -73,8 +76,6 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     def seconds_beside_a_write(function: Callable[[], None]) -> float:
         seconds = seconds_of(function)
         writer.wait()
-        if (one := writer.take_saved()) is not None:
-            saved.append(one)
         return seconds
 
     def ours() -> None:
@@ -82,7 +83,6 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
         step += 1
         writer.save(RunState(step=step), 0.0)
         writer.wait()
-        saved.append(writer.take_saved())
 
     def deepspeeds(synced: bool = False) -> None:
         # As ours, it deletes the checkpoint before only when there is another: blocks
@@ -100,7 +100,6 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     def deepspeeds_on_disk() -> None:
         deepspeeds(synced=True)
 
-    saved: list = []
     for name, save in (("ours", ours), ("DeepSpeed's", deepspeeds)):
         with growth_of_memory() as grown:
             save()

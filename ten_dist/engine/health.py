@@ -1,14 +1,13 @@
 """Whether a step may update the weights: losses that are not finite, and spikes.
 
-The loss of a step is judged on the device before its last backward pass. That of a bad
-step is made not-a-number there, so that its gradients are none that could be applied, on
-any rank: no host waits for the verdict, and a spike of the loss is caught before its
-update instead of after it. Spikes of the gradient's norm are seen after the update, which
-clipping has bounded.
+The loss of a step is judged on the device before its last backward pass. A bad loss is
+replaced by NaN there, so that no rank can apply its gradients: the host does not wait for
+the verdict, and a loss spike is caught before its update. Spikes of the gradient norm are
+seen after the update, which clipping has bounded.
 
 A spike lies more than `threshold` standard deviations above the mean of the last steps
-(z-score); of gradient norms, which vary by factors, the logarithms count. The window is
-part of checkpoints, so that a run that goes on judges as one that was never interrupted.
+(z-score); for gradient norms, which vary by factors, logarithms are compared. Checkpoints
+keep the window, so that a resumed run judges like one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 from ten_dist.checkpoint import HealthState
 
 WINDOW = 128
-# Before that many steps the spread of values says little.
+# The spread of fewer values says little.
 _FEWEST = 32
 # As a part of the mean, so that a loss that has converged can still move.
 _SMALLEST_DEVIATION = 1e-3
@@ -58,12 +57,12 @@ class Anomaly:
 
 
 class Window:
-    """Mean and deviation of the last values, on a device.
+    """Mean and standard deviation of the last values, on a device.
 
     Args:
         device: where the values are.
         values: the first ones, oldest first.
-        logarithmic: whether deviations are those of the logarithms.
+        logarithmic: whether logarithms are compared.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Window:
         )
 
     def add(self, value: float) -> None:
-        """Take in a value, and let go of the oldest."""
+        """Append a value, and drop the oldest of more than :data:`WINDOW`."""
         added = self._values.new_tensor([value])
         self._values = torch.cat([self._values, added])[-WINDOW:]
 
@@ -109,8 +108,9 @@ class Health:
     ) -> None:
         self._threshold = threshold or math.inf
         self._losses = Window(device, state.losses)
-        cpu = torch.device("cpu")
-        self._norms = Window(cpu, state.gradient_norms, logarithmic=True)
+        self._norms = Window(
+            torch.device("cpu"), state.gradient_norms, logarithmic=True
+        )
         self.skipped_steps = state.skipped_steps
         """Steps of the run without an update, but for those of an overflow alone."""
         self.consecutive = state.consecutive
@@ -118,7 +118,7 @@ class Health:
         self._z_score = torch.zeros(())
 
     def factor(self, loss: Tensor) -> Tensor:
-        """What the loss of this rank must be multiplied with: 1, or not a number.
+        """What the loss of this rank must be multiplied with: 1, or NaN.
 
         Args:
             loss: of the step, the mean over all ranks, a scalar on the device.
@@ -128,22 +128,19 @@ class Health:
         return torch.where(bad, torch.nan, 1.0).to(loss.dtype)
 
     def only_gradient_overflowed(self, loss: float, gradient_norm: float) -> bool:
-        """Whether nothing but the gradient was wrong, as a loss scale can make it.
+        """Whether only the gradient was wrong, as too large a loss scale makes it.
 
-        Such a step need not be judged: it is no anomaly, and not among what is usual.
-
-        Args:
-            loss: the one that :meth:`factor` was asked about.
-            gradient_norm: not finite where the step was not applied.
+        Such a step is no anomaly, and not part of the window. Arguments as of
+        :meth:`judge`.
         """
         right = math.isfinite(loss) and float(self._z_score) <= self._threshold
         return right and not math.isfinite(gradient_norm)
 
     def judge(self, loss: float, gradient_norm: float) -> Anomaly | None:
-        """What was wrong with the step whose loss :meth:`factor` was asked about.
+        """What was wrong with a step.
 
         Args:
-            loss: the same loss.
+            loss: the one that :meth:`factor` was asked about.
             gradient_norm: before clipping; not finite where the step was not applied.
         """
         z_score = float(self._z_score)

@@ -222,7 +222,7 @@ def _run(
         watchdog.open_report()
         reporter = _reporter(ranks, run, start, state, watchdog)
     started = time.perf_counter()
-    writer = CheckpointWriter(engine, ranks, run, folder)
+    writer = CheckpointWriter(engine, ranks, run, folder, reporter.record)
     try:
         trainer = Trainer(engine, ranks, run, folder, writer, stop, reporter, state)
         final = trainer.fit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,15 +140,11 @@ class Stepper:
         """Forward of all micro-batches, and backward of all but the last.
 
         Returns:
-            What they add up to, and the loss of the last, whose backward decides whether
-            the weights are updated.
+            Their sums, and the loss of the last, whose backward decides whether the
+            weights are updated.
         """
-        device = self.engine.device
-        sums = _Accumulated(
-            torch.zeros(len(self._losses), device=device),
-            torch.zeros(2, max(1, len(self._sources)), device=device),
-            [],
-        )
+        zeros = functools.partial(torch.zeros, device=self.engine.device)
+        sums = _Accumulated(zeros(len(self._losses)), zeros(2, len(self._sources)), [])
         loss = self._forward(number, batches, sums)
         for _ in range(self._schedule.accumulation_steps - 1):
             self._backward(loss, scale)
@@ -160,7 +157,7 @@ class Stepper:
     def _forward(
         self, number: int, batches: Iterator[TokenBatch], sums: _Accumulated
     ) -> Tensor:
-        """Take the next micro-batch of a step; returns its loss, a scalar to go back from."""
+        """Forward of the next micro-batch of a step; its loss, a scalar."""
         self.reporter.enter("data", number)
         waited = time.perf_counter()
         batch = next(batches)
@@ -217,10 +214,9 @@ class Stepper:
         return summed / (self._schedule.accumulation_steps * self.ranks.world_size)
 
     def _seed(self, step: int, micro_step: int) -> None:
-        """Make the random numbers of a micro-batch, dropout's, a function of its place.
+        """Seed dropout of a micro-batch by its place in the whole run.
 
-        The place in the whole run, so that they depend neither on where the run was
-        interrupted nor on the number of ranks.
+        So it depends neither on where the run was interrupted nor on the number of ranks.
         """
         share = self._schedule.global_batch_size // self._schedule.micro_batch_size
         number = micro_step * self.ranks.world_size + self.ranks.rank
@@ -228,10 +224,9 @@ class Stepper:
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
     def _averaged_gradient_norm(self, scale: float) -> float:
-        """Norm of the gradient at stage 0, after its last accumulation.
+        """Divide the averaged gradient of stage 0 by the loss scale; its norm.
 
-        DeepSpeed tells the norm of sharded gradients only. Here every rank holds the
-        whole averaged gradient, before clipping. It is divided by the loss scale.
+        DeepSpeed tells the norm of sharded gradients only.
         """
         gradients = [p.grad for p in self.engine.module.parameters()]
         if scale != 1:
@@ -243,7 +238,7 @@ class Stepper:
 
         Args:
             batches: global batches that were read, or left out.
-            by_source: [2, sources], sum of this rank's row losses, and number of rows.
+            by_source: of :class:`_Accumulated`.
         """
         if self._mixture is None:
             return {}
@@ -261,13 +256,11 @@ class Stepper:
 def judge(
     health: Health, loss_scale: LossScale | None, loss: float, gradient_norm: float
 ) -> tuple[Anomaly | None, bool]:
-    """What was wrong with a step, and whether that was only the loss scale.
+    """What was wrong with a step, and whether only the loss scale was; it adapts.
 
     Args:
-        health: was asked for the factor of this loss.
-        loss_scale: adapts itself to the step, where it is not an anomaly.
-        loss: mean over all ranks, nats a token.
-        gradient_norm: before clipping; not finite where nothing was updated.
+        health, loss_scale: of the run.
+        loss, gradient_norm: as of :meth:`Health.judge`.
     """
     overflowed = (
         loss_scale is not None

@@ -1,10 +1,9 @@
 """Signals that ask a run to stop, and how they are obeyed.
 
-The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank lets the step that is under way end;
-then all ranks save and end, resumable. All but SIGUSR1 say that somebody waits: a
-process that has not ended after the grace period ends as it is. SIGUSR1, which
-schedulers send well ahead, gives all the time it takes. A second signal ends the process
-at once.
+After the first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank the current step is
+finished; then all ranks save and end, and the run can be resumed. A process that has not
+ended after the grace period ends without saving; SIGUSR1, which schedulers send well ahead,
+has no grace period. A second signal ends the process at once.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -120,7 +121,7 @@ class Trainer:
                 result = stepper(self._done + 1, batches, self._excluded)
                 self._done += 1
                 self.reporter.step(result.metrics)
-                self._report_saved()
+                self.writer.report_saved()
                 self._metrics.update(result.metrics)
                 stopping = result.stop_requested
                 if result.overflowed and self._loss_scale is not None:
@@ -137,7 +138,6 @@ class Trainer:
         if saved < self._done:
             self._save()
         self.writer.wait()
-        self._report_saved()
         if stopping:
             raise RunStoppedError(
                 f"stopped after step {self._done:,} of {steps:,}, saved: the same "
@@ -181,16 +181,8 @@ class Trainer:
                 "eigenvalue_distance": probe.eigenvalue_distance,
             }
         )
-        self.writer.save(
-            self._state(),
-            probe.loss,
-            lambda: self.reporter.progress("checkpoint", step),
-        )
-
-    def _report_saved(self) -> None:
-        saved = self.writer.take_saved()
-        if saved is not None:
-            self.reporter.record(saved)
+        tick = functools.partial(self.reporter.progress, "checkpoint", step)
+        self.writer.save(self._state(), probe.loss, tick)
 
     def _say_overflow(self, scale: LossScale) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
@@ -245,7 +237,6 @@ class Trainer:
         # One that is being written may be the newest to go on from.
         with contextlib.suppress(TrainingError):
             self.writer.wait()
-        self._report_saved()
         newest = self.folder.newest_checkpoint()
         resume = "" if newest is None else f" and --resume {newest}"
         return f"Go on in another --output_dir with a lower --learning_rate{resume}"
@@ -257,7 +248,6 @@ class Trainer:
             TrainingError: there is no checkpoint yet, or too many batches are left out.
         """
         self.writer.wait()
-        self._report_saved()
         excluded = [*self._excluded, batch]
         newest = newest_whole(self.ranks, self.folder.all_checkpoints())
         if newest is None:
@@ -273,19 +263,14 @@ class Trainer:
         skipped = self._health.skipped_steps
         state = load_checkpoint(self.engine, self.ranks, self.run, newest)
         say(f"back at {newest}, {state.step:,} steps done, without batch {batch}")
-        self.reporter.rewind(state.step, self._begin_attempt())
+        # One more start of the run: steps will be done again.
+        with self.ranks.agreeing():
+            attempt = self.folder.begin_attempt() if self.ranks.is_first else None
+        self.reporter.rewind(state.step, self.ranks.from_first(attempt))
         health = dataclasses.replace(state.health, skipped_steps=skipped)
         self._restore(
             dataclasses.replace(state, excluded_batches=excluded, health=health)
         )
-
-    def _begin_attempt(self) -> int:
-        """Count one more start of the run: steps will be done again."""
-        attempt = None
-        with self.ranks.agreeing():
-            if self.ranks.is_first:
-                attempt = self.folder.begin_attempt()
-        return self.ranks.from_first(attempt)
 
     def _validate_if_due(self) -> None:
         done, interval = self._done, self._training.eval_interval
@@ -300,9 +285,8 @@ class Trainer:
         self._metrics.update({**evaluation, "validated_step": done})
 
 
+@dataclasses.dataclass
 class _RollbackRequest(Exception):
     """The run must go back to its newest checkpoint, and leave out a batch."""
 
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.batch = batch
+    batch: int

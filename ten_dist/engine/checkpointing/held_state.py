@@ -43,11 +43,10 @@ class HeldState:
         on_disk: whether weights and moments lie on NVMe, because host memory is short.
     """
 
-    on_disk = False
-
     def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
         module = engine.module
         self._ranks = ranks
+        self.on_disk = False
         self._zero = engine.optimizer
         # ZeRO's is around the one that steps; at stage 0 there is that one alone.
         self._optimizer: torch.optim.Optimizer = getattr(
@@ -65,6 +64,7 @@ class HeldState:
             for name, parameter in self._parameters.items()
             if (held := self._range(parameter)) and held[0] < held[1]
         ]
+        self._groups = [self.slices]
 
     def _range(self, parameter: Any) -> tuple[int, int] | None:
         """Elements [start, stop) of a parameter that this rank writes, or None."""
@@ -89,15 +89,23 @@ class HeldState:
         values = key if kind == WEIGHT else self._optimizer.state[key][kind]
         return values.detach().view(-1).narrow(0, start, piece.stop - piece.start)
 
+    def _in_memory(
+        self, group: int, *, changed: bool
+    ) -> contextlib.AbstractContextManager:
+        """Have a group of slices in memory, and write it back if it is changed."""
+        return contextlib.nullcontext()
+
     def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
         """Slice, kind and values, flat, of all `slices` and of each one's kinds.
 
         Values may be a view of what training changes, and may change when the next are
         asked for. Moments are there after the first update, or after :meth:`prepare`.
         """
-        for piece in self.slices:
-            for kind in kinds:
-                yield piece, kind, self._read(kind, piece)
+        for group, pieces in enumerate(self._groups):
+            with self._in_memory(group, changed=False):
+                for piece in pieces:
+                    for kind in kinds:
+                        yield piece, kind, self._read(kind, piece)
 
     def load(self, source: Source, optimizer_steps: int) -> None:
         """Set weights, in float32 and in the precision of training, and moments.
@@ -135,21 +143,19 @@ class HeldState:
             self._make_moments(0)
 
     def _make_moments(self, steps: int) -> None:
-        for key in self._stepped():
-            self._make_moments_of(key, steps)
-
-    def _make_moments_of(self, key: Tensor, steps: int) -> None:
-        state = self._optimizer.state[key]
-        for moment in MOMENTS:
-            if moment not in state:
-                state[moment] = torch.zeros_like(key, requires_grad=False)
-        if isinstance(self._optimizer, DeepSpeedCPUAdam):
-            state["step"] = steps
-        else:
-            # torch's fused AdamW counts where the parameters are.
-            fused = self._optimizer.defaults.get("fused")
-            device = key.device if fused else "cpu"
-            state["step"] = torch.tensor(float(steps), device=device)
+        fused = self._optimizer.defaults.get("fused")
+        for group, key in enumerate(self._stepped()):
+            with self._in_memory(group, changed=True):
+                state = self._optimizer.state[key]
+                for moment in MOMENTS:
+                    if moment not in state:
+                        state[moment] = torch.zeros_like(key, requires_grad=False)
+                if isinstance(self._optimizer, DeepSpeedCPUAdam):
+                    state["step"] = steps
+                else:
+                    # torch's fused AdamW counts where the parameters are.
+                    device = key.device if fused else "cpu"
+                    state["step"] = torch.tensor(float(steps), device=device)
 
 
 class _Partitioned(HeldState):
@@ -181,7 +187,20 @@ class _Partitioned(HeldState):
 
 
 class _Sharded(HeldState):
-    """Stage 3: an equal range of each parameter, the last ones padded."""
+    """Stage 3: an equal range of each parameter, the last ones padded.
+
+    A group is what DeepSpeed updates at one time: a range of the parameters, their
+    partitions in one flat vector. Where the state is on NVMe, one group at a time is in
+    memory, and small ones always.
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
+        super().__init__(engine, ranks)
+        self.on_disk = self._zero.swap_optimizer
+        self._groups = [[] for _ in self._stepped()]
+        for piece in self.slices:
+            self._groups[self._group_and_offset(piece)[0]].append(piece)
+        self.slices = [piece for pieces in self._groups for piece in pieces]
 
     def _range(self, parameter: Any) -> tuple[int, int] | None:
         rank = torch.distributed.get_rank(parameter.ds_process_group)
@@ -199,45 +218,8 @@ class _Sharded(HeldState):
         group, offset = self._group_and_offset(piece)
         return self._stepped()[group], offset
 
-    def _copy(self, source: Source) -> None:
-        self._forget_gathered()
-        self._copy_slices(source, self.slices)
-        for piece in self.slices:
-            weights = self._read(WEIGHT, piece)
-            # What the model computes with, in its precision, flat, perhaps padded.
-            shard = self._parameters[piece.name].ds_tensor.data
-            shard[: weights.numel()].copy_(weights)
-
-    def _forget_gathered(self) -> None:
-        """Free the old values of small parameters, kept whole between steps."""
-        persistent = self._zero.persistent_parameters
-        if persistent:
-            persistent[0].partition(persistent)
-
-    def settle(self) -> None:
-        # Gathers small parameters, kept whole between steps.
-        self._zero.checkpoint_event_epilogue()
-
-
-class _Swapped(_Sharded):
-    """Stage 3 with its state on NVMe, of which one sub-group at a time is in memory.
-
-    A sub-group is what DeepSpeed updates at one time: a range of the parameters, their
-    partitions in one flat vector. Small ones are not swapped.
-    """
-
-    on_disk = True
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
-        super().__init__(engine, ranks)
-        self._slices_of: list[list[TensorSlice]] = [[] for _ in self._stepped()]
-        for piece in self.slices:
-            self._slices_of[self._group_and_offset(piece)[0]].append(piece)
-        self.slices = [piece for pieces in self._slices_of for piece in pieces]
-
     @contextlib.contextmanager
     def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
-        """Have a sub-group that is swapped in memory, and write it back if it is changed."""
         swapped = self._zero._swappable_optimizer_subgroup(group)
         if swapped:
             self._zero._optimizer_states_and_gradient_swap_in(group)
@@ -249,25 +231,20 @@ class _Swapped(_Sharded):
             elif swapped:
                 self._zero._release_swap_buffers(group)
 
-    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
-        for group, pieces in enumerate(self._slices_of):
-            with self._in_memory(group, changed=False):
-                for piece in pieces:
-                    for kind in kinds:
-                        yield piece, kind, self._read(kind, piece)
-
-    def _make_moments(self, steps: int) -> None:
-        for group, key in enumerate(self._stepped()):
-            with self._in_memory(group, changed=True):
-                self._make_moments_of(key, steps)
-
     def _copy(self, source: Source) -> None:
-        self._forget_gathered()
-        for group, pieces in enumerate(self._slices_of):
+        # Frees the old values of small parameters, kept whole between steps.
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+        for group, pieces in enumerate(self._groups):
             with self._in_memory(group, changed=True):
                 self._copy_slices(source, pieces)
-                # Has the model compute with these weights.
+                # Has the model compute with these weights, in its precision.
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)
+
+    def settle(self) -> None:
+        # Gathers small parameters, kept whole between steps.
+        self._zero.checkpoint_event_epilogue()
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
@@ -277,5 +254,4 @@ def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
         return HeldState(engine, ranks)
     if stage < 3:
         return _Partitioned(engine, ranks)
-    swapped = engine.optimizer.swap_optimizer
-    return _Swapped(engine, ranks) if swapped else _Sharded(engine, ranks)
+    return _Sharded(engine, ranks)

@@ -74,7 +74,12 @@ class _Part:
 
 
 class CheckpointWriter:
-    """Saves one run. Every rank has one, and calls the same methods in the same order."""
+    """Saves one run. Every rank has one, and calls the same methods in the same order.
+
+    Args:
+        engine, ranks, run, folder: of the training.
+        report: told how each checkpoint was written, by the names of metrics.jsonl.
+    """
 
     def __init__(
         self,
@@ -82,7 +87,9 @@ class CheckpointWriter:
         ranks: Ranks,
         run: ResolvedRun,
         folder: RunFolder,
+        report: Callable[[dict[str, Any]], None] = lambda metrics: None,
     ) -> None:
+        self._report = report
         self._ranks = ranks
         self._run = run
         self._folder = folder
@@ -161,7 +168,7 @@ class CheckpointWriter:
         self._held_seconds += time.perf_counter() - started
 
     def wait(self) -> None:
-        """Wait until the checkpoint that was begun last is complete.
+        """Wait until the checkpoint that was begun last is complete, and report it.
 
         Raises:
             TrainingError: it could not be written.
@@ -169,6 +176,7 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.report_saved()
         if self._failure is not None:
             raise TrainingError(self._failure)
 
@@ -177,16 +185,11 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def take_saved(self) -> dict[str, Any] | None:
-        """How the last checkpoint was written, told once, when it is complete.
-
-        Returns:
-            Its figures under the names of metrics.jsonl: `step`, seconds that training
-            waited, seconds from the first byte that was copied or written until it was
-            complete, and bytes of all files.
-        """
+    def report_saved(self) -> None:
+        """Report a checkpoint that has become complete."""
         saved, self._saved = self._saved, None
-        return saved
+        if saved is not None:
+            self._report(saved)
 
     def _values(
         self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
