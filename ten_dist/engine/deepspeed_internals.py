@@ -19,7 +19,11 @@ from torch.distributed import distributed_c10d
 
 
 def set_timeout_of_groups(timeout: datetime.timedelta) -> None:
-    """Have every process group that there is wait for so long."""
+    """Give every process group that there is a timeout.
+
+    Those that DeepSpeed makes have torch's own, 10 minutes with NCCL: shorter than a slow
+    start takes, and an end without a report.
+    """
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
 

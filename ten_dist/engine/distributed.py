@@ -18,10 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
 
 from ten_dist.console import complain
-from ten_dist.engine.deepspeed_internals import (
-    leave_out_shared_memory_operator,
-    set_timeout_of_groups,
-)
+from ten_dist.engine.deepspeed_internals import leave_out_shared_memory_operator
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import OwnRank, take_part
 
@@ -84,27 +81,26 @@ def _check_master(address: str, port: str) -> None:
             ) from None
 
 
-@contextlib.contextmanager
-def _meeting() -> Iterator[None]:
-    """Say what to change where the ranks cannot connect.
+def _connect(timeout: datetime.timedelta) -> None:
+    """Make the first process group, and say what to change where that fails.
 
     Raises:
         ConfigurationError: another program has the port.
         TrainingError: not all ranks came, or the network fails.
     """
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
-        yield
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     except dist.DistError as error:
         if "EADDRINUSE" in str(error):
             raise ConfigurationError(
-                f"port {os.environ['MASTER_PORT']} is in use by another program: give "
-                "the launcher another --master_port, or end that program"
+                f"port {port} is in use by another program: give the launcher another "
+                "--master_port, or end that program"
             ) from None
-        reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"the ranks do not meet at {place}: {reason}; see that all were started, "
-            "with the same MASTER_ADDR and MASTER_PORT, and that the port is open"
+            f"the ranks do not meet at {address}:{port}: {str(error).splitlines()[0]}; "
+            "see that all were started, with the same MASTER_ADDR and MASTER_PORT, and "
+            "that the port is open"
         ) from None
 
 
@@ -149,6 +145,7 @@ class Ranks(Channel):
             DEEPSPEED_TIMEOUT does not say more.
 
     Attributes:
+        timeout: that of its process groups.
         rank, world_size: of this process and in all.
         local_world_size: ranks on this machine.
         device: where this rank computes.
@@ -156,7 +153,7 @@ class Ranks(Channel):
     """
 
     def __init__(self, timeout: float = 0.0) -> None:
-        self._timeout = max(default_pg_timeout, datetime.timedelta(seconds=timeout))
+        self.timeout = max(default_pg_timeout, datetime.timedelta(seconds=timeout))
         own = take_part()
         self.rank, self.world_size = own.rank, own.world_size
         self.local_world_size = own.local_world_size
@@ -165,18 +162,9 @@ class Ranks(Channel):
         self.device = torch.device(get_accelerator().device_name(own.local_rank))
         get_accelerator().set_device(own.local_rank)
         leave_out_shared_memory_operator()
-        with _meeting():
-            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
-        super().__init__(self._timeout)
-        self.background = Channel(self._timeout)
-
-    def set_timeout_of_all_groups(self) -> None:
-        """Give the process groups that DeepSpeed has made the timeout of the first one.
-
-        They have torch's own, 10 minutes with NCCL: shorter than a slow start takes,
-        and an end without a report.
-        """
-        set_timeout_of_groups(self._timeout)
+        _connect(self.timeout)
+        super().__init__(self.timeout)
+        self.background = Channel(self.timeout)
 
     @property
     def is_first(self) -> bool:

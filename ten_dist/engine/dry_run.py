@@ -14,7 +14,7 @@ from torch import Tensor
 from ten_dist.console import say
 from ten_dist.data import training_batches
 from ten_dist.deepspeed_config import derive_deepspeed_config
-from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.swap_folder import swap_folder
@@ -147,8 +147,7 @@ def _mean_loss(
 
 def _training_step(ranks: Ranks, run: ResolvedRun) -> str:
     with swap_folder(run.deepspeed_config, ranks) as deepspeed_config:
-        model = build_model(run.model_config, run.training.seed, deepspeed_config)
-        engine = build_engine(model, run.training, deepspeed_config, ranks)
+        engine = build_engine(run, deepspeed_config, ranks)
 
         def train(inputs: Tensor, targets: Tensor) -> LossParts:
             losses = engine(inputs, targets=targets)

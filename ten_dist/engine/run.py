@@ -16,7 +16,7 @@ from ten_dist.console import say
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
 from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
-from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.checkpointing.load import (
     check_loadable,
     check_same_run,
@@ -25,6 +25,7 @@ from ten_dist.engine.checkpointing.load import (
     newest_whole,
 )
 from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
+from ten_dist.engine.deepspeed_internals import set_timeout_of_groups
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
@@ -207,9 +208,8 @@ def _run(
     watchdog: Watchdog,
 ) -> None:
     folder = start.folder
-    model = build_model(run.model_config, run.training.seed, deepspeed_config)
-    engine = build_engine(model, run.training, deepspeed_config, ranks)
-    ranks.set_timeout_of_all_groups()
+    engine = build_engine(run, deepspeed_config, ranks)
+    set_timeout_of_groups(ranks.timeout)
     watchdog.progress("start-up")
     state = RunState()
     if start.checkpoint is not None:

@@ -95,16 +95,14 @@ class StopSignals:
                 now = time.monotonic()
                 if self._first is None:
                     self._first = now
-                    self._announce(signal.Signals(numbers[0]))
+                    if self._speaks:
+                        complain(
+                            f"{signal.Signals(numbers[0]).name}: this step is finished "
+                            "and saved, then the run stops; a second signal stops it at "
+                            "once"
+                        )
                 elif now - self._first > _SAME_REQUEST_SECONDS:
                     os._exit(_SIGNALLED + numbers[0])
                 if numbers[0] != signal.SIGUSR1:
                     end = self._first + self._grace_seconds
                     remaining = max(0.001, end - now)
-
-    def _announce(self, number: signal.Signals) -> None:
-        if self._speaks:
-            complain(
-                f"{number.name}: this step is finished and saved, then the run stops; "
-                "a second signal stops it at once"
-            )

@@ -98,7 +98,11 @@ def swap_folder(
         with ranks.agreeing():
             folder = stack.enter_context(_locked_folder(path))
             _check_direct_writes(folder, path)
-        _reserve_before_writing(path)
+        # DeepSpeed does not look at the results of its writes: on a full disk it would
+        # go on with what it could not write. Written again, a file needs no more room.
+        operator = load_operator()
+        plain = getattr(operator.aio_handle, "plain", operator.aio_handle)
+        operator.aio_handle = _reserving(plain, path)
         yield with_nvme_path(deepspeed_config, str(folder))
 
 
@@ -198,19 +202,8 @@ def load_operator() -> Any:
         ) from None
 
 
-def _reserve_before_writing(path: Path) -> None:
-    """Have the blocks of each file allocated before it is first written.
-
-    DeepSpeed does not look at the results of its writes: on a full disk it would go on
-    with what it could not write. Written again, a file needs no more room.
-    """
-    operator = load_operator()
-    plain = getattr(operator.aio_handle, "plain", operator.aio_handle)
-    operator.aio_handle = _reserving(plain, path)
-
-
 def _reserving(plain: type, path: Path) -> type:
-    """DeepSpeed's class of input and output, with room made first."""
+    """DeepSpeed's class of input and output, allocating a file before its first write."""
 
     @functools.cache
     def reserve(file: str, size: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import os
 import re
@@ -47,8 +46,8 @@ class HangReport:
     """One of :data:`PHASES`."""
     step: int | None
     """The step at work, from 1; None where there is none."""
-    since: float
-    """When it entered the phase, in seconds since 1970."""
+    since: str
+    """When it entered the phase, in UTC: YYYY-MM-DD HH:MM:SS.mmm."""
     stacks: str
     """What follows the line; empty of a rank that ended without a report."""
     line: str
@@ -95,7 +94,8 @@ class ReportFile:
         A report that cannot be written is no reason to end a run.
 
         Args:
-            phase, step, since: as in :class:`HangReport`.
+            phase, step: as in :class:`HangReport`.
+            since: when the rank entered the phase, in seconds since 1970.
         """
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(since))
         at += f".{int(since * 1000) % 1000:03d}"
@@ -149,13 +149,12 @@ def read_reports(folder: Path, before: FileVersions | None = None) -> list[HangR
             continue
         line, _, stacks = text.partition("\n")
         if match := _LINE.match(line):
-            since = datetime.datetime.fromisoformat(match["since"] + "+00:00")
             reports.append(
                 HangReport(
                     rank=int(match["rank"]),
                     phase=match["phase"],
                     step=int(match["step"]) if match["step"] else None,
-                    since=since.timestamp(),
+                    since=match["since"],
                     stacks=stacks if _STACKS in stacks else "",
                     line=line.rstrip(),
                 )
@@ -163,7 +162,7 @@ def read_reports(folder: Path, before: FileVersions | None = None) -> list[HangR
     return sorted(reports, key=_position)
 
 
-def _position(report: HangReport) -> tuple[float, int, float]:
+def _position(report: HangReport) -> tuple[float, int, str]:
     """By which ranks are ordered: how far each is in the run."""
     before_or_after = math.inf if report.phase == "end" else 0.0
     step = before_or_after if report.step is None else report.step

@@ -1,9 +1,9 @@
 """The watchdog: a run that makes no progress says where it is stuck, and ends.
 
 Every rank watches itself. Where one is stuck, the others wait for it in a collective and
-make no progress either, so each reports by itself and no message needs to pass between
-them. A rank that is still at work when another reports finds `hang/FIRST` and reports as
-well: the launcher is about to end it, and where it was is part of the evidence.
+make no progress either, so each reports without any message between them. A rank that is
+still at work when another reports finds `hang/FIRST` and reports as well: the launcher is
+about to end it, and where it was is part of the evidence.
 """
 
 from __future__ import annotations
@@ -188,12 +188,11 @@ class Watchdog:
 
     def _is_first(self) -> bool:
         """Whether no other rank has reported yet; tells the others."""
-        try:
+        with contextlib.suppress(OSError):
             with open(self._folder / FIRST, "x", encoding="utf-8") as file:
                 file.write(self._report.line + "\n")
-        except OSError:
-            return False
-        return True
+            return True
+        return False
 
 
 def _print(line: str) -> None:

@@ -14,12 +14,11 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
 from ten_dist.recurrence.bound import observed_energy
 
-# Weights are float32 and equal to the bit. What may differ is the order in which another
-# device, or another version of a kernel, adds up.
+# Weights are float32 and equal to the bit, but another device, or another version of a
+# kernel, may add up in another order.
 _TOLERANCE = {"fp32": 1e-4}
 _LOW_PRECISION_TOLERANCE = 1e-2
-# What rounding of states to bfloat16, or finer to float16, may add to the bound of their
-# energy.
+# What rounding of states to 16 bits may add to the bound of their energy.
 _BOUND_TOLERANCE = 1e-2
 _ROWS = 2
 
@@ -36,11 +35,10 @@ class Probe:
     """Least 1 - |lambda| of all layers."""
 
     def check(self) -> None:
-        """See that a recurrence has been computed.
+        """Check that a recurrence has been computed.
 
         Raises:
-            TrainingError: the loss is not finite, or an eigenstate is larger than its
-                inputs can have made it.
+            TrainingError: it has not, or the loss is not finite.
         """
         if not math.isfinite(self.loss):
             raise TrainingError("the weights give a loss that is not finite")

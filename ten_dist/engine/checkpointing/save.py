@@ -1,15 +1,13 @@
 """Writing checkpoints while training goes on.
 
-A thread of each rank copies what the rank holds to host memory while the next step goes
-forward and backward, and then writes its own files into a folder with a temporary name.
-When all have, rank 0 checks them, adds index and record, renames the folder, and replaces
-the pointer `latest`. A run killed at any moment leaves the checkpoint before it as the
-newest.
+A thread of each rank copies what the rank holds to host memory during the next forward and
+backward, and then writes its own files into a folder with a temporary name. When all have,
+rank 0 checks them, adds index and record, renames the folder, and replaces the pointer
+`latest`. A run killed at any moment leaves the checkpoint before it as the newest.
 
-The copy takes 12 bytes for each float32 weight that the rank holds; of a GPU's memory that
-is pinned, and torch may take up to twice as much. Where weights and moments lie on NVMe
-there is no host memory for that: they are then written without a copy, a sub-group of
-parameters at a time, and training waits for it.
+The copy takes 12 bytes for each float32 weight that the rank holds, up to 24 on GPUs, where
+it is pinned. Where weights and moments lie on NVMe because host memory is short, they are
+written without a copy, a group of parameters at a time, and training waits for it.
 """
 
 from __future__ import annotations
@@ -113,11 +111,11 @@ class CheckpointWriter:
         probe_loss: float,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin the checkpoint of a run.
+        """Begin a checkpoint.
 
         Args:
-            state: how far the run is.
-            probe_loss: what its weights give of the probe, nats a token.
+            state: of the run.
+            probe_loss: of its weights, nats a token, see :func:`run_probe`.
             tick: called again and again while training waits for a write.
 
         Raises:
@@ -152,12 +150,8 @@ class CheckpointWriter:
             world_size=self._ranks.world_size,
             zero_stage=self._zero_stage,
         )
-        self._thread = threading.Thread(
-            target=self._finish,
-            args=(part, record, writing_since),
-            name="checkpoint",
-            daemon=True,
-        )
+        finish = functools.partial(self._finish, part, record, writing_since)
+        self._thread = threading.Thread(target=finish, name="checkpoint", daemon=True)
         self._held_seconds = time.perf_counter() - started
         self._thread.start()
 
