@@ -97,7 +97,7 @@ def steps_of(
     before_update: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """A function that does a training step on random tokens, as the trainer does it."""
-    health = Health(engine.device, run.training.spike_threshold, HealthState())
+    health = Health(run.training.spike_threshold, HealthState())
     stepper = Stepper(
         engine, ranks, run, NeverStopped(), health, before_update=before_update
     )

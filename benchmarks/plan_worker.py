@@ -115,7 +115,7 @@ def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], object]:
     run = resolve(training, case.model, case.deepspeed_file(), ranks.world_size)
     run.deepspeed_config["comms_logger"] = {"enabled": True, "prof_all": True}
     engine = build_engine(run, run.deepspeed_config, ranks)
-    health = Health(engine.device, training.spike_threshold, HealthState())
+    health = Health(training.spike_threshold, HealthState())
     stepper = Stepper(engine, ranks, run, NeverStopped(), health)
     batches = random_batches(run, ranks.rank)
     numbers = itertools.count(1)

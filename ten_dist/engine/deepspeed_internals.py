@@ -13,7 +13,6 @@ import datetime
 import importlib
 from typing import Any
 
-import deepspeed
 from deepspeed.runtime import compiler
 from torch.distributed import distributed_c10d
 
@@ -54,14 +53,3 @@ def import_muon() -> None:
             importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = compile_decorator
-
-
-def end_step_without_update(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Drop the gradients of a step at stage 0, as DeepSpeed does it at the others."""
-    engine.zero_grad()
-    engine.micro_steps += 1
-
-
-def override_loss_scale(engine: deepspeed.DeepSpeedEngine, scale: float) -> None:
-    """Have ZeRO scale the loss, and look at the norm, clip and update without the scale."""
-    engine.optimizer.override_loss_scale(scale)

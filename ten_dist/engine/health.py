@@ -12,8 +12,10 @@ keep the window, so that a resumed run judges like one that was never interrupte
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,61 +58,38 @@ class Anomaly:
         )
 
 
-class Window:
-    """Mean and standard deviation of the last values, on a device.
+def _z_score(values: Sequence[float], value: Tensor, logarithmic: bool) -> Tensor:
+    """Standard deviations of a value above the mean of others; 0 where they are few.
 
     Args:
-        device: where the values are.
-        values: the first ones, oldest first.
+        values: the last ones.
+        value: float64 scalar, on any device.
         logarithmic: whether logarithms are compared.
     """
-
-    def __init__(
-        self, device: torch.device, values: list[float], *, logarithmic: bool = False
-    ) -> None:
-        self._values = torch.tensor(values, dtype=torch.float64, device=device)
-        self._logarithmic = logarithmic
-
-    def z_score(self, value: Tensor) -> Tensor:
-        """Deviations of a value above the mean; 0 while there are too few values."""
-        if self._values.numel() < _FEWEST:
-            return torch.zeros_like(value)
-        values, unit = self._values, self._values.mean().abs()
-        if self._logarithmic:
-            # A small difference of logarithms is a part of the value.
-            values, value = (v.clamp_min(_TINY).log() for v in (values, value))
-            unit = torch.ones_like(unit)
-        return (value - values.mean()) / torch.maximum(
-            values.std(), _SMALLEST_DEVIATION * unit
-        )
-
-    def add(self, value: float) -> None:
-        """Append a value, and drop the oldest of more than :data:`WINDOW`."""
-        added = self._values.new_tensor([value])
-        self._values = torch.cat([self._values, added])[-WINDOW:]
-
-    def tolist(self) -> list[float]:
-        """The values, oldest first."""
-        return self._values.tolist()
+    if len(values) < _FEWEST:
+        return torch.zeros_like(value)
+    window = value.new_tensor(list(values))
+    unit = window.mean().abs()
+    if logarithmic:
+        # A small difference of logarithms is a part of the value.
+        window, value = (v.clamp_min(_TINY).log() for v in (window, value))
+        unit = torch.ones_like(unit)
+    deviation = torch.maximum(window.std(), _SMALLEST_DEVIATION * unit)
+    return (value - window.mean()) / deviation
 
 
 class Health:
     """Judges the steps of a run.
 
     Args:
-        device: where losses are.
         threshold: z-score from which a value is a spike; 0 looks for none.
         state: as :meth:`state` gave it.
     """
 
-    def __init__(
-        self, device: torch.device, threshold: float, state: HealthState
-    ) -> None:
+    def __init__(self, threshold: float, state: HealthState) -> None:
         self._threshold = threshold or math.inf
-        self._losses = Window(device, state.losses)
-        self._norms = Window(
-            torch.device("cpu"), state.gradient_norms, logarithmic=True
-        )
+        self._losses = collections.deque(state.losses, WINDOW)
+        self._norms = collections.deque(state.gradient_norms, WINDOW)
         self.skipped_steps = state.skipped_steps
         """Steps of the run without an update, but for those of an overflow alone."""
         self.consecutive = state.consecutive
@@ -123,7 +102,7 @@ class Health:
         Args:
             loss: of the step, the mean over all ranks, a scalar on the device.
         """
-        self._z_score = self._losses.z_score(loss.double())
+        self._z_score = _z_score(self._losses, loss.double(), False)
         bad = ~loss.isfinite() | (self._z_score > self._threshold)
         return torch.where(bad, torch.nan, 1.0).to(loss.dtype)
 
@@ -150,7 +129,7 @@ class Health:
             anomaly = Anomaly("loss_spike", loss, z_score)
         elif not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             anomaly = Anomaly("not_finite", loss, None)
-        elif (norm_z := float(self._norms.z_score(norm))) > self._threshold:
+        elif (norm_z := float(_z_score(self._norms, norm, True))) > self._threshold:
             anomaly = Anomaly("gradient_spike", gradient_norm, norm_z)
         if anomaly is not None and not anomaly.applied:
             self.skipped_steps += 1
@@ -158,15 +137,15 @@ class Health:
             return anomaly
         self.consecutive = 0
         if anomaly is None:
-            self._losses.add(loss)
-            self._norms.add(gradient_norm)
+            self._losses.append(loss)
+            self._norms.append(gradient_norm)
         return anomaly
 
     def state(self) -> HealthState:
         """What a checkpoint keeps."""
         return HealthState(
-            self._losses.tolist(),
-            self._norms.tolist(),
+            list(self._losses),
+            list(self._norms),
             self.skipped_steps,
             self.consecutive,
         )

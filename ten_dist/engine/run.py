@@ -128,7 +128,7 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
         dry_run(ranks, run)
         return
     with (
-        StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop,
+        StopSignals(training.grace_seconds, ranks.is_first).watched() as stop,
         swap_folder(run.deepspeed_config, ranks) as deepspeed_config,
     ):
         _run(ranks, run, deepspeed_config, start, stop, watchdog)

@@ -15,10 +15,6 @@ import torch
 from torch import Tensor
 
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
-from ten_dist.engine.deepspeed_internals import (
-    end_step_without_update,
-    override_loss_scale,
-)
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
@@ -102,9 +98,13 @@ class Stepper:
         if self.loss_scale is not None:
             scale = self.loss_scale.value
             if self._sharded:
-                override_loss_scale(self.engine, scale)
+                # ZeRO takes it into account in the norm, in clipping and in the update.
+                self.engine.optimizer.override_loss_scale(scale)
         sums, loss = self._accumulate(number, batches, scale)
-        means = self._over_ranks(sums.losses)
+        # All ranks stop together.
+        stop = sums.losses.new_tensor([float(self.stop.requested)])
+        means = self.ranks.sum(torch.cat([sums.losses, stop]))
+        means /= self._schedule.accumulation_steps * self.ranks.world_size
         gradient_norm = self._apply(number, loss * self.health.factor(means[0]), scale)
         *values, stops = means.tolist()
         losses = dict(zip(self._losses, values, strict=True))
@@ -196,7 +196,9 @@ class Stepper:
         if not self._sharded:
             gradient_norm = self._averaged_gradient_norm(scale)
             if not math.isfinite(gradient_norm):
-                end_step_without_update(self.engine)
+                # What DeepSpeed does at the other stages.
+                self.engine.zero_grad()
+                self.engine.micro_steps += 1
                 return gradient_norm
         self.reporter.enter("optimizer", number)
         self.before_update()
@@ -206,12 +208,6 @@ class Stepper:
             norm = self.engine.get_global_grad_norm()
             gradient_norm = math.nan if norm is None else float(norm)
         return gradient_norm
-
-    def _over_ranks(self, totals: Tensor) -> Tensor:
-        """Means of summed losses, and whether to stop, which no rank may do by itself."""
-        stop = totals.new_tensor([float(self.stop.requested)])
-        summed = self.ranks.sum(torch.cat([totals, stop]))
-        return summed / (self._schedule.accumulation_steps * self.ranks.world_size)
 
     def _seed(self, step: int, micro_step: int) -> None:
         """Seed dropout of a micro-batch by its place in the whole run.

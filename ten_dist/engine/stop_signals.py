@@ -8,20 +8,17 @@ has no grace period. A second signal ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 from ten_dist.console import complain
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import EXIT_STOPPED
-
-if TYPE_CHECKING:
-    # Python 3.10 has none.
-    from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
@@ -30,7 +27,7 @@ _SIGNALLED = 128
 
 
 class StopSignals:
-    """Watches for signals while a block runs; only in the main thread.
+    """Watches for signals; only in the main thread.
 
     A thread handles them, since Python's own handlers would wait for the main thread,
     which may be inside of a collective that never ends.
@@ -44,7 +41,6 @@ class StopSignals:
         self._grace_seconds = grace_seconds
         self._speaks = speaks
         self._first: float | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -55,29 +51,34 @@ class StopSignals:
         """Whether any rank was asked to stop; all ranks must ask."""
         return ranks.largest(float(self.requested)) > 0
 
-    def __enter__(self) -> Self:
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[StopSignals]:
+        """Watch while a block runs; yields this object."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno())
+        before = {}
         for number in _SIGNALS:
             # nohup has had it ignored: a lost connection is no reason to stop.
             if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
                 continue
             # The handler has nothing to do: the number itself goes to the socket.
-            self._handlers[number] = signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
-        return self
+            before[number] = signal.signal(number, lambda *_: None)
+        threading.Thread(
+            target=self._watch, args=(reader,), name="signals", daemon=True
+        ).start()
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            # Ends the thread, and with it the period of grace.
+            writer.close()
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        # Ends the thread, and with it the period of grace.
-        self._writer.close()
-
-    def _watch(self) -> None:
+    def _watch(self, reader: socket.socket) -> None:
         remaining: float | None = None
-        with self._reader as reader:
+        with reader:
             while True:
                 reader.settimeout(remaining)
                 try:

@@ -38,13 +38,8 @@ class Stragglers:
         self._on_gpu = ranks.device.type == "cuda"
         self._entered: dict[str, float] = {}
         self._events: dict[str, torch.cuda.Event] = {}
-        self._begin_window()
-
-    def _begin_window(self) -> None:
-        self._data: list[float] = []
-        self._forward: list[float] = []
-        self._whole: list[float] = []
-        self._forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._window: list[tuple[float, Any, float]] = []
+        """Of each step the seconds of data, forward, on GPUs as two events, and all."""
 
     def enter(self, phase: str) -> None:
         """Say that a step enters `phase`: data, forward, backward or optimizer."""
@@ -72,35 +67,32 @@ class Stragglers:
             return {}
         entered, events = self._entered, self._events
         self._entered, self._events = {}, {}
-        self._whole.append(seconds)
-        self._data.append(entered["forward"] - entered["data"])
+        forward: Any = entered["backward"] - entered["forward"]
         if self._on_gpu:
-            self._forward_events.append((events["forward"], events["backward"]))
-        else:
-            self._forward.append(entered["backward"] - entered["forward"])
+            forward = events["forward"], events["backward"]
+        self._window.append((entered["forward"] - entered["data"], forward, seconds))
         return {} if step % self._interval else self._compare(step)
 
     def _compare(self, step: int) -> dict[str, Any]:
+        data, forward, whole = zip(*self._window)
+        self._window = []
         if self._on_gpu:
             torch.cuda.synchronize()
-            self._forward = [a.elapsed_time(b) / 1000 for a, b in self._forward_events]
-        steps, whole = len(self._whole), statistics.fmean(self._whole)
-        means = statistics.fmean(self._data), statistics.fmean(self._forward)
-        times = self._ranks.gather(means)
-        self._begin_window()
+            forward = tuple(a.elapsed_time(b) / 1000 for a, b in forward)
+        mean = statistics.fmean
+        times = self._ranks.gather((mean(data), mean(forward)))
         own = [data + forward for data, forward in times]
         median = statistics.median_low(own)
         slowest = own.index(max(own))
         behind = own[slowest] - median
-        if (
-            own[slowest] > _MARKED_RATIO * median
-            and behind > _MARKED_SHARE_OF_STEP * whole
-        ):
-            data, forward = times[slowest]
+        if own[
+            slowest
+        ] > _MARKED_RATIO * median and behind > _MARKED_SHARE_OF_STEP * mean(whole):
+            data_seconds, forward_seconds = times[slowest]
             say(
-                f"step {step:,}: rank {slowest} is slow: {data:.3f} s of data and "
-                f"{forward:.3f} s of forward a step over the last {steps:,} steps, the "
-                f"median rank {median:.3f} s in all"
+                f"step {step:,}: rank {slowest} is slow: {data_seconds:.3f} s of data and "
+                f"{forward_seconds:.3f} s of forward a step over the last {len(whole):,} "
+                f"steps, the median rank {median:.3f} s in all"
             )
         return {
             "slowest_rank": slowest,

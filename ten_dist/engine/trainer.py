@@ -60,9 +60,7 @@ class Trainer:
         """Have the state of a checkpoint, or that of the start."""
         self._metrics = dict(state.metrics)
         self._excluded = list(state.excluded_batches)
-        self._health = Health(
-            self.engine.device, self._training.spike_threshold, state.health
-        )
+        self._health = Health(self._training.spike_threshold, state.health)
         scaled = self._training.precision == "fp16"
         self._loss_scale = LossScale(state.loss_scale) if scaled else None
         self._done = state.step

@@ -70,7 +70,7 @@ class RunMonitor:
         dollars_per_hour: float | None = None,
     ) -> None:
         self._folder = folder
-        # Before lines of steps that will be done again are taken away: they were paid.
+        # Before lines of steps that will be done again are removed: they were paid.
         self._spending = Spending(dollars_per_hour, folder.metrics_file, last_step)
         self._open(first_step)
         self._bar = tqdm(
@@ -83,12 +83,12 @@ class RunMonitor:
 
     def _open(self, first_step: int) -> None:
         self._log = MetricsLog(self._folder.metrics_file, first_step)
-        # Events of steps that a killed start did after its last checkpoint are purged.
         self._events = EventFile(self._folder.tensorboard, first_step)
-        spent = self._spending.begin(first_step)
-        if spent:
-            # Lines that told of it may just have been taken away.
-            self._record({"step": first_step, **spent})
+        self._spending.begin(first_step)
+        dollars = self.total_dollars(first_step)
+        if dollars is not None:
+            # Also of steps that will be done again, whose lines were just removed.
+            self._record({"step": first_step, "dollars": dollars})
 
     def rewind(self, step: int) -> None:
         """Go back to where `step` steps were done: later ones will be done again."""

@@ -38,17 +38,9 @@ class Spending:
             written = (m.get("dollars") for m in read_metrics(metrics_file))
             self._before = max((d for d in written if d is not None), default=0.0)
 
-    def begin(self, step: int) -> dict[str, float]:
-        """Begin, or begin again, where `step` steps are done.
-
-        Returns:
-            `dollars` spent so far, also on steps that will be done again; nothing where
-            the price is not known.
-        """
+    def begin(self, step: int) -> None:
+        """Begin, or begin again, where `step` steps are done."""
         self._first_step, self._first_step_began = step, time.monotonic()
-        metrics = self.metrics(step)
-        metrics.pop("estimated_dollars", None)
-        return metrics
 
     def metrics(self, step: int) -> dict[str, float]:
         """After `step` steps: `dollars` so far, and `estimated_dollars` of the whole run at

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    # Python 3.10 has none.
-    from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
@@ -34,8 +31,7 @@ class SignalledJob(Protocol):
 
 
 class PassedSignals:
-    """Keeps SIGTERM, SIGINT, SIGHUP and SIGUSR1 from ending this process; a context
-    manager, for the main thread.
+    """Passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on; only in the main thread.
 
     Args:
         tell: prints a line.
@@ -45,27 +41,28 @@ class PassedSignals:
         self._tell = tell
         self._numbers: list[int] = []
         self._woken = threading.Event()
-        self._before: dict[int, Any] = {}
 
     @property
     def first(self) -> signal.Signals | None:
         """The first one that came, or None."""
         return signal.Signals(self._numbers[0]) if self._numbers else None
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[PassedSignals]:
+        """Keep the signals for :meth:`wait` while a block runs; yields this object."""
+
         def keep(number: int, _frame: object) -> None:
             self._numbers.append(number)
             self._woken.set()
 
-        for number in _PASSED_ON:
-            # What nohup has had ignored stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, keep)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        # What nohup has had ignored stays ignored.
+        numbers = [n for n in _PASSED_ON if signal.getsignal(n) is not signal.SIG_IGN]
+        before = [(number, signal.signal(number, keep)) for number in numbers]
+        try:
+            yield self
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
 
     def sleep(self, seconds: float) -> None:
         """Wait, but no longer than until a signal comes."""

@@ -152,7 +152,7 @@ class Supervisor:
             # Nothing runs yet that a signal would be for.
             leftovers = self._jobs.prepare(_SECONDS_FOR_LEFTOVERS)
             self._tell_leftovers(leftovers, "an earlier start")
-            with self._signals:
+            with self._signals.caught():
                 status = self._supervise(log)
         except ConfigurationError as error:
             log.write("decision", action="refused", reason=str(error))

@@ -13,7 +13,7 @@ The private names of ZeRO are checked against DeepSpeed 0.19.8, see
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import deepspeed
@@ -37,6 +37,7 @@ class HeldState:
 
     Attributes:
         slices: of parameters, what this rank writes; over all ranks each element once.
+        buffer_slices: the same of buffers, which rank 0 writes.
         buffers: of the module, by name, the same on every rank.
         shapes: of parameters and buffers, by name. A tied parameter is there once, under
             its first name.
@@ -65,6 +66,11 @@ class HeldState:
             if (held := self._range(parameter)) and held[0] < held[1]
         ]
         self._groups = [self.slices]
+        self.buffer_slices = [
+            TensorSlice(name, 0, buffer.numel())
+            for name, buffer in self.buffers.items()
+            if ranks.is_first
+        ]
 
     def _range(self, parameter: Any) -> tuple[int, int] | None:
         """Elements [start, stop) of a parameter that this rank writes, or None."""
@@ -95,17 +101,33 @@ class HeldState:
         """Have a group of slices in memory, and write it back if it is changed."""
         return contextlib.nullcontext()
 
-    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
-        """Slice, kind and values, flat, of all `slices` and of each one's kinds.
+    def values(
+        self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[str, Tensor], None, None]:
+        """Key and values, flat, of all slices and of each one's kinds; buffers are weights.
 
         Values may be a view of what training changes, and may change when the next are
         asked for. Moments are there after the first update, or after :meth:`prepare`.
+
+        Args:
+            kinds: some of :data:`KINDS`.
+            tick: called for each slice of a parameter.
         """
         for group, pieces in enumerate(self._groups):
             with self._in_memory(group, changed=False):
                 for piece in pieces:
                     for kind in kinds:
-                        yield piece, kind, self._read(kind, piece)
+                        tick()
+                        yield piece.key(kind), self._read(kind, piece)
+        for piece in self.buffer_slices if WEIGHT in kinds else ():
+            yield piece.key(WEIGHT), self.buffers[piece.name].view(-1)
+
+    def value_shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
+        """Shapes by key, in the order of :meth:`values`."""
+        pieces = [(piece, kind) for piece in self.slices for kind in kinds]
+        if WEIGHT in kinds:
+            pieces += [(piece, WEIGHT) for piece in self.buffer_slices]
+        return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in pieces}
 
     def load(self, source: Source, optimizer_steps: int) -> None:
         """Set weights, in float32 and in the precision of training, and moments.

@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,6 @@ class CheckpointWriter:
         self._folder = folder
         self._zero_stage = engine.zero_optimization_stage()
         self._held = held_state(engine, ranks)
-        # Of the module's buffers, which all ranks have, rank 0 writes all.
-        self._buffers = [
-            TensorSlice(name, 0, buffer.numel())
-            for name, buffer in self._held.buffers.items()
-            if ranks.is_first
-        ]
         self._copy = HostCopy()
         self._held_seconds = 0.0
         self._thread: threading.Thread | None = None
@@ -132,7 +126,7 @@ class CheckpointWriter:
                 reason = lacking_space(self._folder, self._run.parameters)
                 if reason is not None:
                     raise TrainingError(f"{reason}, then start again to continue")
-        part = _Part(partial, self._held.slices + self._buffers)
+        part = _Part(partial, self._held.slices + self._held.buffer_slices)
         writing_since = time.perf_counter()
         with torch.no_grad():
             self._held.prepare()
@@ -140,7 +134,7 @@ class CheckpointWriter:
                 with part.keeping_error():
                     self._write_files(part, tick)
             else:
-                self._copy.begin(list(self._values(KINDS)))
+                self._copy.begin(list(self._held.values(KINDS)))
         record = CheckpointRecord(
             state=state,
             optimizer_steps=self._held.optimizer_steps(),
@@ -185,38 +179,21 @@ class CheckpointWriter:
         if saved is not None:
             self._report(saved)
 
-    def _values(
-        self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
-    ) -> Generator[tuple[str, Tensor], None, None]:
-        """Key and values of all that this rank writes, by :meth:`HeldState.values`."""
-        for piece, kind, values in self._held.values(kinds):
-            tick()
-            yield piece.key(kind), values
-        if WEIGHT in kinds:
-            for piece in self._buffers:
-                yield piece.key(WEIGHT), self._held.buffers[piece.name].view(-1)
-
-    def _shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
-        """Shapes by key, in the order of :meth:`_values`."""
-        held = [(p, kind) for p in self._held.slices for kind in kinds]
-        if WEIGHT in kinds:
-            held += [(piece, WEIGHT) for piece in self._buffers]
-        return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in held}
-
     def _write_files(
         self, part: _Part, tick: Callable[[], None] = lambda: None
     ) -> None:
         """Write this rank's files and add them to `part`."""
         for kinds in ((WEIGHT,), MOMENTS):
             name = tensor_file_name(kinds[0], self._ranks.rank, self._ranks.world_size)
-            values = self._values(kinds, tick)
+            values = self._held.values(kinds, tick)
+            read = self._copy.__getitem__
+            if self._held.on_disk:
+                read = functools.partial(_take, values)
             part.files[name] = write_tensors(
                 part.folder / name,
-                self._shapes(kinds),
+                self._held.value_shapes(kinds),
                 torch.float32,
-                functools.partial(_take, values)
-                if self._held.on_disk
-                else self._copy.__getitem__,
+                read,
             )
             # Frees the memory into which the last values were read from the disk.
             values.close()
