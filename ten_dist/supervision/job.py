@@ -65,7 +65,6 @@ class StartedJob(SignalledJob, Protocol):
     @property
     def reason(self) -> str | None:
         """How it ended, in words, where its status does not say; then after poll."""
-        ...
 
     def end(self, grace: float) -> list[str]:
         """End whatever is left of the job and collect what it has printed.
@@ -79,11 +78,9 @@ class StartedJob(SignalledJob, Protocol):
         Raises:
             TrainingError: a process cannot be killed.
         """
-        ...
 
     def last_lines(self) -> list[str]:
         """The last lines of the output, oldest first."""
-        ...
 
 
 class Jobs(Protocol):
@@ -92,7 +89,6 @@ class Jobs(Protocol):
     @property
     def command(self) -> Sequence[str]:
         """Its words, for the log."""
-        ...
 
     def prepare(self, grace: float) -> list[str]:
         """End what is left of earlier starts, as :meth:`StartedJob.end` does.
@@ -101,7 +97,6 @@ class Jobs(Protocol):
             ConfigurationError: the job cannot be started at all.
             TrainingError: a process cannot be killed.
         """
-        ...
 
     def start(self) -> StartedJob:
         """Start it once more.
@@ -109,7 +104,6 @@ class Jobs(Protocol):
         Raises:
             ConfigurationError: it cannot be started, and could not be later.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,12 @@ class SignalledJob(Protocol):
 
     def poll(self) -> int | None:
         """Exit status, -N after signal N; None while it runs."""
-        ...
 
     def send(self, number: int) -> None:
         """Pass a signal to the ranks."""
-        ...
 
     def kill(self) -> None:
         """Kill every process of the job at once."""
-        ...
 
 
 class PassedSignals:
