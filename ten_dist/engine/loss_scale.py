@@ -44,18 +44,12 @@ class LossScale:
         return self.value <= FLOOR
 
     def update(self, overflowed: bool) -> None:
-        """Adapt to a step whose loss was right.
-
-        Args:
-            overflowed: whether its gradient was not finite.
-        """
+        """Adapt to a step whose loss was finite, and whose gradient perhaps overflowed."""
+        self._since = 0 if overflowed else self._since + 1
         if overflowed:
             self.overflowed_steps += 1
             self.value = max(self.value / 2, FLOOR)
-            self._since = 0
-            return
-        self._since += 1
-        if self._since == GROWTH_STEPS:
+        elif self._since == GROWTH_STEPS:
             self.value *= 2
             self._since = 0
 

@@ -83,11 +83,11 @@ class Stepper:
     def __call__(
         self, number: int, batches: Iterator[TokenBatch], excluded: Sequence[int] = ()
     ) -> StepResult:
-        """Do step `number`, from 1.
+        """Do a step.
 
         Args:
-            number: of the step.
-            batches: this rank's micro-batches; those of a step are taken.
+            number: of the step, from 1.
+            batches: this rank's micro-batches, of which those of a step are taken.
             excluded: global batches that were left out.
         """
         started = time.perf_counter()

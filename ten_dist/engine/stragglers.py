@@ -25,11 +25,7 @@ class Stragglers:
 
     Of a step's accumulated micro-batches the first is timed, as there may be a collective
     in its backward. At ZeRO stage 3 the forward pass gathers parameters, so that only
-    the time of data tells the ranks apart.
-
-    Args:
-        ranks: all ranks.
-        interval: steps between comparisons; 0 compares none.
+    the time of data tells the ranks apart. An `interval` of 0 steps compares none.
     """
 
     def __init__(self, ranks: Ranks, interval: int) -> None:

@@ -27,13 +27,7 @@ def validate(
     reporter: Reporter,
     step: int,
 ) -> dict[str, float]:
-    """Evaluate the model of a run on its held-out sets; every rank must call this.
-
-    Args:
-        engine, ranks, run: of the training.
-        stop: whether this rank was asked to stop.
-        reporter: told of each batch.
-        step: optimizer steps done.
+    """Evaluate the model after a step on the held-out sets; every rank must call this.
 
     Returns:
         Figures by the names of metrics.jsonl: of a mixture those of each source's

@@ -108,10 +108,7 @@ class HeldState:
 
         Values may be a view of what training changes, and may change when the next are
         asked for. Moments are there after the first update, or after :meth:`prepare`.
-
-        Args:
-            kinds: some of :data:`KINDS`.
-            tick: called for each slice of a parameter.
+        `tick` is called before each.
         """
         for group, pieces in enumerate(self._groups):
             with self._in_memory(group, changed=False):

@@ -82,11 +82,11 @@ def run_probe(
 
 
 def check_probe(found: float, recorded: float, precisions: set[str]) -> None:
-    """Compare the loss after loading with that at saving.
+    """Compare the loss after loading with that at saving, nats a token.
 
     Args:
-        found, recorded: nats a token.
-        precisions: of the run that loads, and of that which saved.
+        found, recorded: the two.
+        precisions: of the runs that load and saved.
 
     Raises:
         TrainingError: they differ by more than rounding.
