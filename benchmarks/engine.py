@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -65,21 +66,23 @@ class _Saves:
         self.parameters = sum(p.numel() for p in self.engine.module.parameters())
         report.add("checkpoint: parameters, millions", self.parameters / 1e6)
         output = RunFolder(folder / "run")
-        self.writer = CheckpointWriter(self.engine, ranks, run, output)
+        self.saved: list[dict[str, Any]] = []
+        self.writer = CheckpointWriter(
+            self.engine, ranks, run, output, self.saved.append
+        )
         self.train = steps_of(self.engine, ranks, run, self.writer.before_update)
         self.step = 0
-        self.saved: list = []
 
     def begin(self) -> None:
         """Begin a save of ours."""
+        from ten_dist.checkpoint import RunState
+
         self.step += 1
-        self.writer.save(self.step, {"metrics": {}})
+        self.writer.save(RunState(step=self.step), 0.0)
 
     def end(self) -> None:
         """Wait for a save of ours, if one was begun."""
         self.writer.wait()
-        if (one := self.writer.take_saved()) is not None:
-            self.saved.append(one)
 
     def ours(self) -> None:
         """Save with ours."""
@@ -129,12 +132,12 @@ def measure_checkpoint(report: Report, folder: Path) -> None:
     saves.saved.clear()
     sides = {"plain": saves.train, "saving": saves.save_and_train}
     of_steps = paired(sides, 5, saves.seconds_beside_a_write)
-    held = statistics.median(one.held_seconds for one in saves.saved)
-    written = statistics.median(one.write_seconds for one in saves.saved)
+    held = statistics.median(one["checkpoint_held_seconds"] for one in saves.saved)
+    written = statistics.median(one["checkpoint_write_seconds"] for one in saves.saved)
     longer = of_steps["saving"] - of_steps["plain"]
     whole, deepspeeds = seconds["ours"], seconds["deepspeed"]
     for name, value in {
-        "GB": saves.saved[-1].bytes / 1e9,
+        "GB": saves.saved[-1]["checkpoint_bytes"] / 1e9,
         "training waits, s": held,
         "until it is complete, s": whole,
         "waiting / writing": held / written,

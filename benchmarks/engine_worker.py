@@ -24,7 +24,7 @@ from ten_dist.checkpoint import HealthState
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import TokenBatch
 from ten_dist.deepspeed_config import load_deepspeed_file
-from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.resolution import ResolvedRun, resolve
@@ -85,8 +85,7 @@ def prepared_engine(
     ranks = Ranks()
     file_config = load_deepspeed_file(stage)
     run = resolve(training, model_options, file_config, world_size)
-    model = build_model(run.model_config, 0, run.deepspeed_config)
-    engine = build_engine(model, training, run.deepspeed_config, ranks)
+    engine = build_engine(run, run.deepspeed_config, ranks)
     steps_of(engine, ranks, run)()
     return engine, ranks, run
 
@@ -98,7 +97,7 @@ def steps_of(
     before_update: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """A function that does a training step on random tokens, as the trainer does it."""
-    health = Health(engine.device, run.training.spike_threshold, HealthState())
+    health = Health(run.training.spike_threshold, HealthState())
     stepper = Stepper(
         engine, ranks, run, NeverStopped(), health, before_update=before_update
     )

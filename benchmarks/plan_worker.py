@@ -30,7 +30,7 @@ from ten_dist.checkpoint import HealthState
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.deepspeed_config import load_deepspeed_file
-from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Health
 from ten_dist.engine.host_memory import keep_freed_memory
@@ -114,9 +114,8 @@ def prepared_steps(case: Case, ranks: Ranks) -> Callable[[], object]:
     )
     run = resolve(training, case.model, case.deepspeed_file(), ranks.world_size)
     run.deepspeed_config["comms_logger"] = {"enabled": True, "prof_all": True}
-    model = build_model(run.model_config, 0, run.deepspeed_config)
-    engine = build_engine(model, training, run.deepspeed_config, ranks)
-    health = Health(engine.device, training.spike_threshold, HealthState())
+    engine = build_engine(run, run.deepspeed_config, ranks)
+    health = Health(training.spike_threshold, HealthState())
     stepper = Stepper(engine, ranks, run, NeverStopped(), health)
     batches = random_batches(run, ranks.rank)
     numbers = itertools.count(1)

@@ -17,4 +17,5 @@ load_operator()
 fi
 ruff check
 ruff format --check
+mypy ten_dist launch data_prep
 exec python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

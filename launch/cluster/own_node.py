@@ -74,7 +74,7 @@ def run_own_node(launch: Launch, node: int, master_port: int) -> int:
         )
         start.write()
         ranks = start.ranks_of(node)
-        with PassedSignals(tell) as signals, contextlib.ExitStack() as ends:
+        with PassedSignals(tell).caught() as signals, contextlib.ExitStack() as ends:
             tell(f"ranks {ranks[0]} to {ranks[-1]}, what they print is in {start.logs}")
             if node == 0:
                 # Rank 0 speaks for all.

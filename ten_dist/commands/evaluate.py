@@ -171,8 +171,7 @@ def _training_counts(
     counts = {
         name: token_counts(load_set(place, access)) for name, place in places.items()
     }
-    if "" in counts:
+    if shares is None:
         return counts[""]
-    return sum(
-        counts[name] * (1e8 * shares[name] / counts[name].sum()) for name in counts
-    )
+    weights = {name: 1e8 * shares[name] / counts[name].sum() for name in counts}
+    return np.sum([counts[name] * weights[name] for name in counts], axis=0)

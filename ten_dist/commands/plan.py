@@ -95,7 +95,7 @@ def _configs(
 ) -> tuple[TemporalEigenstateConfig, ...]:
     """The model, with each checkpointing, or with the one that was asked for."""
     options = given_model_options(arguments, preset)
-    modes = ("none", "block")
+    modes: tuple[str, ...] = ("none", "block")
     if "gradient_checkpointing" in options:
         modes = (options.pop("gradient_checkpointing"),)
     return tuple(

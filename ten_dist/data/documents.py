@@ -35,7 +35,7 @@ class DocumentLengths:
 
 
 def document_lengths(
-    manifest: Manifest, tick: Callable[[int], None] = lambda tokens: None
+    manifest: Manifest, tick: Callable[[int], object] = lambda tokens: None
 ) -> DocumentLengths:
     """Measure all documents, reading every shard once.
 
@@ -62,7 +62,7 @@ def document_lengths(
 
 
 def _lengths_by_block(
-    manifest: Manifest, tick: Callable[[int], None]
+    manifest: Manifest, tick: Callable[[int], object]
 ) -> Iterator[np.ndarray]:
     """Lengths of the documents that end in each block, then of the one left open."""
     open_tokens = 0

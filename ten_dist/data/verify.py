@@ -64,7 +64,7 @@ def verify_shards(
 
 
 def damages(
-    manifest: Manifest, tick: Callable[[int], None] = lambda tokens: None
+    manifest: Manifest, tick: Callable[[int], object] = lambda tokens: None
 ) -> Iterator[DataError]:
     """Everything that is wrong with a set: all of its files are read.
 

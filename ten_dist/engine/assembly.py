@@ -8,50 +8,46 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 
-from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
-from ten_dist.deepspeed_config import zero_stage
+from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.engine.deepspeed_internals import import_muon
 from ten_dist.engine.distributed import Ranks
-from ten_dist.engine.optimizer import make_optimizer
+from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
 from ten_dist.model.precision import autocast
 
 
-def build_model(
-    config: TemporalEigenstateConfig, seed: int, deepspeed_config: dict[str, Any]
-) -> TemporalEigenstateNetwork:
-    """The network with its initial weights, sharded from the start at ZeRO stage 3."""
-    seed_everything(seed)
+def build_engine(
+    run: ResolvedRun, deepspeed_config: dict[str, Any], ranks: Ranks
+) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed's engine around the network with its initial weights.
+
+    The network is sharded from the start at ZeRO stage 3, and computes as `--precision`
+    says.
+
+    Args:
+        run: of which model, seed and training options count.
+        deepspeed_config: for `deepspeed.initialize`.
+        ranks: of the run.
+    """
+    training = run.training
+    random.seed(training.seed)
+    np.random.seed(training.seed % 2**32)
+    torch.manual_seed(training.seed)
     sharded = zero_stage(deepspeed_config) == 3
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config, enabled=sharded):
-        return TemporalEigenstateNetwork(config)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def build_engine(
-    model: TemporalEigenstateNetwork,
-    training: TrainingConfig,
-    deepspeed_config: dict[str, Any],
-    ranks: Ranks,
-) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed's engine around a model that computes as `--precision` says."""
+        model = TemporalEigenstateNetwork(run.model_config)
     # Around the model and not around the engine, which on GPUs switches off an autocast
     # that its configuration does not name.
-    model.forward = autocast(ranks.device, training.precision)(model.forward)
-    sharded = zero_stage(deepspeed_config) == 3
+    forward = autocast(ranks.device, training.precision)(model.forward)
+    model.forward = forward  # type: ignore[method-assign]
     if training.compile:
-        compile_blocks(model, sharded)
-    optimizer = make_optimizer(model, training, deepspeed_config, ranks.device)
+        _compile_blocks(model, sharded)
+    optimizer = _make_optimizer(model, training, deepspeed_config, ranks.device)
     import_muon()
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config
@@ -59,19 +55,37 @@ def build_engine(
     return engine
 
 
-def compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:
+def _compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:
     """Have torch compile the forward of every block, each as one graph.
 
     Alike blocks share a graph. A second batch size makes it one for all sizes, so that
     validation costs few compilations. Only the function is replaced: hooks of the module
     stay outside of the graph, and names of parameters do not change.
-
-    Args:
-        model: the network, before DeepSpeed has it.
-        sharded: ZeRO stage 3. The parameters of a block are then gathered together and
-            before its graph runs: a gathering inside of it would break it into pieces.
     """
     if sharded:
+        # Their parameters are then gathered together, before the graph runs: a gathering
+        # inside of it would break it into pieces.
         set_z3_leaf_modules(model, [Block])
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def _make_optimizer(
+    model: TemporalEigenstateNetwork,
+    training: TrainingConfig,
+    deepspeed_config: dict[str, Any],
+    device: torch.device,
+) -> torch.optim.Optimizer:
+    """AdamW over two groups: matrices with weight decay, everything else without.
+
+    Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
+    is set at every step by the trainer.
+    """
+    groups = model.parameter_groups(training.weight_decay)
+    betas = (training.adam_beta1, training.adam_beta2)
+    if device.type == "cuda" and offloads(deepspeed_config, "offload_optimizer"):
+        return DeepSpeedCPUAdam(
+            groups, lr=training.learning_rate, betas=betas, adamw_mode=True
+        )
+    # One pass over each tensor, without copies of it on the way, on CPUs as well.
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)

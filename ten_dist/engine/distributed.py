@@ -18,10 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
 
 from ten_dist.console import complain
-from ten_dist.engine.deepspeed_internals import (
-    leave_out_shared_memory_operator,
-    set_timeout_of_groups,
-)
+from ten_dist.engine.deepspeed_internals import leave_out_shared_memory_operator
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import OwnRank, take_part
 
@@ -42,8 +39,11 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
     }
     names = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if own.world_size == 1 and not all(map(os.environ.get, names)):
-        # What there is of them has been left by something else.
-        return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        # Those that are set were left by something else.
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return wanted | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise ConfigurationError(
             "MASTER_ADDR and MASTER_PORT are not set: export the address of the first "
@@ -54,10 +54,10 @@ def _rendezvous(own: OwnRank) -> dict[str, str]:
 
 
 def _check_master(address: str, port: str) -> None:
-    """Refuse a place to meet that there cannot be, for which torch would wait.
+    """Refuse an address that cannot exist, for which torch would wait.
 
     Raises:
-        ConfigurationError: the port is none, or the address is not known.
+        ConfigurationError: the port is no port, or the address cannot be resolved.
     """
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ConfigurationError(
@@ -81,41 +81,34 @@ def _check_master(address: str, port: str) -> None:
             ) from None
 
 
-@contextlib.contextmanager
-def _meeting() -> Iterator[None]:
-    """Say what to change where the ranks cannot connect.
+def _connect(timeout: datetime.timedelta) -> None:
+    """Make the first process group, and say what to change where that fails.
 
     Raises:
         ConfigurationError: another program has the port.
         TrainingError: not all ranks came, or the network fails.
     """
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
-        yield
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     except dist.DistError as error:
         if "EADDRINUSE" in str(error):
             raise ConfigurationError(
-                f"port {os.environ['MASTER_PORT']} is in use by another program: give "
-                "the launcher another --master_port, or end that program"
+                f"port {port} is in use by another program: give the launcher another "
+                "--master_port, or end that program"
             ) from None
-        reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"the ranks do not meet at {place}: {reason}; see that all were started, "
-            "with the same MASTER_ADDR and MASTER_PORT, and that the port is open"
+            f"the ranks do not meet at {address}:{port}: {str(error).splitlines()[0]}; "
+            "see that all were started, with the same MASTER_ADDR and MASTER_PORT, and "
+            "that the port is open"
         ) from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Channel:
+    """Exchanges small Python objects between all ranks, over the host's network.
 
-
-class ObjectChannel:
-    """Small Python objects between ranks, over the host's network.
-
-    Each is a process group of its own, whatever tensors go over: calls on one may come
-    from another thread than those on the next.
+    Each has a gloo process group of its own, whatever backend tensors use, so that calls
+    on one may come from another thread than calls on another.
     """
 
     def __init__(self, timeout: datetime.timedelta) -> None:
@@ -144,22 +137,23 @@ class ObjectChannel:
         dist.barrier(group=self._group)
 
 
-class Ranks:
+class Ranks(Channel):
     """All ranks of a run, connected.
 
     Args:
-        patience: least seconds that a rank waits for another in any group, where
+        timeout: least seconds that a rank waits for another in any process group, where
             DEEPSPEED_TIMEOUT does not say more.
 
     Attributes:
+        timeout: that of its process groups.
         rank, world_size: of this process and in all.
         local_world_size: ranks on this machine.
         device: where this rank computes.
         background: for the thread that writes checkpoints, and for no other.
     """
 
-    def __init__(self, patience: float = 0.0) -> None:
-        self._timeout = max(default_pg_timeout, datetime.timedelta(seconds=patience))
+    def __init__(self, timeout: float = 0.0) -> None:
+        self.timeout = max(default_pg_timeout, datetime.timedelta(seconds=timeout))
         own = take_part()
         self.rank, self.world_size = own.rank, own.world_size
         self.local_world_size = own.local_world_size
@@ -168,39 +162,35 @@ class Ranks:
         self.device = torch.device(get_accelerator().device_name(own.local_rank))
         get_accelerator().set_device(own.local_rank)
         leave_out_shared_memory_operator()
-        with _meeting():
-            deepspeed.init_distributed(verbose=False, timeout=self._timeout)
-        self._words = ObjectChannel(self._timeout)
-        self.background = ObjectChannel(self._timeout)
-
-    def be_patient(self) -> None:
-        """Give the groups that DeepSpeed has made the timeout of the first one.
-
-        They have torch's own, 10 minutes with NCCL: shorter than a slow start takes,
-        and an end without a report.
-        """
-        set_timeout_of_groups(self._timeout)
+        _connect(self.timeout)
+        super().__init__(self.timeout)
+        self.background = Channel(self.timeout)
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which writes and speaks for all."""
         return self.rank == 0
 
-    def agree(self, error: Exception | None) -> None:
-        """Fail on every rank where any rank has failed, so that none waits for it.
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Fail on every rank where the block fails on any, so that none waits for it.
+
+        The block must not communicate: a rank that failed would be waited for.
 
         Raises:
             ConfigurationError: the first error by rank, the same on all ranks, was one.
             TrainingError: it was another.
         """
-        mine: tuple[type, str] | None = None
-        if error is not None:
+        own, cause = None, None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, others must know
+            cause = error
             refused = isinstance(error, ConfigurationError)
-            kind = ConfigurationError if refused else TrainingError
             expected = isinstance(error, (ConfigurationError, TrainingError, OSError))
             text = str(error) if expected else f"{type(error).__name__}: {error}"
-            mine = (kind, text)
-        for rank, failure in enumerate(self.gather(mine)):
+            own = (ConfigurationError if refused else TrainingError, text)
+        for rank, failure in enumerate(self.gather(own)):
             if failure is not None:
                 kind, text = failure
                 agreed = kind(text if rank == 0 else f"rank {rank}: {text}")
@@ -209,28 +199,7 @@ class Ranks:
                 complain(str(agreed))
                 agreed.reported = True
                 self.barrier()
-                raise agreed from error
-
-    @contextlib.contextmanager
-    def agreeing(self) -> Iterator[None]:
-        """Run a block that may fail on some ranks; see :meth:`agree`.
-
-        The block must not communicate: a rank that failed would be waited for.
-        """
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, others must know
-            failure = error
-        self.agree(failure)
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values that all ranks give, by rank, on every rank."""
-        return self._words.gather(value)
-
-    def from_first(self, value: Any) -> Any:
-        """The value that rank 0 gives, on every rank."""
-        return self._words.from_first(value)
+                raise agreed from cause
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over the ranks."""
@@ -241,14 +210,6 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
-
-    def largest(self, value: float) -> float:
-        """Largest of a number over the ranks."""
-        return self._words.largest(value)
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self._words.barrier()
 
     def close(self) -> None:
         """Wait until all ranks have done their work; only where all ranks do.

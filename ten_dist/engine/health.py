@@ -1,20 +1,21 @@
 """Whether a step may update the weights: losses that are not finite, and spikes.
 
-The loss of a step is judged on the device before its last backward pass. That of a bad
-step is made not-a-number there, so that its gradients are none that could be applied, on
-any rank: no host waits for the verdict, and a spike of the loss is caught before its
-update instead of after it. Spikes of the gradient's norm are seen after the update, which
-clipping has bounded.
+The loss of a step is judged on the device before its last backward pass. A bad loss is
+replaced by NaN there, so that no rank can apply its gradients: the host does not wait for
+the verdict, and a loss spike is caught before its update. Spikes of the gradient norm are
+seen after the update, which clipping has bounded.
 
 A spike lies more than `threshold` standard deviations above the mean of the last steps
-(z-score); of gradient norms, which vary by factors, the logarithms count. The window is
-part of checkpoints, so that a run that goes on judges as one that was never interrupted.
+(z-score); for gradient norms, which vary by factors, logarithms are compared. Checkpoints
+keep the window, so that a resumed run judges like one that was never interrupted.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from ten_dist.checkpoint import HealthState
 
 WINDOW = 128
-# Before that many steps the spread of values says little.
+# The spread of fewer values says little.
 _FEWEST = 32
 # As a part of the mean, so that a loss that has converged can still move.
 _SMALLEST_DEVIATION = 1e-3
@@ -57,60 +58,38 @@ class Anomaly:
         )
 
 
-class Window:
-    """Mean and deviation of the last values, on a device.
+def _z_score(values: Sequence[float], value: Tensor, logarithmic: bool) -> Tensor:
+    """Standard deviations of a value above the mean of others; 0 where they are few.
 
     Args:
-        device: where the values are.
-        values: the first ones, oldest first.
-        logarithmic: whether deviations are those of the logarithms.
+        values: the last ones.
+        value: float64 scalar, on any device.
+        logarithmic: whether logarithms are compared.
     """
-
-    def __init__(
-        self, device: torch.device, values: list[float], *, logarithmic: bool = False
-    ) -> None:
-        self._values = torch.tensor(values, dtype=torch.float64, device=device)
-        self._logarithmic = logarithmic
-
-    def z_score(self, value: Tensor) -> Tensor:
-        """Deviations of a value above the mean; 0 while there are too few values."""
-        if self._values.numel() < _FEWEST:
-            return torch.zeros_like(value)
-        values, unit = self._values, self._values.mean().abs()
-        if self._logarithmic:
-            # A small difference of logarithms is a part of the value.
-            values, value = (v.clamp_min(_TINY).log() for v in (values, value))
-            unit = torch.ones_like(unit)
-        return (value - values.mean()) / torch.maximum(
-            values.std(), _SMALLEST_DEVIATION * unit
-        )
-
-    def add(self, value: float) -> None:
-        """Take in a value, and let go of the oldest."""
-        added = self._values.new_tensor([value])
-        self._values = torch.cat([self._values, added])[-WINDOW:]
-
-    def tolist(self) -> list[float]:
-        """The values, oldest first."""
-        return self._values.tolist()
+    if len(values) < _FEWEST:
+        return torch.zeros_like(value)
+    window = value.new_tensor(list(values))
+    unit = window.mean().abs()
+    if logarithmic:
+        # A small difference of logarithms is a part of the value.
+        window, value = (v.clamp_min(_TINY).log() for v in (window, value))
+        unit = torch.ones_like(unit)
+    deviation = torch.maximum(window.std(), _SMALLEST_DEVIATION * unit)
+    return (value - window.mean()) / deviation
 
 
 class Health:
     """Judges the steps of a run.
 
     Args:
-        device: where losses are.
         threshold: z-score from which a value is a spike; 0 looks for none.
         state: as :meth:`state` gave it.
     """
 
-    def __init__(
-        self, device: torch.device, threshold: float, state: HealthState
-    ) -> None:
+    def __init__(self, threshold: float, state: HealthState) -> None:
         self._threshold = threshold or math.inf
-        self._losses = Window(device, state.losses)
-        cpu = torch.device("cpu")
-        self._norms = Window(cpu, state.gradient_norms, logarithmic=True)
+        self._losses = collections.deque(state.losses, WINDOW)
+        self._norms = collections.deque(state.gradient_norms, WINDOW)
         self.skipped_steps = state.skipped_steps
         """Steps of the run without an update, but for those of an overflow alone."""
         self.consecutive = state.consecutive
@@ -118,32 +97,29 @@ class Health:
         self._z_score = torch.zeros(())
 
     def factor(self, loss: Tensor) -> Tensor:
-        """What the loss of this rank must be multiplied with: 1, or not a number.
+        """What the loss of this rank must be multiplied with: 1, or NaN.
 
         Args:
             loss: of the step, the mean over all ranks, a scalar on the device.
         """
-        self._z_score = self._losses.z_score(loss.double())
+        self._z_score = _z_score(self._losses, loss.double(), False)
         bad = ~loss.isfinite() | (self._z_score > self._threshold)
         return torch.where(bad, torch.nan, 1.0).to(loss.dtype)
 
     def only_gradient_overflowed(self, loss: float, gradient_norm: float) -> bool:
-        """Whether nothing but the gradient was wrong, as a loss scale can make it.
+        """Whether only the gradient was wrong, as too large a loss scale makes it.
 
-        Such a step need not be judged: it is no anomaly, and not among what is usual.
-
-        Args:
-            loss: the one that :meth:`factor` was asked about.
-            gradient_norm: not finite where the step was not applied.
+        Such a step is no anomaly, and not part of the window. Arguments as of
+        :meth:`judge`.
         """
         right = math.isfinite(loss) and float(self._z_score) <= self._threshold
         return right and not math.isfinite(gradient_norm)
 
     def judge(self, loss: float, gradient_norm: float) -> Anomaly | None:
-        """What was wrong with the step whose loss :meth:`factor` was asked about.
+        """What was wrong with a step.
 
         Args:
-            loss: the same loss.
+            loss: the one that :meth:`factor` was asked about.
             gradient_norm: before clipping; not finite where the step was not applied.
         """
         z_score = float(self._z_score)
@@ -153,7 +129,7 @@ class Health:
             anomaly = Anomaly("loss_spike", loss, z_score)
         elif not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             anomaly = Anomaly("not_finite", loss, None)
-        elif (norm_z := float(self._norms.z_score(norm))) > self._threshold:
+        elif (norm_z := float(_z_score(self._norms, norm, True))) > self._threshold:
             anomaly = Anomaly("gradient_spike", gradient_norm, norm_z)
         if anomaly is not None and not anomaly.applied:
             self.skipped_steps += 1
@@ -161,15 +137,15 @@ class Health:
             return anomaly
         self.consecutive = 0
         if anomaly is None:
-            self._losses.add(loss)
-            self._norms.add(gradient_norm)
+            self._losses.append(loss)
+            self._norms.append(gradient_norm)
         return anomaly
 
     def state(self) -> HealthState:
         """What a checkpoint keeps."""
         return HealthState(
-            self._losses.tolist(),
-            self._norms.tolist(),
+            list(self._losses),
+            list(self._norms),
             self.skipped_steps,
             self.consecutive,
         )

@@ -1,17 +1,16 @@
 """The loss scale of training in float16, which adapts itself.
 
 Gradients of activations are float16 there: below 6e-8 they are zero, beyond 65504
-infinite. Times a power of two, which costs no digits, they lie in between; gradients of
-parameters are divided by it again, in float32, before anything looks at them. A scale
-that is too large shows as a gradient that is not finite: the update is left out, on all
-ranks as all have the same norm, and the scale is halved. After some steps without, it
-is tried doubled.
+infinite. Multiplied by a power of two, which is exact, they lie in between; gradients of
+parameters are divided by it again, in float32, before they are used. Where the scale is too
+large a gradient is not finite: the update is skipped, on all ranks as all have the same
+norm, and the scale is halved. After :data:`GROWTH_STEPS` steps without it is doubled.
 
-DeepSpeed 0.19 has two such scales of its own, and neither serves. Its `fp16` casts all
-parameters, those of the recurrence included, and refuses CPUs without float16 arithmetic.
-With `torch_autocast` to float16 its sharded optimizers report and clip the norm of
-gradients that are still scaled, and return from a step whose norm is not finite before
-its scaler has seen it, so that the scale never falls.
+DeepSpeed 0.19 has two such scales, and neither serves. Its `fp16` casts all parameters,
+those of the recurrence included, and refuses CPUs without float16 arithmetic. With
+`torch_autocast` to float16 its sharded optimizers report and clip the norm of gradients
+that are still scaled, and return from a step whose norm is not finite before its scaler
+has seen it, so that the scale never falls.
 """
 
 from __future__ import annotations
@@ -45,18 +44,12 @@ class LossScale:
         return self.value <= FLOOR
 
     def update(self, overflowed: bool) -> None:
-        """Adapt to a step whose loss was right.
-
-        Args:
-            overflowed: whether its gradient was not finite.
-        """
+        """Adapt to a step whose loss was finite, and whose gradient perhaps overflowed."""
+        self._since = 0 if overflowed else self._since + 1
         if overflowed:
             self.overflowed_steps += 1
             self.value = max(self.value / 2, FLOOR)
-            self._since = 0
-            return
-        self._since += 1
-        if self._since == GROWTH_STEPS:
+        elif self._since == GROWTH_STEPS:
             self.value *= 2
             self._since = 0
 

@@ -1,7 +1,8 @@
-"""Whoever is told what a rank does: the watchdog, its ledger, and on rank 0 the monitor."""
+"""Where a rank reports what it does: watchdog, ledger, and on rank 0 the monitor."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ten_dist.data import TokenBatch
@@ -11,82 +12,59 @@ from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
 
 
+@dataclasses.dataclass(frozen=True)
 class Reporter:
-    """Passes on what happens in training to those that this rank has.
+    """Passes on what happens in training to those that this rank has."""
 
-    Args:
-        watchdog: ends a run that makes no progress.
-        stragglers: compares the ranks.
-        monitor: metrics.jsonl, TensorBoard and progress bar, of rank 0 only.
-        ledger: rows that this rank consumes, with `--ledger` only.
-    """
-
-    def __init__(
-        self,
-        watchdog: Watchdog | None = None,
-        stragglers: Stragglers | None = None,
-        monitor: RunMonitor | None = None,
-        ledger: Ledger | None = None,
-    ) -> None:
-        self._watchdog = watchdog
-        self._stragglers = stragglers
-        self._monitor = monitor
-        self._ledger = ledger
+    watchdog: Watchdog | None = None
+    """Ends a run that makes no progress."""
+    stragglers: Stragglers | None = None
+    """Compares the ranks."""
+    monitor: RunMonitor | None = None
+    """metrics.jsonl, TensorBoard and progress bar, of rank 0 only."""
+    ledger: Ledger | None = None
+    """Rows that this rank consumes, with `--ledger` only."""
 
     def progress(self, phase: str, step: int | None = None) -> None:
         """Say that this rank enters a phase, or goes on in it."""
-        if self._watchdog is not None:
-            self._watchdog.progress(phase, step)
+        if self.watchdog is not None:
+            self.watchdog.progress(phase, step)
 
     def enter(self, phase: str, step: int) -> None:
         """Say that a step enters a phase: data, forward, backward or optimizer."""
         self.progress(phase, step)
-        if self._stragglers is not None:
-            self._stragglers.enter(phase)
+        if self.stragglers is not None:
+            self.stragglers.enter(phase)
 
     def consumed(self, step: int, batch: TokenBatch) -> None:
         """Say that a micro-batch was taken for a step."""
-        if self._ledger is not None:
-            self._ledger.write(step, batch.sources, batch.epochs, batch.rows)
+        if self.ledger is not None:
+            self.ledger.write(step, batch.sources, batch.epochs, batch.rows)
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Report an optimizer step, by the names of metrics.jsonl; every rank must."""
-        if self._stragglers is not None:
-            metrics = metrics | self._stragglers.end_step(
-                metrics["step"], metrics["step_seconds"]
-            )
-        if self._monitor is not None:
-            self._monitor.step(metrics)
+        if self.stragglers is not None:
+            seconds = metrics["step_seconds"]
+            metrics = metrics | self.stragglers.end_step(metrics["step"], seconds)
+        if self.monitor is not None:
+            self.monitor.step(metrics)
 
-    def validation(self, metrics: dict[str, Any]) -> None:
-        """Report a validation; `metrics` has step, val_loss and what follows from it."""
-        if self._monitor is not None:
-            self._monitor.validation(metrics)
-
-    def checkpoint(self, metrics: dict[str, Any]) -> None:
-        """Report a complete checkpoint; `metrics` has step, seconds and bytes."""
-        if self._monitor is not None:
-            self._monitor.checkpoint(metrics)
-
-    def health(self, metrics: dict[str, Any]) -> None:
-        """Report the recurrence at a checkpoint; `metrics` has step and its figures."""
-        if self._monitor is not None:
-            self._monitor.health(metrics)
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Report a validation, a checkpoint or the recurrence, see
+        :meth:`RunMonitor.record`."""
+        if self.monitor is not None:
+            self.monitor.record(metrics)
 
     def rewind(self, step: int, attempt: int) -> None:
         """Go on from an earlier step, as another start of the run."""
-        if self._monitor is not None:
-            self._monitor.rewind(step)
-        if self._ledger is not None:
-            self._ledger.begin_attempt(attempt)
-
-    def total_dollars(self, step: int) -> float | None:
-        """What the run has cost after `step` steps; None where that is not known."""
-        return None if self._monitor is None else self._monitor.total_dollars(step)
+        if self.monitor is not None:
+            self.monitor.rewind(step)
+        if self.ledger is not None:
+            self.ledger.begin_attempt(attempt)
 
     def close(self) -> None:
         """Bring everything to the disk. The watchdog goes on."""
-        if self._monitor is not None:
-            self._monitor.close()
-        if self._ledger is not None:
-            self._ledger.close()
+        if self.monitor is not None:
+            self.monitor.close()
+        if self.ledger is not None:
+            self.ledger.close()

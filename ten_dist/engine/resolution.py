@@ -11,15 +11,14 @@ import platform
 import shutil
 from typing import Any
 
-import torch
-
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest, Mixture
 from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
-from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.planning.report import describe_model
+from ten_dist.planning.sharding import count, parameters_of
 from ten_dist.run_record import DataRecord, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
@@ -45,8 +44,7 @@ class ResolvedRun:
     @functools.cached_property
     def parameters(self) -> int:
         """Weights of the model, buffers aside."""
-        with torch.device("meta"):
-            return TemporalEigenstateNetwork(self.model_config).num_parameters()
+        return count(parameters_of(self.model_config))
 
     def manifests(self) -> list[Manifest]:
         """The token sets of the run: training data, then validation data."""
@@ -109,22 +107,12 @@ class ResolvedRun:
 
     def describe(self) -> list[str]:
         """The run in words, one line a fact."""
-        config = self.model_config
-        kind = "transformer" if config.mixer == "attention" else "TEN"
-        if config.hten_scales is not None:
-            kind = f"HTEN {','.join(map(str, config.hten_scales))}"
-        lines = [
-            (
-                f"model: {self.training.config}, {kind}, {self.parameters:,} parameters, width "
-                f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} "
-                f"eigenstates, vocabulary {config.vocab_size}, energy weight "
-                f"{config.energy_reg_weight}"
-            )
+        return [
+            describe_model(self.training.config, self.model_config),
+            *self._describe_data(),
+            *self.schedule.describe(),
+            f"deepspeed: {json.dumps(self.deepspeed_config)}",
         ]
-        lines += self._describe_data()
-        lines += self.schedule.describe()
-        lines.append(f"deepspeed: {json.dumps(self.deepspeed_config)}")
-        return lines
 
     def _describe_data(self) -> list[str]:
         training, schedule = self.training, self.schedule

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
 from typing import Any
-
-import deepspeed
 
 from ten_dist.checkpoint import CheckpointReader, RunState
 from ten_dist.config.model import TemporalEigenstateConfig
@@ -16,7 +15,7 @@ from ten_dist.console import say
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
 from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
-from ten_dist.engine.assembly import build_engine, build_model
+from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.checkpointing.load import (
     check_loadable,
     check_same_run,
@@ -25,6 +24,7 @@ from ten_dist.engine.checkpointing.load import (
     newest_whole,
 )
 from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
+from ten_dist.engine.deepspeed_internals import set_timeout_of_groups
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
@@ -52,6 +52,7 @@ _SECONDS_FOR_REPORTS = 120
 class Start:
     """Where one start of a run begins."""
 
+    folder: RunFolder
     attempt: int
     """Which start of the run this is, from 1."""
     checkpoint: Path | None
@@ -82,60 +83,54 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     make_schedule(dataclasses.replace(training, epochs=None), own.world_size, None)
 
     # A dry run has no folder to report a hang in.
-    limits = (0.0, 0.0)
-    if not training.dry_run:
-        limits = (training.hang_timeout, training.startup_timeout)
-    folder = Path(training.output_dir or ".")
-    watchdog = Watchdog(folder, own.rank, own.world_size, *limits)
-    try:
-        _train(training, model_options, deepspeed_file, watchdog)
-    finally:
-        watchdog.close()
+    limits = (training.hang_timeout, training.startup_timeout)
+    watchdog = Watchdog(
+        Path(training.output_dir or "."),
+        own.rank,
+        own.world_size,
+        *((0.0, 0.0) if training.dry_run else limits),
+    )
+    with contextlib.closing(watchdog):
+        ranks = Ranks(max(limits) + _SECONDS_FOR_REPORTS)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
+        with ranks.agreeing():
+            run = resolve(training, model_options, deepspeed_file, ranks.world_size)
+        _train(ranks, run, watchdog)
+        ranks.close()
 
 
-def _train(
-    training: TrainingConfig,
-    model_options: dict[str, Any],
-    deepspeed_file: dict[str, Any],
-    watchdog: Watchdog,
-) -> None:
-    limit = max(training.hang_timeout, training.startup_timeout)
-    ranks = Ranks(limit + _SECONDS_FOR_REPORTS)
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
-    with ranks.agreeing():
-        run = resolve(training, model_options, deepspeed_file, ranks.world_size)
+def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
+    training = run.training
     _agree_on_data(ranks, run)
     start = None
     if training.data is not None and training.output_dir is not None:
-        start = _find_start(ranks, run)
-    if training.dry_run:
-        start = None  # It has been found out that there is one.
-    if start is None or start.completed is None:
-        with ranks.agreeing():
-            check_swap_path(run.deepspeed_config, run.parameters, ranks)
-        for line in run.describe():
-            say(line)
-        if training.precision == "fp16" and ranks.device.type == "cpu":
-            say(
-                "--precision fp16 is for GPUs: processors rarely multiply in float16, "
-                "expect this to be many times slower than fp32"
-            )
-        _verify_data(ranks, run, watchdog)
-    if start is None:
-        dry_run(ranks, run, deepspeed_file)
-    elif start.completed is None:
-        with (
-            StopSignals(training.grace_seconds, speaks=ranks.is_first) as stop,
-            swap_folder(run.deepspeed_config, ranks) as deepspeed_config,
-        ):
-            _run(ranks, run, deepspeed_config, start, stop, watchdog)
-    else:
+        # Of a dry run as well: whether there is one is part of what it finds out.
+        start = _find_start(ranks, run, RunFolder(training.output_dir))
+    if not training.dry_run and start is not None and start.completed is not None:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
             f"loss {start.completed['loss']:.4f}. Nothing to do."
         )
-    ranks.close()
+        return
+    with ranks.agreeing():
+        check_swap_path(run.deepspeed_config, run.parameters, ranks)
+    for line in run.describe():
+        say(line)
+    if training.precision == "fp16" and ranks.device.type == "cpu":
+        say(
+            "--precision fp16 is for GPUs: processors rarely multiply in float16, "
+            "expect this to be many times slower than fp32"
+        )
+    _verify_data(ranks, run, watchdog)
+    if training.dry_run or start is None:
+        dry_run(ranks, run)
+        return
+    with (
+        StopSignals(training.grace_seconds, ranks.is_first).watched() as stop,
+        swap_folder(run.deepspeed_config, ranks) as deepspeed_config,
+    ):
+        _run(ranks, run, deepspeed_config, start, stop, watchdog)
 
 
 def _agree_on_data(ranks: Ranks, run: ResolvedRun) -> None:
@@ -155,14 +150,15 @@ def _agree_on_data(ranks: Ranks, run: ResolvedRun) -> None:
             )
 
 
-def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
+def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
     """Where to begin, found by rank 0 for all; nothing is written.
 
     Raises:
         ConfigurationError: the output folder or a checkpoint cannot be used.
     """
-    folder, resume = RunFolder(run.training.output_dir), run.training.resume
-    attempt, completed, checkpoints = 1, None, []
+    resume = run.training.resume
+    attempt, completed = 1, None
+    checkpoints: list[Path] = []
     with ranks.agreeing():
         if ranks.is_first:
             folder.check_writable()
@@ -180,7 +176,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun) -> Start:
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
             check_loadable(checkpoint, run)
-    return ranks.from_first(Start(attempt, checkpoint, completed))
+    return ranks.from_first(Start(folder, attempt, checkpoint, completed))
 
 
 def _verify_data(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
@@ -210,15 +206,9 @@ def _run(
     stop: StopSignals,
     watchdog: Watchdog,
 ) -> None:
-    training = run.training
-    folder = RunFolder(training.output_dir)
-    engine = build_engine(
-        build_model(run.model_config, training.seed, deepspeed_config),
-        training,
-        deepspeed_config,
-        ranks,
-    )
-    ranks.be_patient()
+    folder = start.folder
+    engine = build_engine(run, deepspeed_config, ranks)
+    set_timeout_of_groups(ranks.timeout)
     watchdog.progress("start-up")
     state = RunState()
     if start.checkpoint is not None:
@@ -226,12 +216,12 @@ def _run(
         say(f"continuing from {start.checkpoint}, {state.step:,} steps done")
     else:
         say("starting from initial weights: no checkpoint to continue from")
-    _make_folder(ranks, run, folder, start.attempt)
+    _make_folder(ranks, run, start)
     with ranks.agreeing():
         watchdog.open_report()
-        reporter = _reporter(engine, ranks, run, folder, start, state, watchdog)
+        reporter = _reporter(ranks, run, start, state, watchdog)
     started = time.perf_counter()
-    writer = CheckpointWriter(engine, ranks, run, folder)
+    writer = CheckpointWriter(engine, ranks, run, folder, reporter.record)
     try:
         trainer = Trainer(engine, ranks, run, folder, writer, stop, reporter, state)
         final = trainer.fit()
@@ -250,7 +240,8 @@ def _run(
             with CheckpointReader(folder.usable_checkpoint()) as reader:
                 reader.export(folder.weights_file)
             final["train_seconds"] = time.perf_counter() - started
-            dollars = reporter.total_dollars(final["step"])
+            assert reporter.monitor is not None
+            dollars = reporter.monitor.total_dollars(final["step"])
             if dollars is not None:
                 final["dollars"] = dollars
             write_json(folder.completed_file, final)
@@ -258,19 +249,18 @@ def _run(
     say(f"done: {folder.path}, {final['step']:,} steps, loss {final['loss']:.4f}{cost}")
 
 
-def _make_folder(
-    ranks: Ranks, run: ResolvedRun, folder: RunFolder, attempt: int
-) -> None:
+def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
     """Make the run's folder, with what is known before the first step.
 
     Raises:
         ConfigurationError: the file system refuses, or is not one for all nodes.
     """
+    folder = start.folder
     with ranks.agreeing():
         if ranks.is_first:
             folder.create()
             folder.delete_partial_checkpoints()
-            folder.write(run.record(attempt))
+            folder.write(run.record(start.attempt))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
     with ranks.agreeing():
         if not folder.exists():
@@ -281,20 +271,14 @@ def _make_folder(
 
 
 def _reporter(
-    engine: deepspeed.DeepSpeedEngine,
-    ranks: Ranks,
-    run: ResolvedRun,
-    folder: RunFolder,
-    start: Start,
-    state: RunState,
-    watchdog: Watchdog,
+    ranks: Ranks, run: ResolvedRun, start: Start, state: RunState, watchdog: Watchdog
 ) -> Reporter:
-    training, monitor, ledger = run.training, None, None
+    training, folder, monitor, ledger = run.training, start.folder, None, None
     if ranks.is_first:
         steps, dollars = run.schedule.steps, training.dollars_per_hour
         monitor = RunMonitor(folder, state.step, steps, dollars)
     if training.ledger:
         sources = run.data.names if isinstance(run.data, Mixture) else ()
         ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
-    stragglers = Stragglers(ranks, training.straggler_interval, engine.device)
+    stragglers = Stragglers(ranks, training.straggler_interval)
     return Reporter(watchdog, stragglers, monitor, ledger)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,6 @@ import torch
 from torch import Tensor
 
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
-from ten_dist.engine.deepspeed_internals import (
-    end_step_without_update,
-    override_loss_scale,
-)
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
@@ -55,79 +52,81 @@ class _Accumulated:
     data_seconds: float = 0.0
 
 
+@dataclasses.dataclass
 class Stepper:
-    """Does the steps of a run, one at a time. Every rank has one.
+    """Does the steps of a run, one at a time. Every rank has one."""
 
-    Args:
-        engine, ranks, run: of the training.
-        stop: whether this rank was asked to stop.
-        health: decides whether a step updates the weights.
-        loss_scale: that of training in float16, told how each step went.
-        reporter: told of each phase of a step, and of the rows that it takes.
-        before_update: called before anything changes a weight or a moment.
-    """
+    engine: deepspeed.DeepSpeedEngine
+    ranks: Ranks
+    run: ResolvedRun
+    stop: StopSignals
+    """Tells whether this rank was asked to stop."""
+    health: Health
+    """Decides whether a step updates the weights."""
+    loss_scale: LossScale | None = None
+    """That of training in float16, told how each step went."""
+    reporter: Reporter = dataclasses.field(default_factory=Reporter)
+    """Told of each phase of a step, and of the rows that it takes."""
+    before_update: Callable[[], None] = lambda: None
+    """Called before anything changes a weight or a moment."""
 
-    def __init__(
-        self,
-        engine: deepspeed.DeepSpeedEngine,
-        ranks: Ranks,
-        run: ResolvedRun,
-        stop: StopSignals,
-        health: Health,
-        loss_scale: LossScale | None = None,
-        reporter: Reporter | None = None,
-        before_update: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._engine = engine
-        self._ranks = ranks
-        self._run = run
-        self._schedule = run.schedule
-        self._stop = stop
-        self._health = health
-        self._loss_scale = loss_scale
-        self._reporter = reporter or Reporter()
-        self._before_update = before_update
-        self._sharded = engine.zero_optimization()
-        self._sources = run.data.names if isinstance(run.data, Mixture) else ()
+    def __post_init__(self) -> None:
+        self._schedule = self.run.schedule
+        self._sharded = self.engine.zero_optimization()
+        data = self.run.data
+        self._mixture = data if isinstance(data, Mixture) else None
+        self._sources = self._mixture.names if self._mixture else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
-        if run.model_config.z_loss_weight:
+        if self.run.model_config.z_loss_weight:
             self._losses.append("z_loss")
 
     def __call__(
         self, number: int, batches: Iterator[TokenBatch], excluded: Sequence[int] = ()
     ) -> StepResult:
-        """Do step `number`, from 1.
+        """Do a step.
 
         Args:
-            number: of the step.
-            batches: this rank's micro-batches; those of a step are taken.
+            number: of the step, from 1.
+            batches: this rank's micro-batches, of which those of a step are taken.
             excluded: global batches that were left out.
         """
         started = time.perf_counter()
         learning_rate = self._schedule.learning_rate(number - 1)
-        for group in self._engine.optimizer.param_groups:
+        for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        scale = self._begin_scale()
+        scale = 1.0
+        if self.loss_scale is not None:
+            scale = self.loss_scale.value
+            if self._sharded:
+                # ZeRO takes it into account in the norm, in clipping and in the update.
+                self.engine.optimizer.override_loss_scale(scale)
         sums, loss = self._accumulate(number, batches, scale)
-        means = self._over_ranks(sums.losses)
-        gradient_norm = self._apply(number, loss * self._health.factor(means[0]), scale)
+        # All ranks stop together.
+        stop = sums.losses.new_tensor([float(self.stop.requested)])
+        means = self.ranks.sum(torch.cat([sums.losses, stop]))
+        means /= self._schedule.accumulation_steps * self.ranks.world_size
+        gradient_norm = self._apply(number, loss * self.health.factor(means[0]), scale)
         *values, stops = means.tolist()
         losses = dict(zip(self._losses, values, strict=True))
         anomaly, overflowed = judge(
-            self._health, self._loss_scale, losses["loss"], gradient_norm
+            self.health, self.loss_scale, losses["loss"], gradient_norm
         )
+        scaling = {}
+        if self.loss_scale is not None:
+            overflowed_steps = self.loss_scale.overflowed_steps
+            scaling = {"loss_scale": scale, "overflowed_steps": overflowed_steps}
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
             "tokens": number * self._schedule.tokens_per_step,
             **losses,
             **self._source_metrics(batch_of_step(number, excluded), sums.by_source),
-            "weighted_energy_loss": self._run.model_config.energy_reg_weight
+            "weighted_energy_loss": self.run.model_config.energy_reg_weight
             * losses["energy_loss"],
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
-            "skipped_steps": self._health.skipped_steps,
-            **self._scale_metrics(scale),
+            "skipped_steps": self.health.skipped_steps,
+            **scaling,
             "tokens_per_second": self._schedule.tokens_per_step / seconds,
             "step_seconds": seconds,
             "data_seconds": sums.data_seconds,
@@ -135,51 +134,39 @@ class Stepper:
         }
         return StepResult(metrics, anomaly, overflowed, stops > 0, sums.rows)
 
-    def _begin_scale(self) -> float:
-        """The loss scale of a step, 1 without one."""
-        if self._loss_scale is None:
-            return 1.0
-        if self._sharded:
-            override_loss_scale(self._engine, self._loss_scale.value)
-        return self._loss_scale.value
-
     def _accumulate(
         self, number: int, batches: Iterator[TokenBatch], scale: float
     ) -> tuple[_Accumulated, Tensor]:
         """Forward of all micro-batches, and backward of all but the last.
 
         Returns:
-            What they add up to, and the loss of the last, whose backward decides whether
-            the weights are updated.
+            Their sums, and the loss of the last, whose backward decides whether the
+            weights are updated.
         """
-        device = self._engine.device
-        sums = _Accumulated(
-            torch.zeros(len(self._losses), device=device),
-            torch.zeros(2, max(1, len(self._sources)), device=device),
-            [],
-        )
+        zeros = functools.partial(torch.zeros, device=self.engine.device)
+        sums = _Accumulated(zeros(len(self._losses)), zeros(2, len(self._sources)), [])
         loss = self._forward(number, batches, sums)
         for _ in range(self._schedule.accumulation_steps - 1):
             self._backward(loss, scale)
-            self._reporter.enter("optimizer", number)
+            self.reporter.enter("optimizer", number)
             # Counts the micro-batch; updates nothing before the last one.
-            self._engine.step()
+            self.engine.step()
             loss = self._forward(number, batches, sums)
         return sums, loss
 
     def _forward(
         self, number: int, batches: Iterator[TokenBatch], sums: _Accumulated
     ) -> Tensor:
-        """Take the next micro-batch of a step; returns its loss, a scalar to go back from."""
-        self._reporter.enter("data", number)
+        """Forward of the next micro-batch of a step; its loss, a scalar."""
+        self.reporter.enter("data", number)
         waited = time.perf_counter()
         batch = next(batches)
         sums.data_seconds += time.perf_counter() - waited
-        self._reporter.consumed(number, batch)
-        self._reporter.enter("forward", number)
+        self.reporter.consumed(number, batch)
+        self.reporter.enter("forward", number)
         self._seed(number, len(sums.rows))
         sums.rows.append(batch)
-        device = self._engine.device
+        device = self.engine.device
         losses = self._losses_of(batch.inputs.to(device), batch.targets.to(device))
         sums.losses += torch.stack([losses[name].detach() for name in self._losses])
         if self._sources:
@@ -187,16 +174,16 @@ class Stepper:
             sources = torch.from_numpy(batch.sources).to(device)
             counted = torch.stack([rows, rows.new_ones(len(rows))])
             sums.by_source.index_add_(1, sources, counted)
-        self._reporter.enter("backward", number)
+        self.reporter.enter("backward", number)
         return losses["loss"]
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch on the device, [B, T] int64 each."""
-        return self._engine(inputs, targets=targets)
+        return self.engine(inputs, targets=targets)
 
     def _backward(self, loss: Tensor, scale: float) -> None:
         # DeepSpeed divides by the number of accumulations.
-        self._engine.backward(loss if self._sharded else loss * scale)
+        self.engine.backward(loss if self._sharded else loss * scale)
 
     def _apply(self, number: int, loss: Tensor, scale: float) -> float:
         """Backward of the last micro-batch, and the update unless its gradient is bad.
@@ -209,48 +196,35 @@ class Stepper:
         if not self._sharded:
             gradient_norm = self._averaged_gradient_norm(scale)
             if not math.isfinite(gradient_norm):
-                end_step_without_update(self._engine)
+                # What DeepSpeed does at the other stages.
+                self.engine.zero_grad()
+                self.engine.micro_steps += 1
                 return gradient_norm
-        self._reporter.enter("optimizer", number)
-        self._before_update()
-        self._engine.step()
+        self.reporter.enter("optimizer", number)
+        self.before_update()
+        self.engine.step()
         if self._sharded:
             # Infinite, or None, where DeepSpeed has skipped the update.
-            norm = self._engine.get_global_grad_norm()
+            norm = self.engine.get_global_grad_norm()
             gradient_norm = math.nan if norm is None else float(norm)
         return gradient_norm
 
-    def _scale_metrics(self, scale: float) -> dict[str, float]:
-        """The scale that a step had, and how often it was too large so far."""
-        if self._loss_scale is None:
-            return {}
-        overflowed = self._loss_scale.overflowed_steps
-        return {"loss_scale": scale, "overflowed_steps": overflowed}
-
-    def _over_ranks(self, totals: Tensor) -> Tensor:
-        """Means of summed losses, and whether to stop, which no rank may do by itself."""
-        stop = totals.new_tensor([float(self._stop.requested)])
-        summed = self._ranks.sum(torch.cat([totals, stop]))
-        return summed / (self._schedule.accumulation_steps * self._ranks.world_size)
-
     def _seed(self, step: int, micro_step: int) -> None:
-        """Make the random numbers of a micro-batch, dropout's, a function of its place.
+        """Seed dropout of a micro-batch by its place in the whole run.
 
-        The place in the whole run, so that they depend neither on where the run was
-        interrupted nor on the number of ranks.
+        So it depends neither on where the run was interrupted nor on the number of ranks.
         """
         share = self._schedule.global_batch_size // self._schedule.micro_batch_size
-        number = micro_step * self._ranks.world_size + self._ranks.rank
-        seed = np.random.SeedSequence((self._run.training.seed, step * share + number))
+        number = micro_step * self.ranks.world_size + self.ranks.rank
+        seed = np.random.SeedSequence((self.run.training.seed, step * share + number))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
     def _averaged_gradient_norm(self, scale: float) -> float:
-        """Norm of the gradient at stage 0, after its last accumulation.
+        """Divide the averaged gradient of stage 0 by the loss scale; its norm.
 
-        DeepSpeed tells the norm of sharded gradients only. Here every rank holds the
-        whole averaged gradient, before clipping. It is divided by the loss scale.
+        DeepSpeed tells the norm of sharded gradients only.
         """
-        gradients = [p.grad for p in self._engine.module.parameters()]
+        gradients = [p.grad for p in self.engine.module.parameters()]
         if scale != 1:
             torch._foreach_mul_(gradients, 1 / scale)
         return torch.nn.utils.get_total_norm(gradients).item()
@@ -260,14 +234,14 @@ class Stepper:
 
         Args:
             batches: global batches that were read, or left out.
-            by_source: [2, sources], sum of this rank's row losses, and number of rows.
+            by_source: of :class:`_Accumulated`.
         """
-        if not self._sources:
+        if self._mixture is None:
             return {}
         metrics = {}
-        sums, counts = self._ranks.sum(by_source).tolist()
-        read = self._run.data.rows_before(batches * self._schedule.global_batch_size)
-        epochs = self._run.data.rows(self._schedule.seq_len)
+        sums, counts = self.ranks.sum(by_source).tolist()
+        read = self._mixture.rows_before(batches * self._schedule.global_batch_size)
+        epochs = self._mixture.rows(self._schedule.seq_len)
         for source, name in enumerate(self._sources):
             if counts[source]:
                 metrics[f"ce_loss/{name}"] = sums[source] / counts[source]
@@ -278,13 +252,11 @@ class Stepper:
 def judge(
     health: Health, loss_scale: LossScale | None, loss: float, gradient_norm: float
 ) -> tuple[Anomaly | None, bool]:
-    """What was wrong with a step, and whether that was only the loss scale.
+    """What was wrong with a step, and whether only the loss scale was; it adapts.
 
     Args:
-        health: was asked for the factor of this loss.
-        loss_scale: adapts itself to the step, where it is not an anomaly.
-        loss: mean over all ranks, nats a token.
-        gradient_norm: before clipping; not finite where nothing was updated.
+        health, loss_scale: of the run.
+        loss, gradient_norm: as of :meth:`Health.judge`.
     """
     overflowed = (
         loss_scale is not None

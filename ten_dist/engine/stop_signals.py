@@ -1,29 +1,24 @@
 """Signals that ask a run to stop, and how they are obeyed.
 
-The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank lets the step that is under way end;
-then all ranks save and end, resumable. All but SIGUSR1 say that somebody waits: a
-process that has not ended after the grace period ends as it is. SIGUSR1, which
-schedulers send well ahead, gives all the time it takes. A second signal ends the process
-at once.
+After the first SIGTERM, SIGINT, SIGHUP or SIGUSR1 on any rank the current step is
+finished; then all ranks save and end, and the run can be resumed. A process that has not
+ended after the grace period ends without saving; SIGUSR1, which schedulers send well ahead,
+has no grace period. A second signal ends the process at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from ten_dist.console import complain
 from ten_dist.engine.distributed import Ranks
 from ten_dist.errors import EXIT_STOPPED
-
-if TYPE_CHECKING:
-    # Python 3.10 has none.
-    from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # One Ctrl-C arrives twice: from the terminal, and from the launcher that had it as well.
@@ -32,7 +27,7 @@ _SIGNALLED = 128
 
 
 class StopSignals:
-    """Watches for signals while a block runs; only in the main thread.
+    """Watches for signals; only in the main thread.
 
     A thread handles them, since Python's own handlers would wait for the main thread,
     which may be inside of a collective that never ends.
@@ -46,7 +41,6 @@ class StopSignals:
         self._grace_seconds = grace_seconds
         self._speaks = speaks
         self._first: float | None = None
-        self._handlers: dict[signal.Signals, object] = {}
 
     @property
     def requested(self) -> bool:
@@ -57,34 +51,34 @@ class StopSignals:
         """Whether any rank was asked to stop; all ranks must ask."""
         return ranks.largest(float(self.requested)) > 0
 
-    def __enter__(self) -> Self:
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[StopSignals]:
+        """Watch while a block runs; yields this object."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno())
+        before = {}
         for number in _SIGNALS:
             # nohup has had it ignored: a lost connection is no reason to stop.
             if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
                 continue
             # The handler has nothing to do: the number itself goes to the socket.
-            self._handlers[number] = signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
-        return self
+            before[number] = signal.signal(number, lambda *_: None)
+        threading.Thread(
+            target=self._watch, args=(reader,), name="signals", daemon=True
+        ).start()
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            # Ends the thread, and with it the period of grace.
+            writer.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        # Ends the thread, and with it the period of grace.
-        self._writer.close()
-
-    def _watch(self) -> None:
+    def _watch(self, reader: socket.socket) -> None:
         remaining: float | None = None
-        with self._reader as reader:
+        with reader:
             while True:
                 reader.settimeout(remaining)
                 try:
@@ -102,16 +96,14 @@ class StopSignals:
                 now = time.monotonic()
                 if self._first is None:
                     self._first = now
-                    self._announce(signal.Signals(numbers[0]))
+                    if self._speaks:
+                        complain(
+                            f"{signal.Signals(numbers[0]).name}: this step is finished "
+                            "and saved, then the run stops; a second signal stops it at "
+                            "once"
+                        )
                 elif now - self._first > _SAME_REQUEST_SECONDS:
                     os._exit(_SIGNALLED + numbers[0])
                 if numbers[0] != signal.SIGUSR1:
                     end = self._first + self._grace_seconds
                     remaining = max(0.001, end - now)
-
-    def _announce(self, number: signal.Signals) -> None:
-        if self._speaks:
-            complain(
-                f"{number.name}: this step is finished and saved, then the run stops; "
-                "a second signal stops it at once"
-            )

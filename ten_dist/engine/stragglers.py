@@ -25,46 +25,27 @@ class Stragglers:
 
     Of a step's accumulated micro-batches the first is timed, as there may be a collective
     in its backward. At ZeRO stage 3 the forward pass gathers parameters, so that only
-    the time of data tells the ranks apart.
-
-    Args:
-        ranks: all ranks.
-        interval: steps between comparisons; 0 compares none.
-        device: where this rank computes.
+    the time of data tells the ranks apart. An `interval` of 0 steps compares none.
     """
 
-    def __init__(self, ranks: Ranks, interval: int, device: torch.device) -> None:
+    def __init__(self, ranks: Ranks, interval: int) -> None:
         self._ranks = ranks
         self._interval = interval if ranks.world_size > 1 else 0
-        # A GPU works behind Python's back; its own clock is read at a comparison.
-        self._on_gpu = device.type == "cuda"
-        self._begin_window()
-
-    def _begin_window(self) -> None:
-        self._steps = 0
-        self._data = self._forward = self._whole = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._phase = ""
+        self._on_gpu = ranks.device.type == "cuda"
+        self._entered: dict[str, float] = {}
+        self._events: dict[str, torch.cuda.Event] = {}
+        self._window: list[tuple[float, Any, float]] = []
+        """Of each step the seconds of data, forward, on GPUs as two events, and all."""
 
     def enter(self, phase: str) -> None:
         """Say that a step enters `phase`: data, forward, backward or optimizer."""
-        if not self._interval:
+        if not self._interval or phase in self._entered:
             return
-        now = time.perf_counter()
-        if phase == "data" and self._phase == "":
-            self._phase = phase
-        elif phase == "forward" and self._phase == "data":
-            self._data += now - self._entered
-            self._phase = phase
-            if self._on_gpu:
-                self._started = _recorded_event()
-        elif phase == "backward" and self._phase == "forward":
-            if self._on_gpu:
-                self._events.append((self._started, _recorded_event()))
-            else:
-                self._forward += now - self._entered
-            self._phase = "done"
-        self._entered = now
+        self._entered[phase] = time.perf_counter()
+        if self._on_gpu:
+            # A GPU works behind Python's back; its own clock is read at a comparison.
+            self._events[phase] = torch.cuda.Event(enable_timing=True)
+            self._events[phase].record()
 
     def end_step(self, step: int, seconds: float) -> dict[str, Any]:
         """Say that a step is done; every rank must call this.
@@ -80,40 +61,37 @@ class Stragglers:
         """
         if not self._interval:
             return {}
-        self._phase = ""
-        self._steps += 1
-        self._whole += seconds
-        if step % self._interval:
-            return {}
+        entered, events = self._entered, self._events
+        self._entered, self._events = {}, {}
+        forward: Any = entered["backward"] - entered["forward"]
+        if self._on_gpu:
+            forward = events["forward"], events["backward"]
+        self._window.append((entered["forward"] - entered["data"], forward, seconds))
+        return {} if step % self._interval else self._compare(step)
+
+    def _compare(self, step: int) -> dict[str, Any]:
+        data, forward, whole = zip(*self._window)
+        self._window = []
         if self._on_gpu:
             torch.cuda.synchronize()
-            milliseconds = sum(a.elapsed_time(b) for a, b in self._events)
-            self._forward = milliseconds / 1000
-        steps, whole = self._steps, self._whole / self._steps
-        times = self._ranks.gather((self._data / steps, self._forward / steps))
-        self._begin_window()
+            forward = tuple(a.elapsed_time(b) / 1000 for a, b in forward)
+        mean = statistics.fmean
+        times = self._ranks.gather((mean(data), mean(forward)))
         own = [data + forward for data, forward in times]
         median = statistics.median_low(own)
         slowest = own.index(max(own))
         behind = own[slowest] - median
-        if (
-            own[slowest] > _MARKED_RATIO * median
-            and behind > _MARKED_SHARE_OF_STEP * whole
-        ):
-            data, forward = times[slowest]
+        if own[
+            slowest
+        ] > _MARKED_RATIO * median and behind > _MARKED_SHARE_OF_STEP * mean(whole):
+            data_seconds, forward_seconds = times[slowest]
             say(
-                f"step {step:,}: rank {slowest} is slow: {data:.3f} s of data and "
-                f"{forward:.3f} s of forward a step over the last {steps:,} steps, the "
-                f"median rank {median:.3f} s in all"
+                f"step {step:,}: rank {slowest} is slow: {data_seconds:.3f} s of data and "
+                f"{forward_seconds:.3f} s of forward a step over the last {len(whole):,} "
+                f"steps, the median rank {median:.3f} s in all"
             )
         return {
             "slowest_rank": slowest,
             "slowest_rank_seconds": own[slowest],
             "median_rank_seconds": median,
         }
-
-
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event

@@ -98,7 +98,11 @@ def swap_folder(
         with ranks.agreeing():
             folder = stack.enter_context(_locked_folder(path))
             _check_direct_writes(folder, path)
-        _reserve_before_writing(path)
+        # DeepSpeed does not look at the results of its writes: on a full disk it would
+        # go on with what it could not write. Written again, a file needs no more room.
+        operator = load_operator()
+        plain = getattr(operator.aio_handle, "plain", operator.aio_handle)
+        operator.aio_handle = _reserving(plain, path)
         yield with_nvme_path(deepspeed_config, str(folder))
 
 
@@ -113,36 +117,30 @@ def _locked_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigurationError: the file system refuses.
     """
-    try:
-        folder, lock = _make_folder(path)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--nvme_path {path} cannot be used: {error.strerror}"
-        ) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                # Between making a folder and locking it, another rank would take it for
+                # abandoned.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                for abandoned in _abandoned(path):
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path))
+                lock = stack.enter_context(open(folder / _LOCK, "wb"))
+                # A lock of the process, not of the open file: processes that it forks to
+                # read data may live a little longer than it, and must not hold it.
+                # Another rank that looks whether it is locked holds it for a moment.
+                fcntl.lockf(lock, fcntl.LOCK_EX)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--nvme_path {path} cannot be used: {error.strerror}"
+            ) from None
+        # Before the lock is let go.
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _make_folder(path: Path) -> tuple[Path, int]:
-    """A new folder, and its lock: a descriptor to keep open."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Between making a folder and locking it, another rank would take it for abandoned.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        for abandoned in _abandoned(path):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path))
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        # A lock of the process, not of the open file: processes that it forks to read
-        # data may live a little longer than it, and must not hold it. Somebody who only
-        # looks holds it for a moment.
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        return folder, lock
-    finally:
-        os.close(descriptor)
 
 
 def _abandoned(path: Path) -> list[Path]:
@@ -151,20 +149,13 @@ def _abandoned(path: Path) -> list[Path]:
 
 
 def _is_locked(folder: Path) -> bool:
+    """Whether somebody uses a swap folder; those of other users are theirs to delete."""
     try:
-        lock = os.open(folder / _LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        # Another user's, and theirs to delete.
-        return True
-    try:
-        # Shared: two that look at the same time must not take each other for its owner.
-        fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
+        with open(folder / _LOCK, "r+b") as lock:
+            # Shared: two that look at the same time must not take each other for its owner.
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
     return False
 
 
@@ -211,19 +202,8 @@ def load_operator() -> Any:
         ) from None
 
 
-def _reserve_before_writing(path: Path) -> None:
-    """Have the blocks of each file allocated before it is first written.
-
-    DeepSpeed does not look at the results of its writes: on a full disk it would go on
-    with what it could not write. Written again, a file needs no more room.
-    """
-    operator = load_operator()
-    plain = getattr(operator.aio_handle, "plain", operator.aio_handle)
-    operator.aio_handle = _reserving(plain, path)
-
-
 def _reserving(plain: type, path: Path) -> type:
-    """DeepSpeed's class of input and output, with room made first."""
+    """DeepSpeed's class of input and output, allocating a file before its first write."""
 
     @functools.cache
     def reserve(file: str, size: int) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,15 +26,15 @@ from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.engine.validation import Validation, ValidationStopped, readable
+from ten_dist.engine.validation import ValidationStopped, readable, validate
 from ten_dist.errors import RunStoppedError, TrainingError
-from ten_dist.monitor.anomaly_log import log_anomaly
 from ten_dist.run_folder import RunFolder
 
 _MOST_SKIPPED_IN_A_ROW = 10
 _MOST_EXCLUDED_BATCHES = 100
 
 
+@dataclasses.dataclass
 class Trainer:
     """Runs the steps of a schedule on a DeepSpeed engine.
 
@@ -39,39 +42,27 @@ class Trainer:
     checkpoint of step n has done n of them.
     """
 
-    def __init__(
-        self,
-        engine: deepspeed.DeepSpeedEngine,
-        ranks: Ranks,
-        run: ResolvedRun,
-        folder: RunFolder,
-        writer: CheckpointWriter,
-        stop: StopSignals,
-        reporter: Reporter,
-        state: RunState,
-    ) -> None:
-        self._engine = engine
-        self._ranks = ranks
-        self._run = run
-        self._training = run.training
-        self._schedule = run.schedule
-        self._folder = folder
-        self._writer = writer
-        self._stop = stop
-        self._reporter = reporter
-        self._validation = Validation(engine, ranks, run, stop, reporter)
-        self._restore(state)
+    engine: deepspeed.DeepSpeedEngine
+    ranks: Ranks
+    run: ResolvedRun
+    folder: RunFolder
+    writer: CheckpointWriter
+    stop: StopSignals
+    reporter: Reporter
+    start: dataclasses.InitVar[RunState]
+    """State of the checkpoint to continue from, or that of a new run."""
+
+    def __post_init__(self, start: RunState) -> None:
+        self._training, self._schedule = self.run.training, self.run.schedule
+        self._restore(start)
 
     def _restore(self, state: RunState) -> None:
         """Have the state of a checkpoint, or that of the start."""
         self._metrics = dict(state.metrics)
         self._excluded = list(state.excluded_batches)
-        self._health = Health(
-            self._engine.device, self._training.spike_threshold, state.health
-        )
-        self._loss_scale = None
-        if self._training.precision == "fp16":
-            self._loss_scale = LossScale(state.loss_scale)
+        self._health = Health(self._training.spike_threshold, state.health)
+        scaled = self._training.precision == "fp16"
+        self._loss_scale = LossScale(state.loss_scale) if scaled else None
         self._done = state.step
 
     def _state(self) -> RunState:
@@ -83,7 +74,7 @@ class Trainer:
             metrics=dict(self._metrics),
             excluded_batches=list(self._excluded),
             health=self._health.state(),
-            loss_scale=self._loss_scale and self._loss_scale.state(),
+            loss_scale=None if self._loss_scale is None else self._loss_scale.state(),
         )
 
     def fit(self) -> dict[str, Any]:
@@ -106,20 +97,20 @@ class Trainer:
     def _train(self) -> dict[str, Any]:
         steps = self._schedule.steps
         # The checkpoint may be another run's: this one then gets its own.
-        own = self._ranks.from_first(bool(self._folder.all_checkpoints()))
+        own = self.ranks.from_first(bool(self.folder.all_checkpoints()))
         saved = self._done if own else 0
         batches = self._batches()
         stepper = Stepper(
-            self._engine,
-            self._ranks,
-            self._run,
-            self._stop,
+            self.engine,
+            self.ranks,
+            self.run,
+            self.stop,
             self._health,
             self._loss_scale,
-            self._reporter,
-            self._writer.before_update,
+            self.reporter,
+            self.writer.before_update,
         )
-        stopping = self._stop.requested_of_any(self._ranks)
+        stopping = self.stop.requested_of_any(self.ranks)
         try:
             # Stopped in the middle of a validation, the run makes up for it first.
             if self._metrics.get("validated_step") != self._done:
@@ -127,12 +118,12 @@ class Trainer:
             while self._done < steps and not stopping:
                 result = stepper(self._done + 1, batches, self._excluded)
                 self._done += 1
-                self._reporter.step(result.metrics)
-                self._report_saved()
+                self.reporter.step(result.metrics)
+                self.writer.report_saved()
                 self._metrics.update(result.metrics)
                 stopping = result.stop_requested
-                if result.overflowed:
-                    self._say_overflow()
+                if result.overflowed and self._loss_scale is not None:
+                    self._say_overflow(self._loss_scale)
                 if result.anomaly is not None:
                     self._respond(result.anomaly, result)
                 self._validate_if_due()
@@ -144,8 +135,7 @@ class Trainer:
             stopping = True
         if saved < self._done:
             self._save()
-        self._writer.wait()
-        self._report_saved()
+        self.writer.wait()
         if stopping:
             raise RunStoppedError(
                 f"stopped after step {self._done:,} of {steps:,}, saved: the same "
@@ -154,11 +144,12 @@ class Trainer:
         return self._metrics
 
     def _batches(self) -> Iterator[TokenBatch]:
-        schedule, training = self._schedule, self._training
+        schedule, training, data = self._schedule, self._training, self.run.data
+        assert data is not None
         return readable(
             training_batches(
-                self._run.data,
-                schedule.batch_shape(self._ranks.rank),
+                data,
+                schedule.batch_shape(self.ranks.rank),
                 seed=training.seed,
                 first_step=self._done,
                 last_step=schedule.steps,
@@ -169,29 +160,27 @@ class Trainer:
 
     def _save(self) -> None:
         step = self._done
-        self._reporter.progress("checkpoint", step)
-        probe = run_probe(self._engine, self._ranks, self._run)
+        self.reporter.progress("checkpoint", step)
+        probe = run_probe(self.engine, self.ranks, self.run)
         try:
             probe.check()
         except TrainingError as error:
             raise TrainingError(
                 f"after step {step}, not saved: {error}. {self._way_on()}"
             ) from None
-        self._reporter.health({"step": step, **probe.metrics()})
-        self._writer.save(
-            self._state(),
-            probe.loss,
-            lambda: self._reporter.progress("checkpoint", step),
+        self.reporter.record(
+            {
+                "step": step,
+                "energy_bound_ratio": probe.energy_bound_ratio,
+                "eigenvalue_distance": probe.eigenvalue_distance,
+            }
         )
+        tick = functools.partial(self.reporter.progress, "checkpoint", step)
+        self.writer.save(self._state(), probe.loss, tick)
 
-    def _report_saved(self) -> None:
-        saved = self._writer.take_saved()
-        if saved is not None:
-            self._reporter.checkpoint(saved.metrics())
-
-    def _say_overflow(self) -> None:
+    def _say_overflow(self, scale: LossScale) -> None:
         """Say that an update was left out: of many overflows the 1st, 2nd, 4th, 8th..."""
-        scale, number = self._loss_scale, self._loss_scale.overflowed_steps
+        number = scale.overflowed_steps
         if number & (number - 1) == 0:
             say(
                 f"step {self._done}: the gradient overflowed in float16 and was not applied, "
@@ -207,9 +196,7 @@ class Trainer:
         """
         step, policy = self._done, self._training.on_anomaly
         batch = batch_of_step(step - 1, self._excluded)
-        action = policy
-        if policy == "skip" and anomaly.applied:
-            action = "kept, clipped"
+        action = "kept, clipped" if policy == "skip" and anomaly.applied else policy
         facts = {
             "step": step,
             "batch": batch,
@@ -218,18 +205,15 @@ class Trainer:
             "z_score": anomaly.z_score,
             "action": action,
         }
-        rows = [
-            {
-                "sources": taken.sources.tolist(),
-                "epochs": taken.epochs.tolist(),
-                "rows": taken.rows.tolist(),
-            }
-            for taken in result.rows
-        ]
-        by_rank = self._ranks.gather(rows)
-        with self._ranks.agreeing():
-            if self._ranks.is_first:
-                log_anomaly(self._folder.anomalies_file, facts, by_rank)
+        names = ("sources", "epochs", "rows")
+        rows = [{n: getattr(taken, n).tolist() for n in names} for taken in result.rows]
+        by_rank = self.ranks.gather(rows)
+        with self.ranks.agreeing():
+            if self.ranks.is_first:
+                with self.folder.anomalies_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**facts, "rows_by_rank": by_rank}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
         words = f"step {step}: {anomaly.describe()}"
         if policy == "stop":
             raise TrainingError(f"{words}. {self._way_on()}")
@@ -238,7 +222,7 @@ class Trainer:
                 f"{words}, as in {self._health.consecutive} steps in a row: the weights "
                 f"must be at fault. {self._way_on()}"
             )
-        say(f"{words}; {action}. Its rows are in {self._folder.anomalies_file}")
+        say(f"{words}; {action}. Its rows are in {self.folder.anomalies_file}")
         if policy == "rollback":
             raise _RollbackRequest(batch)
 
@@ -246,12 +230,10 @@ class Trainer:
         """What to do about weights that have gone wrong."""
         # One that is being written may be the newest to go on from.
         with contextlib.suppress(TrainingError):
-            self._writer.wait()
-        self._report_saved()
-        newest = self._folder.newest_checkpoint()
-        return "Go on in another --output_dir with a lower --learning_rate" + (
-            f" and --resume {newest}" if newest is not None else ""
-        )
+            self.writer.wait()
+        newest = self.folder.newest_checkpoint()
+        resume = "" if newest is None else f" and --resume {newest}"
+        return f"Go on in another --output_dir with a lower --learning_rate{resume}"
 
     def _roll_back(self, batch: int) -> None:
         """Go back to the newest checkpoint, to continue without a batch.
@@ -259,10 +241,9 @@ class Trainer:
         Raises:
             TrainingError: there is no checkpoint yet, or too many batches are left out.
         """
-        self._writer.wait()
-        self._report_saved()
+        self.writer.wait()
         excluded = [*self._excluded, batch]
-        newest = newest_whole(self._ranks, self._folder.all_checkpoints())
+        newest = newest_whole(self.ranks, self.folder.all_checkpoints())
         if newest is None:
             raise TrainingError(
                 "there is no checkpoint yet to go back to: start in another --output_dir "
@@ -274,35 +255,32 @@ class Trainer:
                 f"rate is at fault. {self._way_on()}"
             )
         skipped = self._health.skipped_steps
-        state = load_checkpoint(self._engine, self._ranks, self._run, newest)
+        state = load_checkpoint(self.engine, self.ranks, self.run, newest)
         say(f"back at {newest}, {state.step:,} steps done, without batch {batch}")
-        self._reporter.rewind(state.step, self._begin_attempt())
+        # One more start of the run: steps will be done again.
+        with self.ranks.agreeing():
+            attempt = self.folder.begin_attempt() if self.ranks.is_first else None
+        self.reporter.rewind(state.step, self.ranks.from_first(attempt))
         health = dataclasses.replace(state.health, skipped_steps=skipped)
         self._restore(
             dataclasses.replace(state, excluded_batches=excluded, health=health)
         )
 
-    def _begin_attempt(self) -> int:
-        """Count one more start of the run: steps will be done again."""
-        attempt = None
-        with self._ranks.agreeing():
-            if self._ranks.is_first:
-                attempt = self._folder.begin_attempt()
-        return self._ranks.from_first(attempt)
-
     def _validate_if_due(self) -> None:
         done, interval = self._done, self._training.eval_interval
         due = done == self._schedule.steps or done % interval == 0
-        if not (self._run.validation and done > 0 and due):
+        if not (self.run.validation and done > 0 and due):
             return
-        evaluation = {"step": done, **self._validation.run(done)}
-        self._reporter.validation(evaluation)
+        figures = validate(
+            self.engine, self.ranks, self.run, self.stop, self.reporter, done
+        )
+        evaluation = {"step": done, **figures}
+        self.reporter.record(evaluation)
         self._metrics.update({**evaluation, "validated_step": done})
 
 
+@dataclasses.dataclass
 class _RollbackRequest(Exception):
     """The run must go back to its newest checkpoint, and leave out a batch."""
 
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.batch = batch
+    batch: int

@@ -5,94 +5,70 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import deepspeed
-from torch import Tensor
 
-from ten_dist.data import Manifest, TokenBatch, evaluation_batches
+from ten_dist.data import Mixture, TokenBatch, evaluation_batches
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.errors import DataError, TrainingError
-from ten_dist.evaluation import Evaluation, combine, evaluate
+from ten_dist.evaluation import combine, evaluate
 
 
 class ValidationStopped(Exception):
     """A signal came in the middle of a validation."""
 
 
-class Validation:
-    """Evaluates the model of a run on its held-out sets. Every rank has one."""
+def validate(
+    engine: deepspeed.DeepSpeedEngine,
+    ranks: Ranks,
+    run: ResolvedRun,
+    stop: StopSignals,
+    reporter: Reporter,
+    step: int,
+) -> dict[str, float]:
+    """Evaluate the model after a step on the held-out sets; every rank must call this.
 
-    def __init__(
-        self,
-        engine: deepspeed.DeepSpeedEngine,
-        ranks: Ranks,
-        run: ResolvedRun,
-        stop: StopSignals,
-        reporter: Reporter,
-    ) -> None:
-        self._engine = engine
-        self._ranks = ranks
-        self._run = run
-        self._stop = stop
-        self._reporter = reporter
+    Returns:
+        Figures by the names of metrics.jsonl: of a mixture those of each source's
+        held-out set, and of all in its proportions.
 
-    def run(self, step: int) -> dict[str, float]:
-        """Held-out figures; every rank must call this.
+    Raises:
+        ValidationStopped: on all ranks, where one was asked to stop.
+        TrainingError: the data cannot be read.
+    """
 
-        Of a mixture, those of each source's held-out set, and of all in its proportions.
-
-        Args:
-            step: optimizer steps done.
-
-        Raises:
-            ValidationStopped: on all ranks, where one was asked to stop.
-            TrainingError: the data cannot be read.
-        """
-        self._engine.eval()
-        try:
-            results = {
-                name: self._evaluate(held_out, step)
-                for name, held_out in self._run.validation.items()
-            }
-        finally:
-            self._engine.train()
-        if "" in results:
-            return results[""].metrics()
-        shares = dict(zip(self._run.data.names, self._run.data.shares))
-        weights = [shares[name] for name in results]
-        return {
-            **combine(list(results.values()), weights).metrics(),
-            **{f"val_loss/{name}": result.loss for name, result in results.items()},
-        }
-
-    def _evaluate(self, held_out: Manifest, step: int) -> Evaluation:
-        batches = evaluation_batches(
-            held_out,
-            self._run.schedule.batch_shape(self._ranks.rank),
-            max_rows=self._run.training.eval_rows or None,
-        )
-        return evaluate(
-            self._losses_of,
-            self._until_stopped(readable(batches), step),
-            held_out,
-            self._engine.device,
-            self._ranks.sum,
-        )
-
-    def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return self._engine(inputs, targets=targets)
-
-    def _until_stopped(
-        self, batches: Iterator[TokenBatch], step: int
-    ) -> Iterator[TokenBatch]:
-        """`batches`, of which every rank has as many; each of them is progress."""
-        self._reporter.progress("validation", step)
+    def until_stopped(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+        # Every rank has as many.
+        reporter.progress("validation", step)
         for batch in batches:
-            if self._stop.requested_of_any(self._ranks):
+            if stop.requested_of_any(ranks):
                 raise ValidationStopped
             yield batch
-            self._reporter.progress("validation", step)
+            reporter.progress("validation", step)
+
+    engine.eval()
+    try:
+        results = {}
+        for name, held_out in run.validation.items():
+            batches = evaluation_batches(
+                held_out,
+                run.schedule.batch_shape(ranks.rank),
+                max_rows=run.training.eval_rows or None,
+            )
+            batches = until_stopped(readable(batches))
+            results[name] = evaluate(
+                engine, batches, held_out, engine.device, ranks.sum
+            )
+    finally:
+        engine.train()
+    if "" in results:
+        return results[""].metrics()
+    assert isinstance(run.data, Mixture)
+    shares = dict(zip(run.data.names, run.data.shares))
+    mixed = combine(list(results.values()), [shares[name] for name in results])
+    by_source = {f"val_loss/{name}": result.loss for name, result in results.items()}
+    return {**mixed.metrics(), **by_source}
 
 
 def readable(batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:

@@ -1,9 +1,8 @@
-"""A file of TensorBoard events that sorts after those that are there, whatever the clock says.
+"""A file of TensorBoard events that sorts after the existing ones, whatever the clock says.
 
-TensorBoard reads the files of a folder by their names, which begin with the time, and
-each start of a run has those steps of earlier ones forgotten that it does again. After the
-clock was set back the later file would be read first, and the earlier one would have its
-steps forgotten.
+TensorBoard reads the files of a folder by their names, which begin with the time, and each
+start of a run purges the steps that it does again. After the clock was set back the later
+file would be read first, and its steps would be purged.
 """
 
 from __future__ import annotations

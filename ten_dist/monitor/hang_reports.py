@@ -7,7 +7,6 @@ runs and removed when it ends in order; below it come the stacks of a rank that 
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import dataclasses
 import math
@@ -31,26 +30,24 @@ PHASES = (
 )
 """In the order in which a rank passes through them."""
 _LINE_BYTES = 200
-_STACKS = b"(most recent call first)"
+_STACKS = "(most recent call first)"
 _LINE = re.compile(
-    r"rank (?P<rank>\d+) of \d+ on (?P<host>\S+), process (?P<pid>\d+): "
-    rf"(?P<phase>{'|'.join(PHASES)})(?: of step (?P<step>\d+))? since (?P<since>[-\d]+ [:\d]+\.\d+) UTC"
+    rf"rank (?P<rank>\d+) of .*: (?P<phase>{'|'.join(PHASES)})(?: of step (?P<step>\d+))?"
+    r" since (?P<since>[-\d]+ [:\d]+\.\d+) UTC"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class HangReport:
-    """Where one rank was when it wrote of itself last."""
+    """Where one rank was when it last wrote its report."""
 
     rank: int
-    host: str
-    pid: int
     phase: str
     """One of :data:`PHASES`."""
     step: int | None
     """The step at work, from 1; None where there is none."""
-    since: float
-    """When it entered the phase, in seconds since 1970."""
+    since: str
+    """When it entered the phase, in UTC: YYYY-MM-DD HH:MM:SS.mmm."""
     stacks: str
     """What follows the line; empty of a rank that ended without a report."""
     line: str
@@ -71,7 +68,10 @@ class ReportFile:
             f"rank {rank} of {world_size} on {socket.gethostname()}, "
             f"process {os.getpid()}: "
         )
+        self.line = ""
+        """Where the rank is."""
         self.descriptor: int | None = None
+        """Of the open file."""
 
     def open(self) -> None:
         """Make the file; the report of an earlier start becomes `rankNNNN.before.txt`.
@@ -81,28 +81,32 @@ class ReportFile:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            if _STACKS in self.path.read_bytes():
+            if _STACKS.encode() in self.path.read_bytes():
                 os.replace(self.path, self.path.with_suffix(".before.txt"))
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self.descriptor = os.open(self.path, flags, 0o644)
         # What is appended, perhaps by a signal handler in C, begins below the line.
-        os.write(self.descriptor, b"\n".rjust(_LINE_BYTES))
+        os.write(self.descriptor, self._padded_line())
 
-    def line(self, phase: str, step: int | None, since: float) -> str:
-        """What the first line says; `since` is in seconds since 1970."""
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(since))
-        of_step = "" if step is None else f" of step {step}"
-        return f"{self._prefix}{phase}{of_step} since {at}.{int(since * 1000) % 1000:03d} UTC"
-
-    def update(self, line: str) -> None:
-        """Replace the first line; a few microseconds.
+    def update(self, phase: str, step: int | None, since: float) -> None:
+        """Replace the first line; takes a few microseconds.
 
         A report that cannot be written is no reason to end a run.
+
+        Args:
+            phase, step: as in :class:`HangReport`.
+            since: when the rank entered the phase, in seconds since 1970.
         """
-        text = line.encode()[: _LINE_BYTES - 1].ljust(_LINE_BYTES - 1) + b"\n"
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(since))
+        at += f".{int(since * 1000) % 1000:03d}"
+        of_step = "" if step is None else f" of step {step}"
+        self.line = f"{self._prefix}{phase}{of_step} since {at} UTC"
         if self.descriptor is not None:
             with contextlib.suppress(OSError):
-                os.pwrite(self.descriptor, text, 0)
+                os.pwrite(self.descriptor, self._padded_line(), 0)
+
+    def _padded_line(self) -> bytes:
+        return self.line.encode()[: _LINE_BYTES - 1].ljust(_LINE_BYTES - 1) + b"\n"
 
     def remove(self) -> None:
         """Remove the file of a rank that ends in order, and the folder once it is empty."""
@@ -115,8 +119,7 @@ class ReportFile:
 
 
 FileVersions: TypeAlias = dict[Path, tuple[int, int, int]]
-"""What tells a file from what it is after it was written to: not its time alone, as
-clocks are set back."""
+"""Inode, size and time of change of files: the time alone may be set back."""
 
 
 def report_versions(folder: Path) -> FileVersions:
@@ -130,44 +133,37 @@ def report_versions(folder: Path) -> FileVersions:
 
 
 def read_reports(folder: Path, before: FileVersions | None = None) -> list[HangReport]:
-    """The ranks of a hang, the one that is furthest behind first: others wait for it.
+    """The reports of all ranks, that of the rank furthest behind first: others wait for it.
 
     Args:
         folder: OUTPUT_DIR/hang.
-        before: leave out files that nobody has written to since these.
+        before: leave out files that have not changed since these.
     """
     reports = []
     for path, version in report_versions(folder).items():
+        if version == (before or {}).get(path):
+            continue
         try:
-            line, _, stacks = path.read_text(
-                encoding="utf-8", errors="replace"
-            ).partition("\n")
+            text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        match = _LINE.match(line)
-        if match is None or version == (before or {}).get(path):
-            continue
-        step = match["step"]
-        since, _, thousandths = match["since"].partition(".")
-        reports.append(
-            HangReport(
-                rank=int(match["rank"]),
-                host=match["host"],
-                pid=int(match["pid"]),
-                phase=match["phase"],
-                step=None if step is None else int(step),
-                since=calendar.timegm(time.strptime(since, "%Y-%m-%d %H:%M:%S"))
-                + int(thousandths) / 1000,
-                stacks=stacks if _STACKS.decode() in stacks else "",
-                line=line.rstrip(),
+        line, _, stacks = text.partition("\n")
+        if match := _LINE.match(line):
+            reports.append(
+                HangReport(
+                    rank=int(match["rank"]),
+                    phase=match["phase"],
+                    step=int(match["step"]) if match["step"] else None,
+                    since=match["since"],
+                    stacks=stacks if _STACKS in stacks else "",
+                    line=line.rstrip(),
+                )
             )
-        )
     return sorted(reports, key=_position)
 
 
-def _position(report: HangReport) -> tuple[float, int, float]:
-    if report.step is not None:
-        step = float(report.step)
-    else:
-        step = math.inf if report.phase == "end" else 0.0
+def _position(report: HangReport) -> tuple[float, int, str]:
+    """By which ranks are ordered: how far each is in the run."""
+    before_or_after = math.inf if report.phase == "end" else 0.0
+    step = before_or_after if report.step is None else report.step
     return step, PHASES.index(report.phase), report.since

@@ -7,42 +7,31 @@ traceback of :mod:`faulthandler`, and a timer that calls ``_exit``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
+import time
 
-_CLOCK_MONOTONIC = 1
 _SIGEV_THREAD = 2
 
 
 class _SignalEvent(ctypes.Structure):
-    """`struct sigevent` as Linux has it; 64 bytes there, the rest is spare."""
+    """`struct sigevent` of Linux, 64 bytes."""
 
     _fields_ = [
         ("value", ctypes.c_void_p),
         ("signal_number", ctypes.c_int),
         ("notify", ctypes.c_int),
         ("function", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("spare", ctypes.c_char * 64),
-    ]
-
-
-class _TimerTimes(ctypes.Structure):
-    """`struct itimerspec`."""
-
-    _fields_ = [
-        ("interval_seconds", ctypes.c_long),
-        ("interval_nanoseconds", ctypes.c_long),
-        ("seconds", ctypes.c_long),
-        ("nanoseconds", ctypes.c_long),
+        ("rest", ctypes.c_char * 40),
     ]
 
 
 class LastResort:
-    """Writes the stacks and ends this process, unless it is told in time not to.
+    """Writes the stacks and ends this process, unless it is disarmed in time.
 
-    Where the C library has no timers (macOS) the process ends right after the stacks
-    are written, with status 1.
+    Where the C library has no timers the process ends right after the stacks are written,
+    with status 1.
 
     Args:
         status: exit status of the process.
@@ -51,26 +40,17 @@ class LastResort:
     def __init__(self, status: int) -> None:
         self._timer = ctypes.c_void_p()
         self._libc = None
-        try:
+        with contextlib.suppress(AttributeError, OSError, TypeError):
             libc = ctypes.CDLL(None)
             # The C library calls _exit(status) from a thread of its own.
-            event = _SignalEvent(
-                value=status,
-                notify=_SIGEV_THREAD,
-                function=ctypes.cast(libc._exit, ctypes.c_void_p).value,
-            )
-            if (
-                libc.timer_create(
-                    _CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)
-                )
-                == 0
-            ):
+            exit_function = ctypes.cast(libc._exit, ctypes.c_void_p).value
+            event = _SignalEvent(status, 0, _SIGEV_THREAD, exit_function)
+            timer, clock = ctypes.byref(self._timer), time.CLOCK_MONOTONIC
+            if libc.timer_create(clock, ctypes.byref(event), timer) == 0:
                 self._libc = libc
-        except (AttributeError, OSError, TypeError):
-            pass
 
     def arm(self, seconds: float, grace: float, file: int) -> None:
-        """Begin to wait anew.
+        """Start the time anew.
 
         Args:
             seconds: until the stacks are written.
@@ -84,11 +64,12 @@ class LastResort:
     def end_after(self, seconds: float) -> None:
         """End the process in so many seconds, without stacks; 0 is never."""
         if self._libc is not None:
-            whole = int(seconds)
-            times = _TimerTimes(0, 0, whole, int((seconds - whole) * 1e9))
+            nanoseconds = int(seconds * 1e9)
+            # `struct itimerspec`: no repetition, then the time in two parts.
+            times = (ctypes.c_long * 4)(0, 0, *divmod(nanoseconds, 1_000_000_000))
             self._libc.timer_settime(self._timer, 0, ctypes.byref(times), None)
 
     def disarm(self) -> None:
-        """Stop waiting."""
+        """Stop the time."""
         faulthandler.cancel_dump_traceback_later()
         self.end_after(0)

@@ -13,10 +13,9 @@ import numpy as np
 class Ledger:
     """Appends to ledger/rankNNNN.jsonl (docs/run_folder.md#ledger).
 
-    A line is {"attempt": a, "step": s, "epoch": e, "rows": [...]}; a step that crosses
-    the end of an epoch has a line for each. Of a mixture there is a line for each source
-    of a step, with its name as "source". `attempt` counts the starts of the run, and
-    of a step only the lines of its highest attempt count.
+    A line is {"attempt": a, "step": s, "epoch": e, "rows": [...]}; a step has a line for
+    each epoch, and for each source of a mixture, with its name as "source". `attempt`
+    counts the starts of the run; of a step only the lines of its highest attempt count.
     """
 
     def __init__(
@@ -26,7 +25,9 @@ class Ledger:
         self._attempt = attempt
         self._sources = sources
         path = folder / f"rank{rank:04d}.jsonl"
-        _cut_off_unfinished_line(path)
+        if path.is_file():
+            # What a kill left of a line would make the line after it unreadable.
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def write(
@@ -49,9 +50,3 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _cut_off_unfinished_line(path: Path) -> None:
-    """What a kill left of a line would make the line after it unreadable."""
-    if path.is_file():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -15,9 +15,8 @@ from ten_dist.files import write_text
 class MetricsLog:
     """Appends to the metrics of a run.
 
-    A run that resumes at step s takes away the lines of steps after s: a run killed some
-    steps after its last checkpoint does those steps again, and each step must stand in
-    the file once.
+    A run that resumes at step s removes the lines of steps after s, which it does again:
+    each step must stand in the file once.
 
     Args:
         path: the file; made if it is absent.
@@ -31,9 +30,8 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Append one object, which must have `step`; it is on its way to the disk when
-        this returns."""
-        # JSON has no word for what is not a number.
+        """Append and flush one object, which must have `step`."""
+        # JSON has no NaN.
         values = {
             name: None
             if isinstance(value, float) and not math.isfinite(value)

@@ -70,7 +70,7 @@ class RunMonitor:
         dollars_per_hour: float | None = None,
     ) -> None:
         self._folder = folder
-        # Before lines of steps that will be done again are taken away: they were paid.
+        # Before lines of steps that will be done again are removed: they were paid.
         self._spending = Spending(dollars_per_hour, folder.metrics_file, last_step)
         self._open(first_step)
         self._bar = tqdm(
@@ -83,12 +83,12 @@ class RunMonitor:
 
     def _open(self, first_step: int) -> None:
         self._log = MetricsLog(self._folder.metrics_file, first_step)
-        # Events of steps that a killed start did after its last checkpoint are purged.
         self._events = EventFile(self._folder.tensorboard, first_step)
-        spent = self._spending.begin(first_step)
-        if spent:
-            # Lines that told of it may just have been taken away.
-            self._record({"step": first_step, **spent})
+        self._spending.begin(first_step)
+        dollars = self.total_dollars(first_step)
+        if dollars is not None:
+            # Also of steps that will be done again, whose lines were just removed.
+            self._record({"step": first_step, "dollars": dollars})
 
     def rewind(self, step: int) -> None:
         """Go back to where `step` steps were done: later ones will be done again."""
@@ -113,33 +113,31 @@ class RunMonitor:
         self._bar.set_postfix_str(words, refresh=False)
         self._bar.update(1)
 
-    def validation(self, metrics: dict[str, Any]) -> None:
-        """Report a validation; `metrics` has step, val_loss and what follows from it."""
-        self._record(metrics)
-        tqdm.write(
-            f"step {metrics['step']:,}: validation loss {metrics['val_loss']:.4f}, "
-            f"perplexity {metrics['val_perplexity']:.2f}, "
-            f"{metrics['val_bits_per_byte']:.4f} bits per byte",
-            file=sys.stdout,
-        )
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Report a validation, a complete checkpoint, or the recurrence at a checkpoint.
 
-    def checkpoint(self, metrics: dict[str, Any]) -> None:
-        """Report a complete checkpoint; `metrics` has step, seconds and bytes."""
+        Args:
+            metrics: step, and the figures by the names of metrics.jsonl.
+        """
         self._record(metrics)
-        tqdm.write(
-            f"step {metrics['step']:,}: saved {metrics['checkpoint_bytes'] / 1e9:.3g} GB "
-            f"in {metrics['checkpoint_write_seconds']:.2f} s, of which training waited "
-            f"{metrics['checkpoint_held_seconds']:.2f} s",
-            file=sys.stdout,
-        )
-
-    def health(self, metrics: dict[str, Any]) -> None:
-        """Report the recurrence at a checkpoint; `metrics` has step and its figures."""
-        self._record(metrics)
+        if "val_loss" in metrics:
+            words = (
+                f"validation loss {metrics['val_loss']:.4f}, "
+                f"perplexity {metrics['val_perplexity']:.2f}, "
+                f"{metrics['val_bits_per_byte']:.4f} bits per byte"
+            )
+        elif "checkpoint_bytes" in metrics:
+            words = (
+                f"saved {metrics['checkpoint_bytes'] / 1e9:.3g} GB in "
+                f"{metrics['checkpoint_write_seconds']:.2f} s, of which training waited "
+                f"{metrics['checkpoint_held_seconds']:.2f} s"
+            )
+        else:
+            return
+        tqdm.write(f"step {metrics['step']:,}: {words}", file=sys.stdout)
 
     def total_dollars(self, step: int) -> float | None:
-        """What the run has cost after `step` steps, or None where the price is not
-        known."""
+        """Cost of the run after `step` steps; None where the price is not known."""
         return self._spending.metrics(step).get("dollars")
 
     def _record(self, metrics: dict[str, Any]) -> None:
@@ -166,6 +164,5 @@ def peak_memory_bytes() -> int:
     """Peak memory of this process: the GPU's where there is one, else the host's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # Linux counts kibibytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Linux counts kibibytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -15,9 +15,8 @@ _HOUR = 3600
 class Spending:
     """Dollars of a run, over all of its starts.
 
-    Counted is the time that its processes were there: of this start from when the process
-    began, of those before what they had written last, steps included that had to be done
-    again. Not counted is the time between starts, and before the first.
+    Counted is the time in which its processes ran: of this start since the process began,
+    of earlier ones until they last wrote to the metrics. Time between starts is not.
 
     Args:
         dollars_per_hour: price of all machines of the run, or None where it is not known.
@@ -39,17 +38,9 @@ class Spending:
             written = (m.get("dollars") for m in read_metrics(metrics_file))
             self._before = max((d for d in written if d is not None), default=0.0)
 
-    def begin(self, step: int) -> dict[str, float]:
-        """Begin, or begin again, where `step` steps are done.
-
-        Returns:
-            `dollars` that were spent before, also on steps that will be done again; nothing
-            where the price is not known.
-        """
+    def begin(self, step: int) -> None:
+        """Begin, or begin again, where `step` steps are done."""
         self._first_step, self._first_step_began = step, time.monotonic()
-        metrics = self.metrics(step)
-        metrics.pop("estimated_dollars", None)
-        return metrics
 
     def metrics(self, step: int) -> dict[str, float]:
         """After `step` steps: `dollars` so far, and `estimated_dollars` of the whole run at

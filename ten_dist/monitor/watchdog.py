@@ -1,9 +1,9 @@
 """The watchdog: a run that makes no progress says where it is stuck, and ends.
 
 Every rank watches itself. Where one is stuck, the others wait for it in a collective and
-make no progress either, so each reports by itself and no message needs to pass between
-them. A rank that is still at work when another reports finds `hang/FIRST` and reports as
-well: the launcher is about to end it, and where it was is part of the evidence.
+make no progress either, so each reports without any message between them. A rank that is
+still at work when another reports finds `hang/FIRST` and reports as well: the launcher is
+about to end it, and where it was is part of the evidence.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from ten_dist.monitor.last_resort import LastResort
 
 _LONGEST_BEAT_SECONDS = 5.0
 _BEATS_PER_LIMIT = 20
+_STANDARD_ERROR = 2
 
 
 class Watchdog:
     """Watches this rank from a thread.
 
-    The first step, validation and checkpoint of a start compile, allocate and connect,
-    and so have the limit of the start-up.
+    The limit of the start-up also holds for the first step, validation and checkpoint of
+    a start, which compile, allocate and connect.
 
     Args:
         folder: the run's; reports go to `hang/` in it.
@@ -55,8 +56,8 @@ class Watchdog:
     ) -> None:
         self._folder = folder / "hang"
         self._rank = rank
-        self._world_size = world_size
-        self._limits = {"start": startup_timeout, "step": hang_timeout}
+        self._several = world_size > 1
+        self._startup_timeout, self._hang_timeout = startup_timeout, hang_timeout
         self._first_steps: dict[str, int | None] = {}
         self._report = ReportFile(self._folder, rank, world_size)
         self._wake = threading.Event()
@@ -65,7 +66,7 @@ class Watchdog:
         self._working_together = False
         self._limit = 0.0
         self._reports_before = report_versions(self._folder)
-        shortest = min((n for n in self._limits.values() if n), default=0.0)
+        shortest = min(filter(None, (startup_timeout, hang_timeout)), default=0.0)
         self._beat = min(_LONGEST_BEAT_SECONDS, max(0.05, shortest / _BEATS_PER_LIMIT))
         # Long enough for the others to find `FIRST`, and for a rank that holds the
         # interpreter's lock to have its stacks written by the last resort.
@@ -86,16 +87,15 @@ class Watchdog:
             step: the step it works on, from 1; None outside of any.
         """
         first = step is None or step == self._first_steps.setdefault(phase, step)
-        limit = self._limits["start" if first else "step"]
-        entered = time.time()
-        self._state = phase, step, time.monotonic(), entered, limit
+        limit = self._startup_timeout if first else self._hang_timeout
+        where = phase if step is None else f"{phase} of step {step}"
+        self._state = where, time.monotonic(), limit
         if limit != self._limit:
             # What is armed for a rank that holds the interpreter's lock is now wrong.
             self._limit = limit
             self._wake.set()
         self._working_together |= step is not None
-        if self._report.descriptor is not None:
-            self._report.update(self._report.line(phase, step, entered))
+        self._report.update(phase, step, time.time())
 
     def open_report(self) -> None:
         """Make this rank's report in the run's folder; before the first step.
@@ -111,8 +111,6 @@ class Watchdog:
         if self._rank == 0:
             (self._folder / FIRST).unlink(missing_ok=True)
         self._report.open()
-        phase, step, _, entered, _ = self._state
-        self._report.update(self._report.line(phase, step, entered))
 
     def close(self) -> None:
         """Stop watching, and remove the report of a rank that did not hang."""
@@ -129,7 +127,7 @@ class Watchdog:
             self._wake.clear()
             if self._closing:
                 break
-            _, _, since, _, limit = self._state
+            _, since, limit = self._state
             stuck = limit and time.monotonic() - since >= limit
             if stuck or self._another_has_reported():
                 self._end()
@@ -138,7 +136,7 @@ class Watchdog:
                 self._last_resort.arm(
                     limit + 2 * self._beat,
                     self._grace + self._beat,
-                    sys.__stderr__.fileno() if descriptor is None else descriptor,
+                    _STANDARD_ERROR if descriptor is None else descriptor,
                 )
             else:
                 self._last_resort.disarm()
@@ -147,7 +145,7 @@ class Watchdog:
     def _another_has_reported(self) -> bool:
         # During the start-up the file may still be one of an earlier start.
         return (
-            self._world_size > 1
+            self._several
             and self._working_together
             and self._report.descriptor is not None
             and (self._folder / FIRST).exists()
@@ -158,24 +156,22 @@ class Watchdog:
         # Should the file system be what hangs, or the error output be full.
         self._last_resort.disarm()
         self._last_resort.end_after(self._grace + 10 * self._beat + 1.0)
-        phase, step, since, entered, limit = self._state
+        where, since, limit = self._state
         waited = time.monotonic() - since
-        where = phase if step is None else f"{phase} of step {step}"
-        line = self._report.line(phase, step, entered)
         words = f"no progress for {waited:.1f} s in {where}"
         if limit and waited >= limit:
             words += f" (limit {limit:g} s)"
         else:
             words += ", when another rank reported that it hangs"
         with contextlib.suppress(OSError):
-            self._write(line, words)
+            self._write(words)
         _print(
             f"ten-dist, rank {self._rank}: {words}: stacks in {self._report.path}, "
             f"ending with status {EXIT_HANG}"
         )
-        first = self._is_first(line)
+        first = self._is_first()
         time.sleep(self._grace)
-        if first and self._world_size > 1:
+        if first and self._several:
             # Of ranks that only an earlier, larger start had there may be files, too.
             for report in read_reports(self._folder, self._reports_before)[:1]:
                 _print(f"ten-dist: furthest behind is {report.line}")
@@ -183,28 +179,26 @@ class Watchdog:
         _flush()
         os._exit(EXIT_HANG)
 
-    def _write(self, line: str, words: str) -> None:
+    def _write(self, words: str) -> None:
         if self._report.descriptor is None:
             self._report.open()
-            self._report.update(line)
         assert self._report.descriptor is not None
         os.write(self._report.descriptor, f"{words}\n\n".encode())
         faulthandler.dump_traceback(self._report.descriptor, all_threads=True)
 
-    def _is_first(self, line: str) -> bool:
+    def _is_first(self) -> bool:
         """Whether no other rank has reported yet; tells the others."""
-        try:
+        with contextlib.suppress(OSError):
             with open(self._folder / FIRST, "x", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError:
-            return False
-        return True
+                file.write(self._report.line + "\n")
+            return True
+        return False
 
 
 def _print(line: str) -> None:
     # Not through sys.stderr: the thread that is stuck may hold its lock.
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{line}\n".encode())
+        os.write(_STANDARD_ERROR, f"\n{line}\n".encode())
 
 
 def _kill_descendants() -> None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.planning.communication import collectives_of_step
 from ten_dist.planning.cost_plan import AS_FAST, CostPlan, Layout, ScalePoint
 from ten_dist.planning.machines import GIB
@@ -32,20 +33,26 @@ def describe(plan: CostPlan) -> list[str]:
     return lines[1:]
 
 
-def _what(plan: CostPlan) -> list[str]:
-    request, config = plan.training, plan.chosen.config
+def describe_model(name: str, config: TemporalEigenstateConfig) -> str:
+    """A model in one line; `name` is that of its preset."""
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
         kind = f"HTEN {','.join(map(str, config.hten_scales))}"
+    return (
+        f"model: {name}, {kind}, {count(parameters_of(config)):,} parameters, width "
+        f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} eigenstates, "
+        f"vocabulary {config.vocab_size}, energy weight {config.energy_reg_weight}"
+    )
+
+
+def _what(plan: CostPlan) -> list[str]:
+    request, config = plan.training, plan.chosen.config
     operations = count_operations(config, request.seq_len)
     step = f"{request.global_batch_size} rows x {request.seq_len} tokens"
     length = "" if plan.steps is None else f"{plan.steps:,} steps of "
     total = plan.tokens_per_step * (plan.steps or 1)
     return [
-        (
-            f"model: {request.config}, {kind}, {count(parameters_of(config)):,} "
-            f"parameters, vocabulary {config.vocab_size}"
-        ),
+        describe_model(request.config, config),
         f"run: {length}{step} = {total:,} tokens, {request.precision}",
         (
             f"machine: {plan.topology.nodes} x {plan.topology.gpus_per_node} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,13 +13,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TextIO
 
 import psutil
 
 from ten_dist.config_file import options_in
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import without_stray_ranks
+from ten_dist.supervision.signals import SignalledJob
 
 MARK = "TEN_DIST_SUPERVISED"
 """Environment variable of every process of a job: the folder of its run. Launchers put
@@ -57,57 +59,12 @@ def find_output_dir(command: Sequence[str]) -> Path:
     return Path(found)
 
 
-class Jobs(Protocol):
-    """What a supervisor starts, again and again."""
-
-    @property
-    def command(self) -> Sequence[str]:
-        """Its words, for the log."""
-        ...
-
-    def prepare(self, grace: float) -> list[str]:
-        """Make ready for the first start: end what is left of earlier ones.
-
-        Args:
-            grace: seconds between SIGTERM and SIGKILL.
-
-        Returns:
-            What had to be ended, in words.
-
-        Raises:
-            ConfigurationError: the job cannot be started at all.
-            TrainingError: a process cannot be killed.
-        """
-        ...
-
-    def start(self) -> StartedJob:
-        """Start it once more.
-
-        Raises:
-            ConfigurationError: it cannot be started, and could not be later.
-        """
-        ...
-
-
-class StartedJob(Protocol):
+class StartedJob(SignalledJob, Protocol):
     """One start of a job."""
 
     @property
     def reason(self) -> str | None:
         """How it ended, in words, where its status does not say; then after poll."""
-        ...
-
-    def poll(self) -> int | None:
-        """Exit status, -N after signal N; None while it runs."""
-        ...
-
-    def send(self, number: int) -> None:
-        """Pass a signal to the ranks."""
-        ...
-
-    def kill(self) -> None:
-        """Kill every process of the job at once."""
-        ...
 
     def end(self, grace: float) -> list[str]:
         """End whatever is left of the job and collect what it has printed.
@@ -121,43 +78,58 @@ class StartedJob(Protocol):
         Raises:
             TrainingError: a process cannot be killed.
         """
-        ...
 
     def last_lines(self) -> list[str]:
         """The last lines of the output, oldest first."""
-        ...
 
 
+class Jobs(Protocol):
+    """What a supervisor starts, again and again."""
+
+    @property
+    def command(self) -> Sequence[str]:
+        """Its words, for the log."""
+
+    def prepare(self, grace: float) -> list[str]:
+        """End what is left of earlier starts, as :meth:`StartedJob.end` does.
+
+        Raises:
+            ConfigurationError: the job cannot be started at all.
+            TrainingError: a process cannot be killed.
+        """
+
+    def start(self) -> StartedJob:
+        """Start it once more.
+
+        Raises:
+            ConfigurationError: it cannot be started, and could not be later.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
 class CommandJobs:
-    """A command of this machine as a job.
+    """A command of this machine as a job."""
 
-    Args:
-        command: its words.
-        mark: identifies its processes, see :data:`MARK`.
-        keep_lines: last lines of its output to keep.
-    """
-
-    def __init__(self, command: Sequence[str], mark: str, keep_lines: int) -> None:
-        self.command = list(command)
-        self._mark = mark
-        self._keep_lines = keep_lines
+    command: Sequence[str]
+    mark: str
+    """Identifies its processes, see :data:`MARK`."""
+    keep_lines: int
+    """Last lines of its output to keep."""
 
     def prepare(self, grace: float) -> list[str]:
         """See :meth:`Jobs.prepare`."""
-        return end_processes(self._mark, grace)
+        return end_processes(self.mark, grace)
 
     def start(self) -> Job:
         """See :meth:`Jobs.start`."""
-        return Job(self.command, self._mark, self._keep_lines)
+        return Job(self.command, self.mark, self.keep_lines)
 
 
 class Job:
     """Starts a command in a session of its own and passes on what it prints.
 
     Args:
-        command: its words.
-        mark: identifies its processes, see :data:`MARK`.
-        keep_lines: last lines of its output to keep.
+        command, mark, keep_lines: as of :class:`CommandJobs`.
 
     Raises:
         ConfigurationError: there is no such command.
@@ -181,18 +153,16 @@ class Job:
             raise ConfigurationError(
                 f"{command[0]} cannot be started: {error.strerror}"
             ) from None
+        process = self._process
         self._readers = [
             threading.Thread(target=self._pass_on, args=streams, daemon=True)
-            for streams in (
-                (self._process.stdout, sys.stdout),
-                (self._process.stderr, sys.stderr),
-            )
+            for streams in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         ]
         for reader in self._readers:
             reader.start()
 
     def poll(self) -> int | None:
-        """Exit status of the command's own process; see :meth:`StartedJob.poll`."""
+        """Exit status of the command's own process."""
         return self._process.poll()
 
     def send(self, number: int) -> None:
@@ -221,7 +191,7 @@ class Job:
         """The last lines of the output, oldest first."""
         return list(self._tail)
 
-    def _pass_on(self, source: IO[bytes], sink: IO[str]) -> None:
+    def _pass_on(self, source: IO[bytes], sink: TextIO) -> None:
         rest = b""
         while chunk := os.read(source.fileno(), 1 << 16):
             # Nobody listening is no reason to stop the job.
@@ -243,13 +213,15 @@ class Job:
 def signal_ranks(mark: str, number: int, variable: str = MARK) -> bool:
     """Send a signal to every rank of a job on this machine; whether there is one."""
     own = marked(mark, variable)
-    ranks = [pid for pid, process in own.items() if rank_of(process) is not None]
-    # Their data workers are told by them.
-    first = [pid for pid in ranks if _parent(own[pid]) not in ranks]
-    for pid in first:
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)
-    return bool(first)
+    ranks = {pid: p for pid, p in own.items() if rank_of(p) is not None}
+    found = False
+    for process in ranks.values():
+        with contextlib.suppress(psutil.Error):
+            # Their data workers are told by them.
+            if process.ppid() not in ranks:
+                process.send_signal(number)
+                found = True
+    return found
 
 
 def kill_processes(mark: str, variable: str = MARK) -> None:
@@ -304,11 +276,8 @@ def marked(mark: str, variable: str = MARK) -> dict[int, psutil.Process]:
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.pid not in above
-                and process.environ().get(variable) == mark
-                and is_alive(process)
-            ):
+            has_mark = process.environ().get(variable) == mark
+            if has_mark and process.pid not in above and is_alive(process):
                 found[process.pid] = process
     return found
 
@@ -327,10 +296,4 @@ def rank_of(process: psutil.Process) -> int | None:
         for name in _RANK_VARIABLES:
             if name in environment:
                 return int(environment[name])
-    return None
-
-
-def _parent(process: psutil.Process) -> int | None:
-    with contextlib.suppress(psutil.Error):
-        return process.ppid()
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
@@ -32,32 +33,17 @@ class SupervisionConfig(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
-    """How one start of a job ended."""
-
-    status: int
-    """Exit status; -N where signal N ended it."""
-    completed: bool
-    """Whether the run is complete, by its own word."""
-    failed_step: int | None
-    """The step after the last one that was done, from 1; None where the job ended in
-    its start-up."""
-    checkpoint_step: int
-    """Steps of the newest checkpoint; 0 where there is none."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Decision:
     """What to do next."""
 
-    action: Literal["done", "refused", "restart", "give up"]
+    action: Literal["refused", "restart", "give up"]
     reason: str
     delay: float = 0.0
     """Seconds to wait before a restart."""
 
 
 class Policy:
-    """Decides after each start, from what all of them have come to.
+    """Decides after each start, from the results of all of them.
 
     Args:
         config: the limits.
@@ -67,28 +53,32 @@ class Policy:
     def __init__(self, config: SupervisionConfig, checkpoint_step: int) -> None:
         self._config = config
         self._checkpoint_step = checkpoint_step
-        self._failures: dict[int, int] = {}
+        self._failures: collections.Counter[int] = collections.Counter()
         self.restarts = 0
         """Restarts since a checkpoint was last saved."""
 
-    def decide(self, ending: Ending) -> Decision:
-        """What to do after a start that was not told to stop by the supervisor."""
+    def decide(
+        self, status: int, failed_step: int | None, checkpoint_step: int
+    ) -> Decision:
+        """What to do after a start that did not complete the run, and was not told to stop.
+
+        Args:
+            status: exit status; -N where signal N ended it.
+            failed_step: the step after the last one that was done, from 1; None where the
+                job ended in its start-up.
+            checkpoint_step: steps of the newest checkpoint; 0 where there is none.
+        """
         config = self._config
-        if ending.completed:
-            return Decision("done", "the run is complete")
-        if ending.status == EXIT_CONFIGURATION_ERROR:
+        if status == EXIT_CONFIGURATION_ERROR:
             return Decision("refused", "the job refuses its options or its data")
-        if ending.checkpoint_step > self._checkpoint_step:
-            self._checkpoint_step = ending.checkpoint_step
+        if checkpoint_step > self._checkpoint_step:
+            self._checkpoint_step = checkpoint_step
             self.restarts = 0
-            self._failures = {
-                step: count
-                for step, count in self._failures.items()
-                if step > ending.checkpoint_step
-            }
-        step = ending.failed_step
-        if step is not None and ending.status != EXIT_STOPPED:
-            self._failures[step] = self._failures.get(step, 0) + 1
+            for step in [step for step in self._failures if step <= checkpoint_step]:
+                del self._failures[step]
+        if failed_step is not None and status != EXIT_STOPPED:
+            step = failed_step
+            self._failures[step] += 1
             if self._failures[step] >= config.max_failures_per_step:
                 return Decision(
                     "give up",

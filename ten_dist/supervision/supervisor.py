@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from ten_dist.errors import (
     ConfigurationError,
 )
 from ten_dist.monitor.hang_reports import read_reports, report_versions
-from ten_dist.run_folder import RunFolder
+from ten_dist.monitor.metrics_log import read_metrics
+from ten_dist.run_folder import RunFolder, checkpoint_step
 from ten_dist.supervision.job import Jobs
 from ten_dist.supervision.log import SupervisorLog
-from ten_dist.supervision.policy import Ending, Policy, SupervisionConfig
+from ten_dist.supervision.policy import Policy, SupervisionConfig
 from ten_dist.supervision.signals import PassedSignals
-from ten_dist.supervision.standing import Standing, standing
 
 _SECONDS_FOR_LEFTOVERS = 10.0
 _REASONS = {
@@ -34,19 +35,64 @@ _REASONS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Standing:
+    """How far a run is between two starts."""
+
+    completed: bool
+    """Whether it has said so itself."""
+    checkpoint: Path | None
+    """What the next start continues from."""
+    checkpoint_step: int
+    """Steps of it; 0 where there is none."""
+    last_step: int
+    """The last step in the metrics, which may be after the checkpoint; 0 without any."""
+    metrics_version: tuple[int, ...] | None
+    """Differs after the metrics were written to; None where there are none."""
+
+    def describe(self) -> str:
+        """Where the next start begins, in words."""
+        if self.checkpoint is None:
+            return "initial weights"
+        return f"{self.checkpoint.name}, {self.checkpoint_step:,} steps done"
+
+
+def standing(folder: RunFolder) -> Standing:
+    """Look into the folder of a run, or where it will be."""
+    checkpoint = folder.newest_checkpoint()
+    step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    last_step, version = 0, None
+    if folder.metrics_file.is_file():
+        found = folder.metrics_file.stat()
+        # A start that continues makes the file anew, also where no line is different.
+        version = (found.st_ino, found.st_size, found.st_mtime_ns)
+        steps = [m["step"] for m in read_metrics(folder.metrics_file) if "step" in m]
+        last_step = max(steps, default=0)
+    return Standing(
+        folder.completed_file.is_file(), checkpoint, step, last_step, version
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class _Attempt:
     """One start of the job and how it ended."""
 
     number: int
     began: float
     seconds: float
-    beginning: str
+    before: Standing
+    after: Standing
     status: int
     reason: str | None
-    failed_step: int | None
     hang: list[str]
     """The lines of the ranks, the one furthest behind first; empty if it did not hang."""
     last_lines: list[str]
+
+    @property
+    def failed_step(self) -> int | None:
+        """The step after the last one that was done; None where none was begun."""
+        # The metrics of the start before are kept until the next one opens them.
+        started = self.after.metrics_version != self.before.metrics_version
+        return self.after.last_step + 1 if started else None
 
     def describe(self) -> str:
         at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.began))
@@ -60,11 +106,10 @@ class _Attempt:
             what = f"ended: {self.reason},"
         if self.hang and self.status != EXIT_HANG:
             what = f"hung and {what}"
-        where = (
-            "its start-up" if self.failed_step is None else f"step {self.failed_step:,}"
-        )
+        step = self.failed_step
+        where = "its start-up" if step is None else f"step {step:,}"
         return (
-            f"start {self.number} of {at} from {self.beginning} {what} after "
+            f"start {self.number} of {at} from {self.before.describe()} {what} after "
             f"{self.seconds:,.0f} s in {where}"
         )
 
@@ -105,19 +150,16 @@ class Supervisor:
         status = EXIT_CONFIGURATION_ERROR
         try:
             # Nothing runs yet that a signal would be for.
-            self._tell_leftovers(
-                self._jobs.prepare(_SECONDS_FOR_LEFTOVERS), "an earlier start"
-            )
-            with self._signals:
+            leftovers = self._jobs.prepare(_SECONDS_FOR_LEFTOVERS)
+            self._tell_leftovers(leftovers, "an earlier start")
+            with self._signals.caught():
                 status = self._supervise(log)
         except ConfigurationError as error:
             log.write("decision", action="refused", reason=str(error))
             raise
         finally:
-            statuses = {attempt.status for attempt in self._attempts}
-            if status == EXIT_CONFIGURATION_ERROR and statuses <= {
-                EXIT_CONFIGURATION_ERROR
-            }:
+            statuses = {status, *(attempt.status for attempt in self._attempts)}
+            if statuses == {EXIT_CONFIGURATION_ERROR}:
                 log.withdraw()
             log.close()
         return status
@@ -126,21 +168,16 @@ class Supervisor:
         now = standing(self._folder)
         policy = Policy(self._config, now.checkpoint_step)
         while True:
-            before, attempt = now, self._attempt(log, now)
-            now = standing(self._folder)
+            attempt = self._attempt(log, now)
+            before, now = now, attempt.after
             if now.completed:
                 log.write("decision", action="done")
                 self._tell(f"{self._folder.path} is complete")
                 return 0
             if self._signals.first:
-                return self._stopped(log, now)
+                return self._stopped(log, now, self._signals.first)
             decision = policy.decide(
-                Ending(
-                    attempt.status,
-                    now.completed,
-                    attempt.failed_step,
-                    now.checkpoint_step,
-                )
+                attempt.status, attempt.failed_step, now.checkpoint_step
             )
             log.write(
                 "decision",
@@ -154,14 +191,14 @@ class Supervisor:
             if decision.action == "give up":
                 self._give_up(decision.reason)
                 return EXIT_FAILED
-            saved = now.checkpoint_step - before.checkpoint_step
+            saved = max(now.checkpoint_step - before.checkpoint_step, 0)
             self._tell(
-                f"{attempt.describe()}, {max(saved, 0):,} new steps saved; "
-                f"{decision.reason}, in {decision.delay:g} s, from {now.beginning}"
+                f"{attempt.describe()}, {saved:,} new steps saved; "
+                f"{decision.reason}, in {decision.delay:g} s, from {now.describe()}"
             )
             self._signals.sleep(decision.delay)
             if self._signals.first:
-                return self._stopped(log, now)
+                return self._stopped(log, now, self._signals.first)
 
     def _attempt(self, log: SupervisorLog, before: Standing) -> _Attempt:
         """Start the job, wait for its end, and end what is left of it."""
@@ -175,26 +212,24 @@ class Supervisor:
             checkpoint=before.checkpoint and before.checkpoint.name,
             step=before.checkpoint_step,
         )
-        self._tell(f"start {number} from {before.beginning}")
+        self._tell(f"start {number} from {before.describe()}")
         job = self._jobs.start()
         try:
             status = self._signals.wait(job, self._config.grace)
         finally:
             leftovers = job.end(_SECONDS_FOR_LEFTOVERS)
         self._tell_leftovers(leftovers, "this start")
-        after = standing(self._folder)
-        # The metrics of the start before are kept until the next one opens them.
-        started = after.metrics_version != before.metrics_version
         reports = read_reports(self._folder.hang, reports_before)
         hung = any(report.stacks for report in reports)
+        after = standing(self._folder)
         attempt = _Attempt(
             number,
             began,
             time.monotonic() - started_at,
-            before.beginning,
+            before,
+            after,
             status,
             job.reason,
-            after.last_step + 1 if started else None,
             [report.line for report in reports] if hung else [],
             job.last_lines(),
         )
@@ -215,11 +250,10 @@ class Supervisor:
         )
         return attempt
 
-    def _stopped(self, log: SupervisorLog, now: Standing) -> int:
-        log.write("decision", action="stopped", signal=self._signals.first)
+    def _stopped(self, log: SupervisorLog, now: Standing, by: signal.Signals) -> int:
+        log.write("decision", action="stopped", signal=by)
         self._tell(
-            f"stopped by {self._signals.first.name}; the same command "
-            f"continues from {now.beginning}"
+            f"stopped by {by.name}; the same command continues from {now.describe()}"
         )
         return EXIT_STOPPED
 

@@ -19,7 +19,6 @@ from tests.tools.launching import (
     train,
 )
 
-CPU = torch.device("cpu")
 STEPS = 10
 OPTIONS = [
     *SMALL_MODEL,
@@ -37,7 +36,7 @@ def judge(health, loss, norm=1.0):
 
 def test_spikes_are_those_far_above_the_last_steps():
     generator = torch.Generator().manual_seed(0)
-    health = Health(CPU, 6, HealthState())
+    health = Health(6, HealthState())
     for noise in torch.randn(200, generator=generator).tolist():
         anomaly, factor = judge(health, 3 + 0.1 * noise, 1 + 0.1 * noise)
         assert anomaly is None and factor == 1
@@ -56,7 +55,7 @@ def test_spikes_are_those_far_above_the_last_steps():
 
 def test_gradient_norms_may_vary_by_factors():
     generator = torch.Generator().manual_seed(2)
-    health = Health(CPU, 6, HealthState())
+    health = Health(6, HealthState())
     norms = (0.6 * torch.randn(1000, generator=generator)).exp().tolist()
     # Some lie more than 6 of their standard deviations above the mean.
     assert max(norms) > 6
@@ -65,7 +64,7 @@ def test_gradient_norms_may_vary_by_factors():
 
 
 def test_what_is_not_finite_is_found_from_the_first_step():
-    health = Health(CPU, 0, HealthState())
+    health = Health(0, HealthState())
     for value in (math.nan, math.inf):
         anomaly, factor = judge(health, value)
         assert anomaly.kind == "not_finite" and math.isnan(factor)
@@ -79,11 +78,11 @@ def test_what_is_not_finite_is_found_from_the_first_step():
 def test_a_restored_health_judges_the_same():
     generator = torch.Generator().manual_seed(1)
     values = (3 + torch.randn(150, generator=generator).exp()).tolist()
-    whole, first = Health(CPU, 3, HealthState()), Health(CPU, 3, HealthState())
+    whole, first = Health(3, HealthState()), Health(3, HealthState())
     for value in values[:70]:
         judge(whole, value, value)
         judge(first, value, value)
-    second = Health(CPU, 3, first.state())
+    second = Health(3, first.state())
     verdicts = [
         [judge(health, value, value) for value in values[70:]]
         for health in (whole, second)

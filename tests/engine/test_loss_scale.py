@@ -52,7 +52,7 @@ def test_it_falls_at_once_and_rises_slowly():
 
 
 def judge(scale, loss, norm):
-    health = Health(torch.device("cpu"), 8, HealthState())
+    health = Health(8, HealthState())
     health.factor(torch.tensor(loss))
     return *judge_step(health, scale, loss, norm), health.skipped_steps
 

@@ -3,22 +3,21 @@
 import pytest
 
 from ten_dist.errors import ConfigurationError
-from ten_dist.supervision.policy import Ending, Policy, SupervisionConfig
+from ten_dist.supervision.policy import Policy, SupervisionConfig
 
 
 def decide_all(endings, checkpoint_step=0, **limits):
     """Actions and delays after each of the endings."""
     policy = Policy(SupervisionConfig(**limits), checkpoint_step)
-    return [(d.action, d.delay) for d in map(policy.decide, endings)]
+    return [(d.action, d.delay) for d in (policy.decide(*e) for e in endings)]
 
 
 def failed(step, checkpoint=0, status=1):
-    return Ending(status, False, step, checkpoint)
+    return status, step, checkpoint
 
 
-def test_only_the_word_of_the_run_counts_as_success():
-    assert decide_all([Ending(0, False, 5, 0)]) == [("restart", 10.0)]
-    assert decide_all([Ending(1, True, 5, 0)]) == [("done", 0.0)]
+def test_status_0_is_no_success():
+    assert decide_all([failed(5, status=0)]) == [("restart", 10.0)]
 
 
 def test_a_refused_job_is_not_retried():

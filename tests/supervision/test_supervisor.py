@@ -148,7 +148,7 @@ step(4)
 for rank, phase in enumerate(["backward", "data"]):
     report = ReportFile(folder / "hang", rank, 2)
     report.open()
-    report.update(report.line(phase, 5, time.time()))
+    report.update(phase, 5, time.time())
     os.write(report.descriptor, b"Thread 1 (most recent call first):\\n")
 sys.exit(4)
 """

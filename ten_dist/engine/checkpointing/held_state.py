@@ -5,61 +5,126 @@ one flat vector, of which each rank holds an equal range in float32; at stage 3 
 holds an equal range of each parameter. Here all of them are ranges of elements of named
 tensors, which is all that a checkpoint knows of
 (:class:`ten_dist.checkpoint.TensorSlice`).
+
+The private names of ZeRO are checked against DeepSpeed 0.19.8, see
+:mod:`ten_dist.engine.deepspeed_internals`.
 """
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
-from ten_dist.engine import deepspeed_internals as internals
 from ten_dist.engine.distributed import Ranks
 
 Source = Callable[[str, str, int, int], Tensor]
 """(kind, name, start, stop) to the values of that slice, float32 in host memory."""
 
+KINDS = (WEIGHT, *MOMENTS)
 
-class HeldState(abc.ABC):
-    """Float32 weights and moments of this rank.
+
+class HeldState:
+    """Float32 weights and moments of this rank; this class is that of stage 0.
+
+    There every rank holds everything, and writes an equal range of each tensor.
 
     Attributes:
         slices: of parameters, what this rank writes; over all ranks each element once.
+        buffer_slices: the same of buffers, which rank 0 writes.
         buffers: of the module, by name, the same on every rank.
         shapes: of parameters and buffers, by name. A tied parameter is there once, under
             its first name.
         on_disk: whether weights and moments lie on NVMe, because host memory is short.
     """
 
-    slices: list[TensorSlice]
-    on_disk = False
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
         module = engine.module
-        self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
+        self._ranks = ranks
+        self.on_disk = False
+        self._zero = engine.optimizer
+        # ZeRO's is around the one that steps; at stage 0 there is that one alone.
+        self._optimizer: torch.optim.Optimizer = getattr(
+            self._zero, "optimizer", self._zero
+        )
+        # Of any type: DeepSpeed gives them attributes that torch's have not.
+        self._parameters: dict[str, Any] = dict(module.named_parameters())
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
         self.shapes = {
-            name: internals.whole_shape(tensor)
-            for name, tensor in (self.parameters | self.buffers).items()
+            name: torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+            for name, tensor in (self._parameters | self.buffers).items()
         }
+        self.slices = [
+            TensorSlice(name, *held)
+            for name, parameter in self._parameters.items()
+            if (held := self._range(parameter)) and held[0] < held[1]
+        ]
+        self._groups = [self.slices]
+        self.buffer_slices = [
+            TensorSlice(name, 0, buffer.numel())
+            for name, buffer in self.buffers.items()
+            if ranks.is_first
+        ]
 
-    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
-        """Slice, kind and values, flat, of all `slices` and of each one's kinds.
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        """Elements [start, stop) of a parameter that this rank writes, or None."""
+        size, rank, world_size = (
+            parameter.numel(),
+            self._ranks.rank,
+            self._ranks.world_size,
+        )
+        return size * rank // world_size, size * (rank + 1) // world_size
+
+    def _stepped(self) -> list[Tensor]:
+        """The tensors that the optimizer steps: the keys of its state."""
+        return list(self._parameters.values())
+
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        """The stepped tensor that holds a slice, and where in it that begins."""
+        return self._parameters[piece.name], piece.start
+
+    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
+        # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
+        key, start = self._place(piece)
+        values = key if kind == WEIGHT else self._optimizer.state[key][kind]
+        return values.detach().view(-1).narrow(0, start, piece.stop - piece.start)
+
+    def _in_memory(
+        self, group: int, *, changed: bool
+    ) -> contextlib.AbstractContextManager:
+        """Have a group of slices in memory, and write it back if it is changed."""
+        return contextlib.nullcontext()
+
+    def values(
+        self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[str, Tensor], None, None]:
+        """Key and values, flat, of all slices and of each one's kinds; buffers are weights.
 
         Values may be a view of what training changes, and may change when the next are
         asked for. Moments are there after the first update, or after :meth:`prepare`.
+        `tick` is called before each.
         """
-        for piece in self.slices:
-            for kind in kinds:
-                yield piece, kind, self._read(kind, piece)
+        for group, pieces in enumerate(self._groups):
+            with self._in_memory(group, changed=False):
+                for piece in pieces:
+                    for kind in kinds:
+                        tick()
+                        yield piece.key(kind), self._read(kind, piece)
+        for piece in self.buffer_slices if WEIGHT in kinds else ():
+            yield piece.key(WEIGHT), self.buffers[piece.name].view(-1)
 
-    @abc.abstractmethod
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor: ...
+    def value_shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
+        """Shapes by key, in the order of :meth:`values`."""
+        pieces = [(piece, kind) for piece in self.slices for kind in kinds]
+        if WEIGHT in kinds:
+            pieces += [(piece, WEIGHT) for piece in self.buffer_slices]
+        return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in pieces}
 
     def load(self, source: Source, optimizer_steps: int) -> None:
         """Set weights, in float32 and in the precision of training, and moments.
@@ -73,210 +138,139 @@ class HeldState(abc.ABC):
         self._make_moments(optimizer_steps)
         self._copy(source)
 
-    @abc.abstractmethod
-    def _copy(self, source: Source) -> None: ...
+    def _copy(self, source: Source) -> None:
+        whole = [TensorSlice(n, 0, p.numel()) for n, p in self._parameters.items()]
+        self._copy_slices(source, whole)
+
+    def _copy_slices(self, source: Source, pieces: Sequence[TensorSlice]) -> None:
+        for piece in pieces:
+            for kind in KINDS:
+                values = source(kind, piece.name, piece.start, piece.stop)
+                self._read(kind, piece).copy_(values)
 
     def settle(self) -> None:
         """Bring what ranks keep of each other's parameters up to date."""
 
-    @abc.abstractmethod
-    def _stepped(self) -> list[Tensor]:
-        """The tensors that the optimizer steps: the keys of its state."""
-
-    @abc.abstractmethod
-    def _optimizer(self) -> torch.optim.Optimizer: ...
-
     def optimizer_steps(self) -> int:
         """Updates that the moments have seen, which AdamW corrects its bias by."""
-        states = [self._optimizer().state.get(key) for key in self._stepped()]
+        states = [self._optimizer.state.get(key) for key in self._stepped()]
         return int(states[0]["step"]) if states and states[0] else 0
 
     def prepare(self) -> None:
         """Make the moments of parameters that have seen no update yet: zeros."""
-        if not any(self._optimizer().state.get(key) for key in self._stepped()):
+        if not any(self._optimizer.state.get(key) for key in self._stepped()):
             self._make_moments(0)
 
     def _make_moments(self, steps: int) -> None:
-        for key in self._stepped():
-            self._make_moments_of(key, steps)
-
-    def _make_moments_of(self, key: Tensor, steps: int) -> None:
-        optimizer = self._optimizer()
-        state = optimizer.state[key]
-        for moment in MOMENTS:
-            if moment not in state:
-                state[moment] = torch.zeros_like(key, requires_grad=False)
-        if isinstance(optimizer, DeepSpeedCPUAdam):
-            state["step"] = steps
-        else:
-            # torch's fused AdamW counts where the parameters are.
-            fused = optimizer.defaults.get("fused")
-            device = key.device if fused else "cpu"
-            state["step"] = torch.tensor(float(steps), device=device)
-
-
-class _Replicated(HeldState):
-    """Stage 0: every rank holds everything, and writes an equal range of each tensor."""
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
-        super().__init__(engine)
-        self._engine = engine
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            start = parameter.numel() * ranks.rank // ranks.world_size
-            stop = parameter.numel() * (ranks.rank + 1) // ranks.world_size
-            if start < stop:
-                self.slices.append(TensorSlice(name, start, stop))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer
-
-    def _stepped(self) -> list[Tensor]:
-        return list(self.parameters.values())
-
-    def _whole(self, kind: str, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        if kind == WEIGHT:
-            return parameter.detach().view(-1)
-        return self._optimizer().state[parameter][kind].view(-1)
-
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        return self._whole(kind, piece.name)[piece.start : piece.stop]
-
-    def _copy(self, source: Source) -> None:
-        for name, parameter in self.parameters.items():
-            for kind in (WEIGHT, *MOMENTS):
-                values = source(kind, name, 0, parameter.numel())
-                self._whole(kind, name).copy_(values)
+        fused = self._optimizer.defaults.get("fused")
+        for group, key in enumerate(self._stepped()):
+            with self._in_memory(group, changed=True):
+                state = self._optimizer.state[key]
+                for moment in MOMENTS:
+                    if moment not in state:
+                        state[moment] = torch.zeros_like(key, requires_grad=False)
+                if isinstance(self._optimizer, DeepSpeedCPUAdam):
+                    state["step"] = steps
+                else:
+                    # torch's fused AdamW counts where the parameters are.
+                    device = key.device if fused else "cpu"
+                    state["step"] = torch.tensor(float(steps), device=device)
 
 
 class _Partitioned(HeldState):
     """Stages 1 and 2: a range of each group's flat vector."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
-        self._zero = engine.optimizer
-        self._groups = internals.partitioned_groups(self._zero)
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            held = internals.range_in_parameter(parameter)
-            if held is not None:
-                self.slices.append(TensorSlice(name, *held))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        # What DeepSpeed calls low precision (lp) are the parameters of the module.
+        address = mapping.lp_fragment_address
+        return address.start, address.start + address.numel
 
     def _stepped(self) -> list[Tensor]:
-        return self._groups
+        # The first is ZeRO's, the second that of its optimizer for bfloat16 parameters.
+        groups = getattr(self._zero, "single_partition_of_fp32_groups", None)
+        return groups or self._zero.fp32_groups_flat_partition
 
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        group, start, size = internals.range_in_group(self.parameters[piece.name])
-        flat = self._groups[group]
-        if kind != WEIGHT:
-            flat = self._optimizer().state[flat][kind]
-        return flat.detach().narrow(0, start, size)
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        mapping = self._parameters[piece.name]._hp_mapping
+        group = self._stepped()[mapping.param_group_index]
+        return group, mapping.hp_fragment_address.start
 
     def _copy(self, source: Source) -> None:
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._parameters.items():
             values = source(WEIGHT, name, 0, parameter.numel())
             parameter.detach().copy_(values.view_as(parameter))
-        for piece in self.slices:
-            for kind in (WEIGHT, *MOMENTS):
-                values = source(kind, piece.name, piece.start, piece.stop)
-                self._read(kind, piece).copy_(values)
+        self._copy_slices(source, self.slices)
 
 
 class _Sharded(HeldState):
-    """Stage 3: an equal range of each parameter, the last ones padded."""
+    """Stage 3: an equal range of each parameter, the last ones padded.
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
-        self._zero = engine.optimizer
-        self.slices = []
-        for name, parameter in self.parameters.items():
-            start, stop = internals.shard_range(parameter)
-            if start < stop:
-                self.slices.append(TensorSlice(name, start, stop))
-        # Group, and where it begins in the flat vector of that.
-        self._places = {
-            name: internals.shard_place(self._zero, parameter)
-            for name, parameter in self.parameters.items()
-        }
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._zero.optimizer
-
-    def _stepped(self) -> list[Tensor]:
-        return internals.sharded_groups(self._zero)
-
-    def _read(self, kind: str, piece: TensorSlice) -> Tensor:
-        # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
-        group, offset = self._places[piece.name]
-        flat = self._stepped()[group]
-        if kind != WEIGHT:
-            flat = self._optimizer().state[flat][kind]
-        return flat.detach().narrow(0, offset, piece.stop - piece.start)
-
-    def _copy(self, source: Source) -> None:
-        internals.partition_persistent(self._zero)
-        for piece in self.slices:
-            self._copy_slice(source, piece)
-            weights = self._read(WEIGHT, piece)
-            held = internals.shard_values(self.parameters[piece.name])
-            held[: weights.numel()].copy_(weights)
-
-    def _copy_slice(self, source: Source, piece: TensorSlice) -> None:
-        for kind in (WEIGHT, *MOMENTS):
-            values = source(kind, piece.name, piece.start, piece.stop)
-            self._read(kind, piece).copy_(values)
-
-    def settle(self) -> None:
-        internals.gather_persistent(self._zero)
-
-
-class _Swapped(_Sharded):
-    """Stage 3 with its state on NVMe, of which one sub-group at a time is in memory.
-
-    A sub-group is what DeepSpeed updates at one time: a range of the parameters, their
-    partitions in one flat vector. Small ones are not swapped.
+    A group is what DeepSpeed updates at one time: a range of the parameters, their
+    partitions in one flat vector. Where the state is on NVMe, one group at a time is in
+    memory, and small ones always.
     """
 
-    on_disk = True
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__(engine)
-        self._slices_of: list[list[TensorSlice]] = [[] for _ in self._stepped()]
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
+        super().__init__(engine, ranks)
+        self.on_disk = self._zero.swap_optimizer
+        self._groups = [[] for _ in self._stepped()]
         for piece in self.slices:
-            self._slices_of[self._places[piece.name][0]].append(piece)
-        self.slices = [piece for pieces in self._slices_of for piece in pieces]
+            self._groups[self._group_and_offset(piece)[0]].append(piece)
+        self.slices = [piece for pieces in self._groups for piece in pieces]
 
-    def values(self, kinds: Sequence[str]) -> Iterator[tuple[TensorSlice, str, Tensor]]:
-        for group, pieces in enumerate(self._slices_of):
-            with internals.subgroup_in_memory(self._zero, group, changed=False):
-                for piece in pieces:
-                    for kind in kinds:
-                        yield piece, kind, self._read(kind, piece)
+    def _range(self, parameter: Any) -> tuple[int, int] | None:
+        rank = torch.distributed.get_rank(parameter.ds_process_group)
+        start = rank * parameter.partition_numel()
+        return start, min(start + parameter.partition_numel(), parameter.ds_numel)
 
-    def _make_moments(self, steps: int) -> None:
-        for group, key in enumerate(self._stepped()):
-            with internals.subgroup_in_memory(self._zero, group, changed=True):
-                self._make_moments_of(key, steps)
+    def _stepped(self) -> list[Tensor]:
+        return self._zero.fp32_partitioned_groups_flat
+
+    def _group_and_offset(self, piece: TensorSlice) -> tuple[int, int]:
+        parameter = self._parameters[piece.name]
+        return self._zero.grad_position[self._zero.get_param_id(parameter)][:2]
+
+    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+        group, offset = self._group_and_offset(piece)
+        return self._stepped()[group], offset
+
+    @contextlib.contextmanager
+    def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
+        swapped = self._zero._swappable_optimizer_subgroup(group)
+        if swapped:
+            self._zero._optimizer_states_and_gradient_swap_in(group)
+        try:
+            yield
+        finally:
+            if swapped and changed:
+                self._zero._optimizer_states_and_gradient_swap_out(group)
+            elif swapped:
+                self._zero._release_swap_buffers(group)
 
     def _copy(self, source: Source) -> None:
-        internals.partition_persistent(self._zero)
-        for group, pieces in enumerate(self._slices_of):
-            with internals.subgroup_in_memory(self._zero, group, changed=True):
-                for piece in pieces:
-                    self._copy_slice(source, piece)
-                internals.refresh_computed_weights(self._zero, group)
+        # Frees the old values of small parameters, kept whole between steps.
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+        for group, pieces in enumerate(self._groups):
+            with self._in_memory(group, changed=True):
+                self._copy_slices(source, pieces)
+                # Has the model compute with these weights, in its precision.
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
+
+    def settle(self) -> None:
+        # Gathers small parameters, kept whole between steps.
+        self._zero.checkpoint_event_epilogue()
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
     """What this rank holds, at the ZeRO stage of `engine`."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        return _Replicated(engine, ranks)
+        return HeldState(engine, ranks)
     if stage < 3:
-        return _Partitioned(engine)
-    swapped = internals.swaps_state(engine.optimizer)
-    return _Swapped(engine) if swapped else _Sharded(engine)
+        return _Partitioned(engine, ranks)
+    return _Sharded(engine, ranks)

@@ -1,11 +1,10 @@
 """A copy of tensors in host memory that is made while training goes on.
 
-Between one update and the next a step only reads weights and moments. So another thread
-can copy them while the next step goes forward and backward, and training waits only where
-its update comes before the end of the copy. On GPUs the copy has a stream of its own: the
-engines that copy are others than those that compute.
+Weights and moments only change in the update at the end of a step. So another thread can
+copy them during the next forward and backward, and training waits only if the copy is not
+done before the update. On GPUs the copy has a stream of its own.
 
-The memory stays for the next copy: 4 bytes an element, or up to twice that where it is
+The memory is kept for the next copy: 4 bytes an element, or up to twice that where it is
 pinned, as torch rounds the size of a pinned block up to a power of two.
 """
 
@@ -31,11 +30,7 @@ class HostCopy:
         self._made.set()
 
     def begin(self, values: list[tuple[str, Tensor]]) -> None:
-        """Name what is to be copied; it must not change before :meth:`wait`.
-
-        Args:
-            values: key and tensor, on the device or in host memory.
-        """
+        """Name what is to be copied by its key; it must not change before :meth:`wait`."""
         self._values = values
         self._computed = None
         if any(tensor.device.type == "cuda" for _, tensor in values):
@@ -63,10 +58,9 @@ class HostCopy:
     def _copy(self) -> None:
         for key, values in self._values:
             if key not in self._host:
+                pinned = values.device.type == "cuda"
                 self._host[key] = torch.empty(
-                    values.shape,
-                    dtype=torch.float32,
-                    pin_memory=values.device.type == "cuda",
+                    values.shape, dtype=torch.float32, pin_memory=pinned
                 )
             self._host[key].copy_(values, non_blocking=True)
 

@@ -31,7 +31,7 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> 
 
     Args:
         folder: where the run is or will be.
-        identity: option names and values that make it the run it is.
+        identity: of :meth:`ResolvedRun.identity`.
         resume: the option of that name.
 
     Raises:
@@ -65,9 +65,9 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def newest_whole(ranks: Ranks, checkpoints: Sequence[Path]) -> Path | None:
-    """The newest checkpoint without damage, all its bytes read, ranks sharing the work.
+    """The first checkpoint without damage; the ranks share the reading of its files.
 
-    What is passed over is said. Every rank must call this.
+    Damaged ones are named. Every rank must call this.
 
     Args:
         checkpoints: newest first; those of rank 0 count.
@@ -104,12 +104,12 @@ def _damage(ranks: Ranks, path: Path) -> str | None:
 
 
 def check_loadable(path: Path, run: ResolvedRun) -> None:
-    """Find out whether this run can go on from a checkpoint without damage.
+    """Refuse a whole checkpoint from which this run cannot continue.
 
     It may have been written by any number of ranks at any ZeRO stage.
 
     Raises:
-        ConfigurationError: it is of a run that this one cannot continue.
+        ConfigurationError: it is one.
     """
     record = read_record(path)
     changed = describe_changes(record.state_identity, run.state_identity())
@@ -128,13 +128,13 @@ def check_loadable(path: Path, run: ResolvedRun) -> None:
 def load_checkpoint(
     engine: deepspeed.DeepSpeedEngine, ranks: Ranks, run: ResolvedRun, path: Path
 ) -> RunState:
-    """Restore weights and moments, and see that they compute what they did.
+    """Restore weights and moments, and check that they compute what they did.
 
     Every rank must call this. Each reads only the slices that it holds, and at stages 0
     to 2 all weights, one tensor at a time.
 
     Returns:
-        How far the run is that saved it.
+        State of the run that saved it.
 
     Raises:
         ConfigurationError: it is of another model, or damaged.

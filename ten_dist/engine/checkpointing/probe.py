@@ -14,12 +14,11 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
 from ten_dist.recurrence.bound import observed_energy
 
-# Weights are float32 and equal to the bit. What may differ is the order in which another
-# device, or another version of a kernel, adds up.
+# Weights are float32 and equal to the bit, but another device, or another version of a
+# kernel, may add up in another order.
 _TOLERANCE = {"fp32": 1e-4}
 _LOW_PRECISION_TOLERANCE = 1e-2
-# What rounding of states to bfloat16, or finer to float16, may add to the bound of their
-# energy.
+# What rounding of states to 16 bits may add to the bound of their energy.
 _BOUND_TOLERANCE = 1e-2
 _ROWS = 2
 
@@ -35,19 +34,11 @@ class Probe:
     eigenvalue_distance: float
     """Least 1 - |lambda| of all layers."""
 
-    def metrics(self) -> dict[str, float]:
-        """The figures of the recurrence under the names that metrics.jsonl uses."""
-        return {
-            "energy_bound_ratio": self.energy_bound_ratio,
-            "eigenvalue_distance": self.eigenvalue_distance,
-        }
-
     def check(self) -> None:
-        """See that a recurrence has been computed.
+        """Check that a recurrence has been computed.
 
         Raises:
-            TrainingError: the loss is not finite, or an eigenstate is larger than its
-                inputs can have made it.
+            TrainingError: it has not, or the loss is not finite.
         """
         if not math.isfinite(self.loss):
             raise TrainingError("the weights give a loss that is not finite")
@@ -76,11 +67,11 @@ def run_probe(
         generator=generator,
     ).to(engine.device)
     engine.eval()
-    with (
-        # A graph has no place from where its scans could be watched.
-        _uncompiled() if run.training.compile else contextlib.nullcontext(),
-        observed_energy() as bound,
-    ):
+    with contextlib.ExitStack() as stack:
+        if run.training.compile:
+            # A graph has no place from where its scans could be watched.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        bound = stack.enter_context(observed_energy())
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])
     engine.train()
     return Probe(
@@ -90,16 +81,12 @@ def run_probe(
     )
 
 
-def _uncompiled() -> contextlib.AbstractContextManager:
-    return torch.compiler.set_stance("force_eager")
-
-
 def check_probe(found: float, recorded: float, precisions: set[str]) -> None:
-    """Compare the loss after loading with that at saving.
+    """Compare the loss after loading with that at saving, nats a token.
 
     Args:
-        found, recorded: nats a token.
-        precisions: of the run that loads, and of that which saved.
+        found, recorded: the two.
+        precisions: of the runs that load and saved.
 
     Raises:
         TrainingError: they differ by more than rounding.

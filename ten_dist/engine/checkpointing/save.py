@@ -1,27 +1,27 @@
 """Writing checkpoints while training goes on.
 
-A thread of each rank copies what the rank holds to host memory while the next step goes
-forward and backward, and then writes its own files into a folder with a temporary name.
-When all have, rank 0 checks them, adds index and record, renames the folder, and replaces
-the pointer `latest`. A run killed at any moment leaves the checkpoint before it as the
-newest.
+A thread of each rank copies what the rank holds to host memory during the next forward and
+backward, and then writes its own files into a folder with a temporary name. When all have,
+rank 0 checks them, adds index and record, renames the folder, and replaces the pointer
+`latest`. A run killed at any moment leaves the checkpoint before it as the newest.
 
-The copy takes 12 bytes for each float32 weight that the rank holds; of a GPU's memory that
-is pinned, and torch may take up to twice as much. Where weights and moments lie on NVMe
-there is no host memory for that: they are then written without a copy, a sub-group of
-parameters at a time, and training waits for it.
+The copy takes 12 bytes for each float32 weight that the rank holds, up to 24 on GPUs, where
+it is pinned. Where weights and moments lie on NVMe because host memory is short, they are
+written without a copy, a group of parameters at a time, and training waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -36,12 +36,9 @@ from ten_dist.checkpoint import (
     TensorSlice,
     write_tensors,
 )
-from ten_dist.checkpoint.layout import (
-    INDEX_NAME,
-    tensor_file_name,
-)
+from ten_dist.checkpoint.layout import INDEX_NAME, tensor_file_name
 from ten_dist.checkpoint.record import RECORD_NAME
-from ten_dist.engine.checkpointing.held_state import held_state
+from ten_dist.engine.checkpointing.held_state import KINDS, held_state
 from ten_dist.engine.checkpointing.host_copy import HostCopy
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
@@ -49,39 +46,37 @@ from ten_dist.errors import TrainingError
 from ten_dist.files import sync, write_json, write_text
 from ten_dist.run_folder import RunFolder
 
-Source = Callable[[Sequence[str]], Iterator[tuple[str, Tensor]]]
-
-Written = tuple[str | None, dict[str, FileRecord]]
-"""What went wrong, or None, and the files that a rank has written, by name."""
-
 # Of what a checkpoint takes, for index, record and the file system's own needs.
 _SPACE_MARGIN = 1.02
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedCheckpoint:
-    """How a checkpoint was written."""
+@dataclasses.dataclass
+class _Part:
+    """What one rank has written of a checkpoint."""
 
-    step: int
-    held_seconds: float
-    """That training waited."""
-    write_seconds: float
-    """From the first byte that was copied or written until the checkpoint was complete."""
-    bytes: int
-    """Of all files."""
+    folder: Path
+    slices: list[TensorSlice]
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    error: str | None = None
+    """Why it could not be written."""
 
-    def metrics(self) -> dict[str, float]:
-        """The figures under the names that metrics.jsonl uses."""
-        return {
-            "step": self.step,
-            "checkpoint_held_seconds": self.held_seconds,
-            "checkpoint_write_seconds": self.write_seconds,
-            "checkpoint_bytes": self.bytes,
-        }
+    @contextlib.contextmanager
+    def keeping_error(self) -> Iterator[None]:
+        """Raise nothing: the other ranks wait to hear of this one."""
+        try:
+            yield
+        except Exception as failure:  # noqa: BLE001 - of files, host memory or the GPU
+            reason = getattr(failure, "strerror", None) or repr(failure)
+            self.error = f"{self.folder} cannot be written: {reason}"
 
 
 class CheckpointWriter:
-    """Saves one run. Every rank has one, and calls the same methods in the same order."""
+    """Saves one run. Every rank has one, and calls the same methods in the same order.
+
+    Args:
+        engine, ranks, run, folder: of the training.
+        report: told how each checkpoint was written, by the names of metrics.jsonl.
+    """
 
     def __init__(
         self,
@@ -89,23 +84,19 @@ class CheckpointWriter:
         ranks: Ranks,
         run: ResolvedRun,
         folder: RunFolder,
+        report: Callable[[dict[str, Any]], None] = lambda metrics: None,
     ) -> None:
+        self._report = report
         self._ranks = ranks
         self._run = run
         self._folder = folder
         self._zero_stage = engine.zero_optimization_stage()
         self._held = held_state(engine, ranks)
-        # Of the module's buffers, which all ranks have, rank 0 writes all.
-        self._buffers = [
-            TensorSlice(name, 0, buffer.numel())
-            for name, buffer in self._held.buffers.items()
-            if ranks.is_first
-        ]
         self._copy = HostCopy()
         self._held_seconds = 0.0
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
-        self._saved: SavedCheckpoint | None = None
+        self._saved: dict[str, Any] | None = None
 
     def save(
         self,
@@ -113,11 +104,11 @@ class CheckpointWriter:
         probe_loss: float,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin the checkpoint of a run.
+        """Begin a checkpoint.
 
         Args:
-            state: how far the run is.
-            probe_loss: what its weights give of the probe, nats a token.
+            state: of the run.
+            probe_loss: of its weights, nats a token, see :func:`run_probe`.
             tick: called again and again while training waits for a write.
 
         Raises:
@@ -126,8 +117,7 @@ class CheckpointWriter:
         """
         started = time.perf_counter()
         self.wait()
-        name = f"step_{state.step:08d}"
-        partial = self._folder.checkpoints / f"{name}.partial"
+        partial = self._folder.checkpoints / f"step_{state.step:08d}.partial"
         with self._ranks.agreeing():
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -135,14 +125,15 @@ class CheckpointWriter:
                 reason = lacking_space(self._folder, self._run.parameters)
                 if reason is not None:
                     raise TrainingError(f"{reason}, then start again to continue")
+        part = _Part(partial, self._held.slices + self._held.buffer_slices)
+        writing_since = time.perf_counter()
         with torch.no_grad():
             self._held.prepare()
-            written, writing_since = None, time.perf_counter()
             if self._held.on_disk:
-                source = functools.partial(self._values, tick=tick)
-                written = self._write_files(partial, source)
+                with part.keeping_error():
+                    self._write_files(part, tick)
             else:
-                self._copy.begin(list(self._values(_KINDS)))
+                self._copy.begin(list(self._held.values(KINDS)))
         record = CheckpointRecord(
             state=state,
             optimizer_steps=self._held.optimizer_steps(),
@@ -152,12 +143,8 @@ class CheckpointWriter:
             world_size=self._ranks.world_size,
             zero_stage=self._zero_stage,
         )
-        self._thread = threading.Thread(
-            target=self._finish,
-            args=(partial, record, written, writing_since),
-            name="checkpoint",
-            daemon=True,
-        )
+        finish = functools.partial(self._finish, part, record, writing_since)
+        self._thread = threading.Thread(target=finish, name="checkpoint", daemon=True)
         self._held_seconds = time.perf_counter() - started
         self._thread.start()
 
@@ -168,7 +155,7 @@ class CheckpointWriter:
         self._held_seconds += time.perf_counter() - started
 
     def wait(self) -> None:
-        """Wait until the checkpoint that was begun last is complete.
+        """Wait until the checkpoint that was begun last is complete, and report it.
 
         Raises:
             TrainingError: it could not be written.
@@ -176,6 +163,7 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.report_saved()
         if self._failure is not None:
             raise TrainingError(self._failure)
 
@@ -184,123 +172,71 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def take_saved(self) -> SavedCheckpoint | None:
-        """How the last checkpoint was written, told once, when it is complete."""
+    def report_saved(self) -> None:
+        """Report a checkpoint that has become complete."""
         saved, self._saved = self._saved, None
-        return saved
+        if saved is not None:
+            self._report(saved)
 
-    def _values(
-        self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Key and values of all that this rank writes, by :meth:`HeldState.values`."""
-        for piece, kind, values in self._held.values(kinds):
-            tick()
-            yield piece.key(kind), values
-        if WEIGHT in kinds:
-            for piece in self._buffers:
-                yield piece.key(WEIGHT), self._held.buffers[piece.name].view(-1)
-
-    def _shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
-        """Shapes by key, in the order of :meth:`_values`."""
-        held = [(p, kind) for p in self._held.slices for kind in kinds]
-        if WEIGHT in kinds:
-            held += [(piece, WEIGHT) for piece in self._buffers]
-        return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in held}
-
-    def _copied(self, kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """The same from the copy in host memory."""
-        return ((key, self._copy[key]) for key in self._shapes(kinds))
-
-    def _write_files(self, partial: Path, source: Source) -> Written:
-        """Write this rank's files; raises nothing.
-
-        Args:
-            partial: the folder.
-            source: key and values of all slices of some kinds, in the order of
-                :meth:`_shapes`; values may change when the next are asked for.
-        """
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        files = {}
-        try:
-            for kinds in ((WEIGHT,), MOMENTS):
-                name = tensor_file_name(kinds[0], rank, world_size)
-                shapes, tensors = self._shapes(kinds), source(kinds)
-                read = functools.partial(_take, tensors)
-                files[name] = write_tensors(partial / name, shapes, torch.float32, read)
-                # To its end, where what the last values came from is let go.
-                next(tensors, None)
-        except Exception as failure:  # noqa: BLE001 - others wait for the word of this rank
-            return _describe(partial, failure), {}
-        return None, files
-
-    def _finish(
-        self,
-        partial: Path,
-        record: CheckpointRecord,
-        written: Written | None,
-        started: float,
+    def _write_files(
+        self, part: _Part, tick: Callable[[], None] = lambda: None
     ) -> None:
-        """What the thread does. Ends with all ranks of one mind, whatever happened."""
-        if written is None:
-            try:
+        """Write this rank's files and add them to `part`."""
+        for kinds in ((WEIGHT,), MOMENTS):
+            name = tensor_file_name(kinds[0], self._ranks.rank, self._ranks.world_size)
+            values = self._held.values(kinds, tick)
+            read = self._copy.__getitem__
+            if self._held.on_disk:
+                read = functools.partial(_take, values)
+            part.files[name] = write_tensors(
+                part.folder / name,
+                self._held.value_shapes(kinds),
+                torch.float32,
+                read,
+            )
+            # Frees the memory into which the last values were read from the disk.
+            values.close()
+
+    def _finish(self, part: _Part, record: CheckpointRecord, started: float) -> None:
+        """What the thread does. All ranks end with the same result, whatever happened."""
+        with part.keeping_error():
+            if not self._held.on_disk:
                 self._copy.make()
-            except Exception as failure:  # noqa: BLE001 - host memory, or a GPU, gives out
-                written = _describe(partial, failure), {}
-        error, files = written or self._write_files(partial, self._copied)
-        try:
+                self._write_files(part)
             # All together: the disk is busy from the first byte on.
-            for name in files:
-                sync(partial / name)
-        except OSError as failure:
-            error = _describe(partial, failure)
-        slices = self._held.slices + self._buffers
+            for name in part.files:
+                sync(part.folder / name)
         try:
-            written = self._ranks.background.gather((error, files, slices))
+            parts = self._ranks.background.gather(part)
+            error = None
             if self._ranks.is_first:
-                error = self._complete(partial, record, written, started)
+                error = self._complete(parts, record, started)
             self._failure = self._ranks.background.from_first(error)
         except Exception as failure:  # noqa: BLE001 - a thread's error is seen by nobody
             self._failure = f"a rank was lost while a checkpoint was written: {failure}"
 
     def _complete(
-        self,
-        partial: Path,
-        record: CheckpointRecord,
-        written: list[tuple[str | None, dict[str, FileRecord], list[TensorSlice]]],
-        started: float,
+        self, parts: list[_Part], record: CheckpointRecord, started: float
     ) -> str | None:
         """Make a checkpoint of what the ranks have written; what went wrong, or None."""
-        errors = [error for error, _, _ in written if error is not None]
+        partial = parts[0].folder
         try:
-            if errors:
-                raise OSError(errors[0])
-            files = {
-                name: file for _, part, _ in written for name, file in part.items()
-            }
+            for part in parts:
+                if part.error is not None:
+                    raise OSError(part.error)
+            files = {n: file for part in parts for n, file in part.files.items()}
             for name, file in files.items():
                 if (size := (partial / name).stat().st_size) != file.bytes:
                     raise OSError(
                         f"{partial / name} has {size} bytes, not the {file.bytes} that "
                         "were written: is it one folder on every node?"
                     )
-            index = {
-                "writers": len(written),
-                "tensors": {
-                    name: {"shape": list(shape), "slices": []}
-                    for name, shape in self._held.shapes.items()
-                },
-            }
-            for writer, (_, _, slices) in enumerate(written):
-                for piece in slices:
-                    entry = [piece.start, piece.stop, writer]
-                    index["tensors"][piece.name]["slices"].append(entry)
-            write_json(partial / INDEX_NAME, index)
+            write_json(partial / INDEX_NAME, self._index(parts))
             files[INDEX_NAME] = FileRecord.of(partial / INDEX_NAME)
-            write_seconds = time.perf_counter() - started
             record = dataclasses.replace(
                 record,
                 held_seconds=self._held_seconds,
-                write_seconds=write_seconds,
+                write_seconds=time.perf_counter() - started,
                 files=files,
             )
             write_json(partial / RECORD_NAME, record.to_dict())
@@ -308,13 +244,24 @@ class CheckpointWriter:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return str(error)
-        self._saved = SavedCheckpoint(
-            step=record.state.step,
-            held_seconds=record.held_seconds,
-            write_seconds=write_seconds,
-            bytes=sum(file.bytes for file in files.values()),
-        )
+        self._saved = {
+            "step": record.state.step,
+            "checkpoint_held_seconds": record.held_seconds,
+            "checkpoint_write_seconds": record.write_seconds,
+            "checkpoint_bytes": sum(file.bytes for file in files.values()),
+        }
         return None
+
+    def _index(self, parts: list[_Part]) -> dict[str, Any]:
+        tensors: dict[str, dict[str, list]] = {
+            name: {"shape": list(shape), "slices": []}
+            for name, shape in self._held.shapes.items()
+        }
+        for writer, part in enumerate(parts):
+            for piece in part.slices:
+                entry = [piece.start, piece.stop, writer]
+                tensors[piece.name]["slices"].append(entry)
+        return {"writers": len(parts), "tensors": tensors}
 
     def _publish(self, partial: Path) -> None:
         final = partial.with_suffix("")
@@ -330,9 +277,6 @@ class CheckpointWriter:
         )
 
 
-_KINDS = (WEIGHT, *MOMENTS)
-
-
 def _take(tensors: Iterator[tuple[str, Tensor]], expected: str) -> Tensor:
     """The next values, in host memory, which are those of a key."""
     key, values = next(tensors)
@@ -340,15 +284,9 @@ def _take(tensors: Iterator[tuple[str, Tensor]], expected: str) -> Tensor:
     return values.cpu()
 
 
-def _describe(partial: Path, failure: Exception) -> str:
-    """Why a checkpoint could not be written."""
-    reason = getattr(failure, "strerror", None) or repr(failure)
-    return f"{partial} cannot be written: {reason}"
-
-
 def lacking_space(folder: RunFolder, parameters: int) -> str | None:
     """Why the disk has no room for a checkpoint of a run, or None."""
-    needed = int(4 * len(_KINDS) * parameters * _SPACE_MARGIN)
+    needed = int(4 * len(KINDS) * parameters * _SPACE_MARGIN)
     place = folder.checkpoints
     while not place.exists():
         place = place.parent
