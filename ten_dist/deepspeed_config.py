@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ten_dist.config.training import TrainingConfig
+from ten_dist.config.training import ComputeOptions, TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import exists, read_user_text
 from ten_dist.schedule import Schedule
@@ -189,19 +189,19 @@ def swaps_to_nvme(config: dict[str, Any]) -> bool:
     return _offload(config, "offload_optimizer").get("device") == "nvme"
 
 
-def check_nvme_path(file_config: dict[str, Any], training: TrainingConfig) -> None:
+def check_nvme_path(file_config: dict[str, Any], options: ComputeOptions) -> None:
     """Compare `--nvme_path` with the DeepSpeed file.
 
     Raises:
         ConfigurationError: it is missing, or has no effect.
     """
-    name = training.deepspeed_config
-    if swaps_to_nvme(file_config) and training.nvme_path is None:
+    name = options.deepspeed_config
+    if swaps_to_nvme(file_config) and options.nvme_path is None:
         raise ConfigurationError(
             "--nvme_path is missing: offload_optimizer.device of --deepspeed_config "
             f"{name} is nvme; give a folder on the disk to swap to"
         )
-    if training.nvme_path is not None and not swaps_to_nvme(file_config):
+    if options.nvme_path is not None and not swaps_to_nvme(file_config):
         raise ConfigurationError(
             f"--nvme_path has no effect with --deepspeed_config {name}, which moves "
             "nothing to NVMe: leave it out, or choose nvme"

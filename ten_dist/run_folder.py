@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.checkpoint import damage
+from ten_dist.config.training import SavingOptions
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import unwritable, write_json
 from ten_dist.run_record import RunRecord
@@ -170,8 +171,9 @@ class RunFolder:
             )
         return path
 
-    def delete_old_checkpoints(self, keep: int | None, every: int | None) -> None:
-        """Delete all but the newest `keep` checkpoints, and those of every N-th step."""
+    def delete_old_checkpoints(self, options: SavingOptions) -> None:
+        """Delete all checkpoints but those that the options keep."""
+        keep, every = options.keep_checkpoints, options.keep_checkpoint_every
         for path in self.all_checkpoints()[keep:] if keep is not None else []:
             if every and checkpoint_step(path) % every == 0:
                 continue

@@ -11,7 +11,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 
-from ten_dist.config.training import TrainingConfig
+from ten_dist.config.training import OptimizerOptions
 from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.engine.deepspeed_internals import import_muon
 from ten_dist.engine.distributed import Ranks
@@ -72,7 +72,7 @@ def _compile_blocks(model: TemporalEigenstateNetwork, sharded: bool) -> None:
 
 def _make_optimizer(
     model: TemporalEigenstateNetwork,
-    training: TrainingConfig,
+    options: OptimizerOptions,
     deepspeed_config: dict[str, Any],
     device: torch.device,
 ) -> torch.optim.Optimizer:
@@ -81,11 +81,10 @@ def _make_optimizer(
     Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
     is set at every step by the trainer.
     """
-    groups = model.parameter_groups(training.weight_decay)
-    betas = (training.adam_beta1, training.adam_beta2)
+    groups = model.parameter_groups(options.weight_decay)
+    rate = options.learning_rate
+    betas = (options.adam_beta1, options.adam_beta2)
     if device.type == "cuda" and offloads(deepspeed_config, "offload_optimizer"):
-        return DeepSpeedCPUAdam(
-            groups, lr=training.learning_rate, betas=betas, adamw_mode=True
-        )
+        return DeepSpeedCPUAdam(groups, lr=rate, betas=betas, adamw_mode=True)
     # One pass over each tensor, without copies of it on the way, on CPUs as well.
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)

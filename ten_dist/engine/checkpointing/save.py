@@ -271,10 +271,7 @@ class CheckpointWriter:
         os.rename(partial, final)
         sync(final.parent)
         write_text(final.parent / "latest", final.name + "\n")
-        training = self._run.training
-        self._folder.delete_old_checkpoints(
-            training.keep_checkpoints, training.keep_checkpoint_every
-        )
+        self._folder.delete_old_checkpoints(self._run.training)
 
 
 def _take(tensors: Iterator[tuple[str, Tensor]], expected: str) -> Tensor:
