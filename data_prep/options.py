@@ -99,8 +99,8 @@ class TokenizerOptions(Options):
     """A tokenizer.json to use, or 'bytes' for one token a byte; by default one is trained
     on the documents that are not held out."""
     separator: Annotated[str | None, metavar("TOKEN")] = None
-    """Token of --tokenizer FILE that ends each document; by default the first of the
-    well-known ones that it has, such as <|endoftext|> or </s>."""
+    """Token of --tokenizer FILE that ends each document; by default the only one
+    that it has of the well-known ones, such as <|endoftext|> or </s>."""
     tokenizer_sample_megabytes: Annotated[float, more_than(0), metavar("M")] = 32.0
     """Train the tokenizer on the first M MB of the shuffled corpus."""
 

@@ -219,8 +219,8 @@ def _recorded(path: str) -> dict[str, Any] | None:
     except ConfigurationError as error:
         raise ConfigurationError(f"{path} {error}") from None
     model = record.model.to_dict()
-    # These follow from the data.
-    left_out = {"document_separator_id", "vocab_size"}
+    # It follows from the data.
+    left_out = {"document_separator_id"}
     if record.model.mixer == "attention":
         left_out.update(EIGENSTATE_FIELDS)
     options = record.training.to_dict()

@@ -37,6 +37,9 @@ by_page = pytest.mark.parametrize(
 
 def accepted(words):
     """What is wrong with a command, or None; nothing is run."""
+    # Variables for the program.
+    while re.match("[A-Z_]+=", words[0]):
+        words = words[1:]
     program, rest = words[0], words[1:]
     if program == "ten-dist":
         return ten_dist_accepts(rest)

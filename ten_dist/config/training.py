@@ -31,7 +31,7 @@ class RunOptions(Options):
     config: Annotated[str, metavar("PRESET")] = "nano"
     """Preset of the model: pico, nano, micro, small, medium, large or xlarge."""
     output_dir: Annotated[str | None, metavar("DIR")] = None
-    """Run folder: configuration, metrics, TensorBoard events, checkpoints."""
+    """Needed, but for --dry_run: run folder with configuration, metrics, TensorBoard events, checkpoints."""
     resume: Annotated[str, metavar("auto|never|PATH")] = "auto"
     """auto continues the run in the output folder if there is one; never refuses to;
     PATH starts a new run from that checkpoint folder, and once the new run has a
@@ -72,7 +72,7 @@ class DataOptions(CacheOptions):
     GROUP: ClassVar[str] = "data"
 
     data: Annotated[str | None, metavar("DATA")] = None
-    """Folder of token shards to train on, as data_prep.shard writes it; or its URL, such
+    """Needed, but for --dry_run: folder of token shards to train on, as data_prep.shard writes it; or its URL, such
     as s3://BUCKET/FOLDER or https://HOST/FOLDER; or a mixture of several by weight,
     NAME=DATA:WEIGHT,NAME=DATA:WEIGHT."""
     val_data: Annotated[str | None, metavar("DIR|URL")] = None
