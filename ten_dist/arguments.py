@@ -18,7 +18,7 @@ from ten_dist.errors import ConfigurationError
 
 LONGEST_SECONDS = 1e7
 """Most seconds that an option can give, some months: timers cannot count to any number."""
-_LARGEST = 2**63
+LARGEST = 2**63
 _NOT_A_NAME = {
     errno.ENAMETOOLONG: "is longer than a file name can be",
     errno.ELOOP: "is a symbolic link that leads to itself",
@@ -42,6 +42,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """What stands for the arguments before they are parsed."""
         self.declared: dict[str, Any] = {}
         """What an option was made of, by name, where :mod:`ten_dist.config` has."""
+        self.takes_runs = False
+        """Whether a file of options can be the record of a run."""
         self.passed_over: dict[str, Any] = {}
         """Options of other commands that a file can have without effect here."""
 
@@ -66,7 +68,7 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"must be a whole number, not {_shortened(text)}"
         ) from None
-    if not -_LARGEST <= number < _LARGEST:
+    if not -LARGEST <= number < LARGEST:
         raise argparse.ArgumentTypeError(
             f"must be a number of 64 bits, not {_shortened(text)}"
         )

@@ -12,20 +12,29 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ten_dist.arguments import ArgumentParser
-from ten_dist.config.model import EIGENSTATE_FIELDS
-from ten_dist.config.options import nearest
+from ten_dist.arguments import ArgumentParser, check_text
+from ten_dist.config.model import EIGENSTATE_FIELDS, TemporalEigenstateConfig
+from ten_dist.config.options import (
+    Option,
+    check_alternatives,
+    nearest,
+    options_of,
+)
+from ten_dist.config.training import RUN_FORMAT
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import read_user_text
 
 _OPTION = "--config_file"
 _SWITCHES = {"true": True, "false": False}
+# With these a command line says that it is about another model than a record.
+_OTHER_MODEL = {"config", "paper", "use_hten", "mixer"}
 
 
 def add_config_file(parser: ArgumentParser) -> None:
@@ -53,23 +62,14 @@ def add_config_file(parser: ArgumentParser) -> None:
 
 
 def options_in(path: str) -> dict[str, Any]:
-    """The options of a file by name, whatever their groups; values are text, or lists or
-    mappings of it, and None where one is not given.
+    """The options of a file by name; values are text, or lists or mappings of it, and
+    None where one is not given.
 
     Raises:
-        ConfigurationError: it cannot be read, or is no mapping.
+        ConfigurationError: it cannot be read, or has no options by name.
     """
-    recorded = _recorded(path)
-    if recorded is not None:
-        return recorded
-    content = _read(path)
-    return {
-        name: value
-        for key, values in content.items()
-        for name, value in (
-            values if isinstance(values, dict) else {key: values}
-        ).items()
-    }
+    content, _ = _load(path)
+    return {name: value for _, name, value in _flattened(content, path)}
 
 
 def config_text(namespace: argparse.Namespace) -> str:
@@ -96,17 +96,24 @@ def config_text(namespace: argparse.Namespace) -> str:
             # What the preset says is not the file's to say.
             if value is not dataclasses.MISSING:
                 groups.setdefault(str(group.title), {})[action.dest] = _plain(value)
-    loose = groups.pop("options", {})
-    return yaml.safe_dump({**loose, **groups}, sort_keys=False, allow_unicode=True)
+    for option in parser.declared.values():
+        check_alternatives(
+            option.alternatives, lambda name: getattr(namespace, name, None)
+        )
+    values = {**groups.pop("options", {}), **groups}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # Some characters come back only as escape sequences.
+    return text if yaml.safe_load(text) == values else yaml.safe_dump(values)
 
 
 def _plain(value: Any) -> Any:
     """A value as YAML has it."""
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    return (
-        value if value is None or isinstance(value, (bool, int, float)) else str(value)
-    )
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    # Where the locale is not of UTF-8, what is not ASCII came as single bytes.
+    return os.fsencode(str(value)).decode("utf-8")
 
 
 def _from_file(action: argparse.Action) -> bool:
@@ -123,109 +130,138 @@ def _expand(parser: ArgumentParser, arguments: list[str]) -> list[str]:
     names = [word.partition("=")[0] for word in own]
     if _OPTION not in names:
         return arguments
-    at = names.index(_OPTION)
     if names.count(_OPTION) > 1:
         raise ConfigurationError(f"{_OPTION} is given twice: keep one")
+    starts_another = any(a.nargs == argparse.REMAINDER for a in parser._actions)
+    if starts_another and not {"--", "--print_config"} & set(arguments):
+        raise ConfigurationError(
+            f"put -- before the other command, to say whose {_OPTION} this is"
+        )
+    at = names.index(_OPTION)
     path = own[at].partition("=")[2] or next(iter(own[at + 1 :]), "")
     if not path:
         raise ConfigurationError(f"{_OPTION} is given no file")
-    actions = {a.dest: a for a in parser._actions if _from_file(a)}
     del arguments[at : at + (1 if "=" in own[at] else 2)]
+    actions = {a.dest: a for a in parser._actions if _from_file(a)}
     given = {
         action.dest
         for action in actions.values()
         if not set(names).isdisjoint(action.option_strings)
     }
     words: list[str] = []
-    for name, value in _options_for(parser, path, actions):
+    for name, value in _options_for(parser, path, given).items():
         option = parser.declared.get(name)
         replaced = given.intersection(option.alternatives if option else ())
         if value is not None and name not in given and not replaced:
-            words += _words(actions[name], value, path)
+            words += _words(actions[name], option, value, path)
+    # As the command line has them, in any locale.
+    words = [os.fsdecode(word.encode("utf-8", "surrogatepass")) for word in words]
+    check_text(words)
     return words + arguments
 
 
-def _options_for(
-    parser: ArgumentParser, path: str, actions: Mapping[str, argparse.Action]
-) -> Iterator[tuple[str, Any]]:
-    """Name and value of each option in a file that the command has."""
-    recorded = _recorded(path)
-    if recorded is not None:
+def _options_for(parser: ArgumentParser, path: str, given: set[str]) -> dict[str, Any]:
+    """The options of a file that the command has, by name; those that are `given` on the
+    command line will win."""
+    content, is_run = _load(path)
+    known = {a.dest for a in parser._actions if _from_file(a)}
+    if is_run:
+        if not parser.takes_runs:
+            raise ConfigurationError(
+                f"{path} is the record of a run, whose options are those of train and "
+                "plan: give this command a file of its own"
+            )
+        if not given.isdisjoint(_OTHER_MODEL):
+            model = options_of(TemporalEigenstateConfig)
+            content = {n: v for n, v in content.items() if n not in model}
         # It was not written for this command, which may have only some of its options.
-        yield from ((n, value) for n, value in recorded.items() if n in actions)
-        return
-    content = _read(path)
-    others = parser.passed_over
+        return {name: value for name, value in content.items() if name in known}
     titles = {str(g.title) for g in parser._action_groups if g._group_actions}
-    titles.update(option.group for option in others.values())
+    titles.update(option.group for option in parser.passed_over.values())
+    found = {}
+    for group, name, value in _flattened(content, path):
+        if group is not None and group not in titles:
+            raise ConfigurationError(
+                f"{path}: unknown group {nearest(group, titles)} (see --help)"
+            )
+        if name in known:
+            found[name] = value
+        elif group is None and name in titles:
+            if value is not None:
+                raise ConfigurationError(
+                    f"{path}: {name} is a group, below which its options stand"
+                )
+        elif name not in parser.passed_over:
+            raise ConfigurationError(
+                f"{path}: unknown option {nearest(name, known)} (see --help)"
+            )
+    return found
+
+
+def _flattened(
+    content: dict[str, Any], path: str
+) -> Iterator[tuple[str | None, str, Any]]:
+    """Group, name and value of each option; the group is None where there is none."""
     seen = set()
     for key, values in content.items():
-        if isinstance(values, dict) and key not in titles:
-            raise ConfigurationError(
-                f"{path}: unknown group {nearest(key, titles)} (see --help)"
-            )
-        inner = values if isinstance(values, dict) else {key: values}
-        for name, value in inner.items():
-            if name not in actions and name not in others:
-                raise ConfigurationError(
-                    f"{path}: unknown option {nearest(name, actions)} (see --help)"
-                )
+        group, options = (
+            (key, values) if isinstance(values, dict) else (None, {key: values})
+        )
+        for name, value in options.items():
             if name in seen:
                 raise ConfigurationError(f"{path}: {name} is given twice: keep one")
             seen.add(name)
-            if name in actions:
-                yield name, value
+            yield group, name, value
 
 
-def _words(action: argparse.Action, value: Any, path: str) -> list[str]:
+def _words(
+    action: argparse.Action, option: Option | None, value: Any, path: str
+) -> list[str]:
     """What an option of a file is on a command line."""
     name = action.option_strings[0]
     if action.nargs == 0:
-        if value not in _SWITCHES:
+        if not isinstance(value, str) or value not in _SWITCHES:
             raise ConfigurationError(
                 f"{path}: {action.dest} must be true or false, not {value!r}"
             )
         if isinstance(action, argparse.BooleanOptionalAction):
             return [action.option_strings[not _SWITCHES[value]]]
         return [name] if _SWITCHES[value] == action.const else []
-    values = value if isinstance(value, list) else [value]
+    appended = isinstance(action, argparse._AppendAction)
+    several = appended or option is not None and option.length is not None
+    values = value if several and isinstance(value, list) else [value]
     if not all(isinstance(part, str) for part in values):
-        raise ConfigurationError(
-            f"{path}: {action.dest} must be one value or a list, not {value!r}"
-        )
-    if isinstance(action, argparse._AppendAction):
+        wanted = "one value or a list of them" if several else "one value"
+        raise ConfigurationError(f"{path}: {action.dest} must be {wanted}")
+    if appended:
         return [f"{name}={part}" for part in values]
     if action.nargs == "+":
+        for part in values:
+            if part.startswith("-"):
+                raise ConfigurationError(
+                    f"{path}: {action.dest} begins with -: write ./{part}"
+                )
         return [name, *values]
     return [f"{name}={','.join(values)}"]
 
 
-def _recorded(path: str) -> dict[str, Any] | None:
-    """The options of the run whose config.json a file is, as :func:`_read` gives them;
-    None where it is another file."""
-    if Path(path).suffix != ".json":
-        return None
+def _recorded(text: str, path: str) -> dict[str, Any]:
+    """The options of a run, as :func:`_load` gives them, from its config.json."""
     # Imports torch, which takes seconds.
-    from ten_dist.run_record import RunRecord, is_run_record
+    from ten_dist.run_record import RunRecord
 
     try:
-        content = json.loads(_text(path))
-    except json.JSONDecodeError:
-        return None
-    if not is_run_record(content):
-        return None
-    try:
-        record = RunRecord.from_dict(content)
+        record = RunRecord.from_dict(json.loads(text))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path} {error}") from None
-    model = record.model.to_dict()
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}") from None
     # It follows from the data.
     left_out = {"document_separator_id"}
     if record.model.mixer == "attention":
         left_out.update(EIGENSTATE_FIELDS)
-    options = record.training.to_dict()
-    options |= {n: v for n, v in model.items() if n not in left_out}
-    return {name: _as_text(value) for name, value in options.items()}
+    options = {**record.training.to_dict(), **record.model.to_dict()}
+    return {n: _as_text(value) for n, value in options.items() if n not in left_out}
 
 
 def _as_text(value: Any) -> Any:
@@ -235,6 +271,9 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return None if value is None else str(value)
+
+
+_NOTHING = ("", "~", "null", "Null", "NULL")
 
 
 class _Loader(yaml.BaseLoader):
@@ -254,32 +293,44 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     return content
 
 
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
 def _scalar(loader: _Loader, node: yaml.ScalarNode) -> str | None:
-    plain = node.style is None and node.value in ("", "~", "null")
-    return None if plain else loader.construct_scalar(node)
+    text = loader.construct_scalar(node)
+    return None if node.style is None and text in _NOTHING else text
 
 
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    raise yaml.MarkedYAMLError(
+        problem=f"a tag, {node.tag}, has no meaning here", problem_mark=node.start_mark
+    )
+
+
+_Loader.add_constructor(None, _refuse_tag)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
 
 
-def _text(path: str) -> str:
-    return read_user_text(
+def _load(path: str) -> tuple[dict[str, Any], bool]:
+    """The content of a file, of text, None, and lists and mappings of them; and whether
+    that is the options of a run, by name, from its record."""
+    text = read_user_text(
         Path(path), f"{_OPTION} {path}", "it is a YAML file of options"
     )
-
-
-def _read(path: str) -> dict[str, Any]:
-    """The content of a YAML file: text, None, and lists and mappings of them."""
     try:
-        content = yaml.load(_text(path), _Loader)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise ConfigurationError(f"{_OPTION} {path} is not YAML: {reason}") from None
     if content is None:
-        return {}
+        return {}, False
     if not isinstance(content, dict):
         raise ConfigurationError(
             f"{_OPTION} {path} has no options by name: each is a line `name: value`"
         )
-    return content
+    if content.get("format") == RUN_FORMAT:
+        return _recorded(text, path), True
+    return content, False

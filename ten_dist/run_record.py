@@ -6,18 +6,11 @@ import dataclasses
 from typing import Any
 
 from ten_dist.config.model import TemporalEigenstateConfig
-from ten_dist.config.training import TrainingConfig
+from ten_dist.config.training import RUN_FORMAT, TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.schedule import Schedule
 
-_FORMAT = "ten_dist.run"
 _VERSION = 2
-
-
-def is_run_record(content: Any) -> bool:
-    """Whether the content of a JSON file is that of a run's `config.json`, of whatever
-    version."""
-    return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +47,7 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
-            "format": _FORMAT,
+            "format": RUN_FORMAT,
             "version": _VERSION,
             **dataclasses.asdict(self),
             "model": self.model.to_dict(),
@@ -68,7 +61,7 @@ class RunRecord:
         Raises:
             ConfigurationError: it is something else, or of another version.
         """
-        if not is_run_record(values):
+        if not isinstance(values, dict) or values.get("format") != RUN_FORMAT:
             raise ConfigurationError("is another's")
         if values.get("version") != _VERSION:
             raise ConfigurationError(

@@ -153,7 +153,17 @@ def test_a_corpus_is_prepared_from_one(capsys, here):
         ("just text", "has no options by name"),
         ("compile: maybe", "compile must be true or false, not 'maybe'"),
         ("learning_rate: {a: 1}", "unknown group 'learning_rate'"),
-        ("run: {seed: {a: 1}}", "seed must be one value or a list"),
+        ("run: {seed: {a: 1}}", "seed must be one value"),
+        ("seed: [1, 2]", "seed must be one value"),
+        ("compile: [true]", "compile must be true or false, not ['true']"),
+        ("seed: !!str [1]", "is not YAML"),
+        ("seed: !!int 1", "a tag, tag:yaml.org,2002:int, has no meaning here"),
+        ("run: !x {seed: 1, seed: 2}", "a tag, !x, has no meaning here"),
+        ('data: "\\UFFFFFFFF"', "is not YAML"),
+        ("seed: " + "[" * 3000, "is not YAML"),
+        ('nvme_path: ""', "--nvme_path is empty"),
+        ('nvme_path: "a\\0b"', "--nvme_path has a NUL character in it"),
+        ("run: 1", "run is a group, below which its options stand"),
         ("precision: int8", "--precision must be one of fp32, bf16"),
         ("seed: -1", "--seed must be 0 or more and below 4,294,967,296, not -1"),
         ("adam_beta1: 1", "--adam_beta1 must be 0 or more and below 1, not 1"),
@@ -179,6 +189,46 @@ def test_files_that_cannot_be_read_are_named(capsys, here):
     assert "is given twice" in refusal(capsys, "plan", *twice)
 
 
+def test_a_record_gives_way_to_another_model(capsys, here, token_data):
+    (here / "tokens").symlink_to(token_data)
+    (here / "run.yaml").write_text(TRAINING)
+    assert main(["train", "--config_file", "run.yaml", "--steps", "1"]) == 0
+    record = ["train", "--config_file", "run/config.json"]
+    assert printed(capsys, *record)["model"]["dim"] == 32
+    assert printed(capsys, *record)["model"]["vocab_size"] == 257
+    assert "dim" not in printed(capsys, *record, "--config", "large")["model"]
+    # What it calls data is not what this command does.
+    line = refusal(capsys, "evaluate", "run", *record[1:])
+    assert "run/config.json is the record of a run" in line
+
+
+def test_values_are_never_taken_for_options(capsys, here):
+    (here / "corpus.yaml").write_text(
+        "input: [corpus, --deduplicate]\ntokenizer: bytes\noutput: tokens\n"
+    )
+    assert prepare(["--config_file", "corpus.yaml"]) == 2
+    assert "input begins with -: write ./--deduplicate" in capsys.readouterr().err
+    (here / "corpus.yaml").write_text('input: [c]\ntokenizer: bytes\noutput: ""\n')
+    assert prepare(["--config_file", "corpus.yaml"]) == 2
+    assert "--output is empty" in capsys.readouterr().err
+
+
+def test_empty_groups_and_any_characters_come_through(capsys, here):
+    (here / "options.yaml").write_text("machine:\nrun: ~\nnodes: 2\n")
+    options = printed(capsys, "plan", "--config_file", "options.yaml")
+    assert options["machine"]["nodes"] == 2
+    for prompt in ("héllo 日本", "a\x85b", "'", "null", "- x", "1e3", ""):
+        (here / "options.yaml").write_text(json.dumps({"prompt": prompt}))
+        options = printed(capsys, "generate", "RUN", "--config_file", "options.yaml")
+        assert options["prompt"] == prompt
+
+
+def test_it_is_clear_whose_file_it_is(capsys, here):
+    (here / "options.yaml").write_text("grace: 3\n")
+    line = refusal(capsys, "supervise", "echo", "--config_file", "options.yaml")
+    assert "put -- before the other command" in line
+
+
 def test_a_supervisor_finds_the_run_folder_in_the_file(here):
     (here / "run.yaml").write_text("run: {output_dir: there}\n")
     command = ["deepspeed", "launch/train.py", "--config_file", "run.yaml"]
@@ -186,6 +236,10 @@ def test_a_supervisor_finds_the_run_folder_in_the_file(here):
     assert str(find_output_dir([*command, "--output_dir=here"])) == "here"
     (here / "run.yaml").write_text("run: {output_dir: there, dry_run: true}\n")
     with pytest.raises(ConfigurationError, match="--dry_run writes nothing"):
+        find_output_dir(command)
+    assert str(find_output_dir([*command, "--no-dry_run"])) == "there"
+    (here / "run.yaml").write_text("run: {output_dir: [a, b]}\n")
+    with pytest.raises(ConfigurationError, match="has no --output_dir"):
         find_output_dir(command)
 
 

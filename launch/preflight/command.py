@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--no_network_test",
         dest="network_test",
         action="store_false",
-        default=argparse.SUPPRESS,
+        default=True,
         help="do not measure an all-reduce across the hosts",
     )
     add_environment_option(parser)

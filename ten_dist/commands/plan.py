@@ -55,6 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         only=("deepspeed_config",),
     )
     # The file of a training is that of its plan.
+    parser.takes_runs = True
     parser.passed_over.update(options_of(TrainingConfig))
     add_options(parser, MachineOptions)
     add_model_options(parser)

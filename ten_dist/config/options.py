@@ -14,15 +14,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ten_dist.arguments import LONGEST_SECONDS
+from ten_dist.arguments import LARGEST, LONGEST_SECONDS
 from ten_dist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -122,22 +123,28 @@ class Option:
         if value is None and self.optional:
             return
         values = value if self.length is not None else (value,)
-        number = len(values) if isinstance(values, tuple) else -1
-        if number < 0 or self.length not in (None, 0, number):
+        length = len(values) if isinstance(values, tuple) else -1
+        if length < 0 or self.length not in (None, 0, length):
             wanted = f"{self.length or 'several'} values"
         elif not all(type(part) in _KINDS[self.kind] for part in values):
             wanted = _KIND_NAMES[self.kind]
+        elif any(type(p) is int and not -LARGEST <= p < LARGEST for p in values):
+            wanted = "a number of 64 bits"
         elif self.choices and not all(part in self.choices for part in values):
             wanted = "one of " + ", ".join(self.choices)
         elif self.range and not all(part in self.range for part in values):
             wanted = str(self.range)
         else:
             return
-        shown = f"{value:g}" if type(value) is float else repr(value)
+        real = type(value) is float and self.kind is float
+        shown = f"{value:g}" if real else repr(value)
+        if len(shown) > _SHOWN:
+            shown = f"{shown[:_SHOWN]}..."
         raise ConfigurationError(f"--{self.name} must be {wanted}, not {shown}")
 
 
 _KINDS = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+_SHOWN = 60
 _METAVARS = {int: "N", float: "X", str: "NAME", bool: ""}
 _KIND_NAMES = {
     int: "a whole number",
@@ -171,11 +178,7 @@ class Options:
             option.check(value)
         for owner in type(self).__mro__:
             names = vars(owner).get("ALTERNATIVES", ())
-            given = [name for name in names if getattr(self, name) is not None]
-            if len(given) > 1:
-                raise ConfigurationError(
-                    f"--{given[0]} and --{given[1]} cannot both be given: keep one"
-                )
+            check_alternatives(names, functools.partial(getattr, self))
             # Each class checks its own options, and those of its bases are checked there.
             check = vars(owner).get("check_together")
             if check is not None:
@@ -203,6 +206,15 @@ class Options:
                     f"unknown {cls.GROUP} option {nearest(name, known)}"
                 )
         return cls(**values)
+
+
+def check_alternatives(names: Iterable[str], value_of: Callable[[str], Any]) -> None:
+    """Raise a ConfigurationError if more than one of some options is given."""
+    given = [name for name in names if value_of(name) is not None]
+    if len(given) > 1:
+        raise ConfigurationError(
+            f"--{given[0]} and --{given[1]} cannot both be given: keep one"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

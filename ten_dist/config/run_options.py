@@ -21,6 +21,7 @@ from ten_dist.errors import ConfigurationError
 def add_run_options(parser: ArgumentParser) -> None:
     """Add every option of `ten-dist train`."""
     add_options(parser, TrainingConfig)
+    parser.takes_runs = True
     add_model_options(parser)
     # The deepspeed launcher passes this; LOCAL_RANK in the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -21,6 +21,9 @@ from ten_dist.config.options import (
 )
 from ten_dist.errors import ConfigurationError
 
+RUN_FORMAT = "ten_dist.run"
+"""What the `config.json` of a run says that it is."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):

@@ -17,6 +17,7 @@ from typing import IO, Protocol, TextIO
 
 import psutil
 
+from ten_dist.arguments import check_text
 from ten_dist.config_file import options_in
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.own_rank import without_stray_ranks
@@ -37,21 +38,26 @@ def find_output_dir(command: Sequence[str]) -> Path:
         ConfigurationError: it names none, or is a dry run, which has none.
     """
     # The last one counts, as for the command itself.
-    given = {}
+    given: dict[str, str | None] = {}
     for word, value in zip(command, [*command[1:], None]):
         name, equals, joined = word.partition("=")
+        if name == "--no-dry_run":
+            given.pop("--dry_run", None)
         given[name] = joined if equals else value
     in_file = {}
     if path := given.get("--config_file"):
         in_file = options_in(path)
-    for name in ("dry_run", "print_config"):
-        if f"--{name}" in given or in_file.get(name) == "true":
+    if "--no-dry_run" not in given and in_file.get("dry_run") == "true":
+        given["--dry_run"] = None
+    for name in ("--dry_run", "--print_config"):
+        if name in given:
             raise ConfigurationError(
-                f"--{name} writes nothing that shows its success: run it without "
-                "supervisor"
+                f"{name} writes nothing that shows its success: run it without supervisor"
             )
     found = given.get("--output_dir") or in_file.get("output_dir")
-    if not found:
+    if isinstance(found, str):
+        check_text([f"--output_dir={found}"])
+    else:
         raise ConfigurationError(
             "the command has no --output_dir, where a supervisor sees how far it is: "
             "give it one"
