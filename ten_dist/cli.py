@@ -61,10 +61,11 @@ _COMMANDS = {
         "rent the machines of a run from DigitalOcean, and give them back",
     ),
     "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
+    "export": ("ten_dist.commands.export", "a run's model for other tools"),
     "generate": ("ten_dist.commands.generate", "continue a prompt with a run's model"),
 }
 # The others start or watch processes, which settle it for themselves.
-_COMPUTING = ("train", "evaluate", "generate")
+_COMPUTING = ("train", "evaluate", "generate", "export")
 
 # What these do is worth more than what they print about it.
 _LASTING = ("train", "supervise", "launch", "droplets")

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ten_dist.checkpoint import damage
+from ten_dist.checkpoint import damage, read_record
+from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.config.training import SavingOptions
 from ten_dist.errors import ConfigurationError
 from ten_dist.files import unwritable, write_json
@@ -170,6 +171,44 @@ class RunFolder:
                 "first one (--checkpoint_interval)"
             )
         return path
+
+    def chosen_checkpoint(self, name: str | None) -> Path:
+        """The checkpoint that an option names.
+
+        Args:
+            name: its step, its folder, "best" for the one with the lowest held-out loss, or
+                None for the newest.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if name is None:
+            return self.usable_checkpoint()
+        if name == "best":
+            return self._best_checkpoint()
+        path = Path(name)
+        if name.isdecimal() and name.isascii():
+            path = self.checkpoints / f"step_{int(name):08d}"
+        if not (path / RECORD_NAME).is_file():
+            there = [str(checkpoint_step(p)) for p in reversed(self.all_checkpoints())]
+            raise ConfigurationError(
+                f"--checkpoint {name} is not there: the run has those of the steps "
+                f"{', '.join(there) or '(none)'}"
+            )
+        return path
+
+    def _best_checkpoint(self) -> Path:
+        losses = {}
+        for path in self.all_checkpoints():
+            if damage(path) is None:
+                loss = read_record(path).state.metrics.get("val_loss")
+                if loss is not None:
+                    losses[path] = loss
+        if not losses:
+            raise ConfigurationError(
+                "--checkpoint best needs a checkpoint after a validation: the run has none"
+            )
+        return min(losses, key=losses.__getitem__)
 
     def delete_old_checkpoints(self, options: SavingOptions) -> None:
         """Delete all checkpoints but those that the options keep."""

@@ -14,7 +14,7 @@ LAYERS = [
     "model",
     "data schedule",
     "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
-    "planning supervision",
+    "planning supervision export",
     "engine",
     "commands",
     "cli __main__",

@@ -129,6 +129,11 @@ class TextTokenizer:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
+    def to_json(self) -> str:
+        """A tokenizer.json that encodes texts to the same tokens in any program, where no
+        text spells a special token: there such a text is that token."""
+        return self._encoding.to_str()
+
     @cached_property
     def _spelled_separator(self) -> np.ndarray:
         """What a model that has the separator as a piece makes of it otherwise: uint32."""

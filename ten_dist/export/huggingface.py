@@ -1,0 +1,200 @@
+"""A run's model as a folder that transformers loads without ten_dist.
+
+`config.json`, weights in safetensors, tokenizer, `generation_config.json`, a model card,
+and :mod:`ten_dist.export.modeling_ten`, which computes the model in plain torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ten_dist.checkpoint import WEIGHT, CheckpointReader
+from ten_dist.config.model import EIGENSTATE_FIELDS, TemporalEigenstateConfig
+from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
+from ten_dist.errors import ConfigurationError
+from ten_dist.export.model_card import model_card
+from ten_dist.export.verification import verify
+from ten_dist.files import write_json, write_text
+from ten_dist.run_folder import RunFolder
+from ten_dist.run_record import RunRecord
+
+LARGEST_FILE = 5 * 10**9
+"""Bytes of weights in one file."""
+MODELLING_FILE = "modeling_ten.py"
+_DTYPES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+# What concerns training alone, or how a scan is computed.
+_NOT_EXPORTED = {
+    "energy_reg_weight",
+    "energy_kind",
+    "z_loss_weight",
+    "gradient_checkpointing",
+    "scan_backend",
+}
+_RENAMED = {".input_weight": ".in_proj.weight", ".output_weight": ".out_proj.weight"}
+# A rounded rotation would be wrong by more with every step.
+_ALWAYS_FLOAT32 = ("alpha_base", "omega_base")
+
+
+def export_huggingface(
+    folder: RunFolder, checkpoint: Path, output: Path, dtype: torch.dtype
+) -> float:
+    """Write the folder, whole or not at all, after its model was compared with the run's.
+
+    Args:
+        folder: the run.
+        checkpoint: one of its checkpoints, whose bytes are sound.
+        output: a new or empty folder.
+        dtype: of the weights.
+
+    Returns:
+        The largest difference of a logit between the exported model and the run's.
+
+    Raises:
+        ConfigurationError: the output is there already, transformers is not installed, or
+            the tokenizer cannot be exported.
+        TrainingError: the exported model does not compute what the run's does.
+        OSError: the file system refuses.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigurationError(
+            "an export is loaded by transformers before it is done, which is not "
+            "installed: pip install 'ten_dist[export]'"
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(
+            f"--output {output} is there already: name a new folder"
+        )
+    record = folder.read()
+    # Beside the output, so that it can be renamed.
+    temporary = output.absolute().with_name(f".{output.absolute().name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with CheckpointReader(checkpoint) as reader:
+            _write_weights(reader, temporary, dtype)
+            state = reader.record.state
+        _write_tokenizer(folder, record, temporary)
+        _write_configuration(record, temporary, dtype)
+        source = Path(__file__).with_name(MODELLING_FILE)
+        shutil.copyfile(source, temporary / MODELLING_FILE)
+        write_text(temporary / "README.md", model_card(record, state, output.name))
+        difference = verify(temporary, record.model, checkpoint, dtype)
+        if output.exists():
+            output.rmdir()
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return difference
+
+
+def exported_config(model: TemporalEigenstateConfig) -> dict[str, object]:
+    """The fields of a model that `config.json` has, by name."""
+    left_out = set(_NOT_EXPORTED)
+    if model.mixer == "attention":
+        left_out |= set(EIGENSTATE_FIELDS) - {"hten_scales"}
+    return {n: v for n, v in model.to_dict().items() if n not in left_out}
+
+
+def exported_name(name: str) -> str:
+    """What a tensor of a checkpoint is called in an exported model."""
+    for ours, theirs in _RENAMED.items():
+        if name.endswith(ours):
+            name = name.removesuffix(ours) + theirs
+    return f"model.{name}"
+
+
+def _write_weights(reader: CheckpointReader, folder: Path, dtype: torch.dtype) -> None:
+    """`model.safetensors`, or several files and their index."""
+    shards = list(_shards(reader, dtype))
+    if len(shards) == 1:
+        _save(reader, shards[0], folder / "model.safetensors", dtype)
+        return
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        total += _save(reader, names, folder / file, dtype)
+        weight_map |= {exported_name(name): file for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def _shards(reader: CheckpointReader, dtype: torch.dtype) -> Iterator[list[str]]:
+    """Names of the tensors of each file."""
+    names: list[str] = []
+    size = 0
+    for name, shape in reader.shapes.items():
+        own = shape.numel() * dtype.itemsize
+        if names and size + own > LARGEST_FILE:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += own
+    yield names
+
+
+def _save(
+    reader: CheckpointReader, names: list[str], path: Path, dtype: torch.dtype
+) -> int:
+    """Write some tensors to a file; returns their bytes."""
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        kept = name.rpartition(".")[2] in _ALWAYS_FLOAT32
+        tensor = reader.tensor(WEIGHT, name)
+        tensors[exported_name(name)] = tensor if kept else tensor.to(dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> None:
+    """The tokenizer as the run's data were made with it."""
+    content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
+    tokenizer = TextTokenizer.with_separator_id(content, record.data.separator_id)
+    write_text(output / "tokenizer.json", tokenizer.to_json())
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.separator)
+    write_json(
+        output / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "left",
+            **names,
+        },
+    )
+    write_json(output / "special_tokens_map.json", names)
+
+
+def _write_configuration(record: RunRecord, output: Path, dtype: torch.dtype) -> None:
+    separator = record.data.separator_id
+    # A document starts where another has ended.
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), separator)
+    module = MODELLING_FILE.removesuffix(".py")
+    write_json(
+        output / "config.json",
+        {
+            "model_type": "ten",
+            "architectures": ["TenForCausalLM"],
+            "auto_map": {
+                "AutoConfig": f"{module}.TenConfig",
+                "AutoModel": f"{module}.TenModel",
+                "AutoModelForCausalLM": f"{module}.TenForCausalLM",
+            },
+            **exported_config(record.model),
+            "tie_word_embeddings": True,
+            "dtype": _DTYPES[dtype],
+            **tokens,
+        },
+    )
+    write_json(output / "generation_config.json", tokens)

@@ -1,0 +1,112 @@
+"""The model card of an exported model: figures of its run, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePosixPath
+
+from ten_dist.checkpoint.record import RunState
+from ten_dist.run_record import RunRecord
+
+_SETTINGS = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "gradient_clipping",
+    "precision",
+    "seed",
+)
+
+
+def model_card(record: RunRecord, state: RunState, name: str) -> str:
+    """The text of README.md.
+
+    Args:
+        record: of the run.
+        state: of the checkpoint.
+        name: of the model.
+    """
+    model, schedule, metrics = record.model, record.schedule, state.metrics
+    tokens = state.step * schedule.tokens_per_step
+    if model.mixer == "attention":
+        kind = "A transformer, trained as the baseline of a Temporal Eigenstate Network"
+    else:
+        scales = ",".join(map(str, model.scales))
+        kind = "A Temporal Eigenstate Network (TEN)"
+        if model.hten_scales is not None:
+            kind = f"A hierarchical Temporal Eigenstate Network (HTEN, scales {scales})"
+    facts = {
+        "width": model.dim,
+        "layers": model.n_layers,
+        "vocabulary": f"{model.vocab_size:,}",
+    }
+    if model.mixer != "attention":
+        facts["eigenstates a layer"] = model.num_eigenstates
+    facts |= {
+        "data": _names(record.data.train),
+        "documents kept apart": "yes"
+        if model.document_separator_id is not None
+        else "no",
+        "steps": f"{state.step:,} of {schedule.steps:,}",
+        "tokens": f"{tokens:,}",
+        "row length": f"{schedule.seq_len:,} tokens",
+        "batch": f"{schedule.global_batch_size:,} rows",
+    }
+    training = record.training.to_dict()
+    facts |= {name.replace("_", " "): training[name] for name in _SETTINGS}
+    for key, text in (
+        ("ce_loss", "training loss"),
+        ("val_loss", "held-out loss"),
+        ("val_bits_per_byte", "held-out bits per byte"),
+    ):
+        if isinstance(metrics.get(key), float) and math.isfinite(metrics[key]):
+            facts[text] = f"{metrics[key]:.4f}"
+    if isinstance(metrics.get("dollars"), float):
+        facts["cost"] = f"{metrics['dollars']:,.2f} dollars"
+    rows = "\n".join(f"| {what} | {value} |" for what, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- ten
+---
+
+# {name}
+
+{kind}, trained with ten_dist {record.versions.get("ten_dist", "")}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
+
+`trust_remote_code` runs `modeling_ten.py` of this folder, which is plain torch. Losses are in nats a token.
+
+| of the run | |
+|---|---|
+{rows}
+
+## Limits
+
+A base model: it continues text as its data do, and was not tuned to follow instructions, to be truthful or to be
+safe. It was not evaluated beyond the figures above. {_length_limit(schedule.seq_len)}
+"""
+
+
+def _length_limit(seq_len: int) -> str:
+    return (
+        f"Rows of training had {seq_len:,} tokens; how well it uses more than that was "
+        "not measured."
+    )
+
+
+def _names(places: dict[str, str]) -> str:
+    """Names of token sets, without the folders they lie in."""
+    return ", ".join(
+        name or PurePosixPath(place.rstrip("/")).name for name, place in places.items()
+    )
