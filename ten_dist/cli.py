@@ -37,7 +37,7 @@ _COMMANDS = {
     "train": ("ten_dist.commands.train", "train a model, or continue a run"),
     "evaluate": (
         "ten_dist.commands.evaluate",
-        "held-out loss of a run's newest checkpoint",
+        "held-out loss of a checkpoint of a run",
     ),
     "checkpoint": (
         "ten_dist.commands.checkpoint",

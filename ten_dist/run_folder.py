@@ -195,6 +195,9 @@ class RunFolder:
                 f"--checkpoint {name} is not there: the run has those of the steps "
                 f"{', '.join(there) or '(none)'}"
             )
+        found = damage(path)
+        if found is not None:
+            raise ConfigurationError(f"--checkpoint {name} cannot be used: {found}")
         return path
 
     def _best_checkpoint(self) -> Path:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
+from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.run_folder import RunFolder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(Options):
+    """Which checkpoint of a run is used."""
+
+    checkpoint: Annotated[str | None, metavar("STEP|PATH|best")] = None
+    """Checkpoint of the run: its step, its folder, or best for the one with the lowest
+    held-out loss; by default the newest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +38,24 @@ class TrainedModel:
     """In which it computes: that of its training, but fp32 for fp16 on a CPU."""
 
     @classmethod
-    def load(cls, folder: RunFolder) -> TrainedModel:
-        """The newest complete checkpoint of a run, on the GPU if there is one.
+    def load(cls, folder: RunFolder, checkpoint: str | None = None) -> TrainedModel:
+        """A checkpoint of a run, on the GPU if there is one.
+
+        Args:
+            folder: the run.
+            checkpoint: as :meth:`RunFolder.chosen_checkpoint` takes it; by default the
+                newest complete one.
 
         Raises:
             ConfigurationError: the folder holds no run, or no complete checkpoint, or
-                the weights of the newest one are damaged.
+                its weights are damaged.
         """
         record = folder.read()
-        checkpoint = folder.usable_checkpoint()
-        found = checksum_damage(checkpoint, kind=WEIGHT)
+        path = folder.chosen_checkpoint(checkpoint)
+        found = checksum_damage(path, kind=WEIGHT)
         if found is not None:
             raise ConfigurationError(
-                f"{found}: remove {checkpoint}, and the one before is used"
+                f"{found}: remove {path}, and the one before is used"
             )
         # Values come from the file; making initial ones would take longer than reading.
         with torch.device("meta"):
@@ -47,13 +63,13 @@ class TrainedModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = network.to_empty(device=device).eval()
         network.head.tie(network.embedding)
-        with CheckpointReader(checkpoint) as reader:
+        with CheckpointReader(path) as reader:
             reader.load_into(network)
         precision = record.training.precision
         if precision == "fp16" and device.type == "cpu":
             warn("computing in fp32: processors are many times slower in fp16")
             precision = "fp32"
-        return cls(network, checkpoint, device, precision)
+        return cls(network, path, device, precision)
 
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in its precision."""

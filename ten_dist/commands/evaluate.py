@@ -1,4 +1,4 @@
-"""Held-out loss of a run's newest checkpoint, over all rows of a token set.
+"""Held-out loss of a checkpoint of a run, over all rows of a token set.
 
 Prints the cross-entropy in nats a token, perplexity, and bits per byte of text, which
 can be compared between tokenizers.
@@ -38,11 +38,11 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.evaluation import evaluate
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import RunRecord
-from ten_dist.trained_model import TrainedModel
+from ten_dist.trained_model import CheckpointOptions, TrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(CacheOptions):
+class EvaluationOptions(CheckpointOptions, CacheOptions):
     """What is evaluated on; each field is an option of `ten-dist evaluate`."""
 
     data: Annotated[str | None, metavar("DIR|URL")] = None
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = _held_out_data(place, record, access)
     verify_shards(manifest, 0, 1)
     seq_len = options.seq_len or record.schedule.seq_len
-    model = TrainedModel.load(folder)
+    model = TrainedModel.load(folder, options.checkpoint)
     batches = evaluation_batches(
         manifest,
         BatchShape(seq_len, options.batch_size),

@@ -17,28 +17,26 @@ from typing import Annotated, Literal
 import torch
 
 from ten_dist.arguments import ArgumentParser
-from ten_dist.checkpoint import checksum_damage, damage
+from ten_dist.checkpoint import checksum_damage
 from ten_dist.config.command_line import add_options, given
-from ten_dist.config.options import Options, metavar
+from ten_dist.config.options import metavar
 from ten_dist.console import say
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.huggingface import export_huggingface
 from ten_dist.run_folder import RunFolder
+from ten_dist.trained_model import CheckpointOptions
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportOptions(Options):
+class ExportOptions(CheckpointOptions):
     """What is written; each field is an option of `ten-dist export`."""
 
     output: Annotated[str, metavar("DIR")]
     """New or empty folder to write."""
     format: Literal["huggingface"] = "huggingface"
     """What is to load it: transformers."""
-    checkpoint: Annotated[str | None, metavar("STEP|PATH|best")] = None
-    """Checkpoint of the run: its step, its folder, or best for the one with the lowest
-    held-out loss; by default the newest."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the weights."""
 
@@ -60,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = RunFolder(arguments.run)
     folder.read()
     checkpoint = folder.chosen_checkpoint(options.checkpoint)
-    found = damage(checkpoint) or checksum_damage(checkpoint)
+    found = checksum_damage(checkpoint)
     if found is not None:
         raise ConfigurationError(f"the checkpoint cannot be exported: {found}")
     output = Path(options.output)

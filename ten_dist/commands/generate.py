@@ -15,20 +15,20 @@ import torch
 
 from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given
-from ten_dist.config.options import Options, at_least, metavar, more_than
+from ten_dist.config.options import at_least, metavar, more_than
 from ten_dist.console import say
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.model.sampling import PROMPT_PIECE
 from ten_dist.run_folder import RunFolder
 from ten_dist.threads import compute_in_one_thread
-from ten_dist.trained_model import TrainedModel
+from ten_dist.trained_model import CheckpointOptions, TrainedModel
 
 _PARAMETERS_FOR_THREADS = 50_000_000
 """With fewer, one token is too little work to share: threads only wait for each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationOptions(Options):
+class GenerationOptions(CheckpointOptions):
     """What is generated; each field is an option of `ten-dist generate`."""
 
     prompt: Annotated[str, metavar("TEXT")] = ""
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     options = given(arguments, GenerationOptions)
     folder = RunFolder(arguments.run)
-    model = TrainedModel.load(folder)
+    model = TrainedModel.load(folder, options.checkpoint)
     separator = folder.read().data.separator_id
     content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
     tokenizer = TextTokenizer.with_separator_id(content, separator)

@@ -29,7 +29,7 @@ def run_folder(token_data, tmp_path_factory):
         *("--use_hten", "--data", token_data, "--output_dir", folder),
         *("--steps", 30, "--seq_len", 64, "--global_batch_size", 16),
         *("--learning_rate", "1e-2", "--precision", "fp32", "--num_workers", 0),
-        *("--eval_interval", 15, "--eval_rows", 0),
+        *("--eval_interval", 15, "--eval_rows", 0, "--checkpoint_interval", 15),
     ]
     assert main(["train", *map(str, arguments)]) == 0
     return folder
@@ -47,6 +47,31 @@ def command_error(capsys, *arguments):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def test_a_checkpoint_is_chosen(capsys, run_folder):
+    losses = {}
+    for name in (
+        None,
+        "15",
+        "30",
+        "best",
+        run_folder / "checkpoints" / "step_00000015",
+    ):
+        chosen = [] if name is None else ["--checkpoint", name]
+        figures = command_output(capsys, "evaluate", run_folder, "--json", *chosen)
+        losses[str(name)] = json.loads(figures)["val_loss"]
+        assert command_output(capsys, "generate", run_folder, "--seed", "1", *chosen)
+    validated = step_metrics(run_folder, "val_loss")
+    assert losses["15"] == pytest.approx(validated[15], rel=1e-5)
+    assert losses["30"] == pytest.approx(validated[30], rel=1e-5)
+    assert losses["None"] == losses["best"] == losses["30"] != losses["15"]
+    assert losses[str(name)] == losses["15"]
+    for name in ("7", "nowhere"):
+        line = command_error(capsys, "generate", run_folder, "--checkpoint", name)
+        assert (
+            f"--checkpoint {name} is not there: the run has those of the steps" in line
+        )
 
 
 def test_evaluation_is_that_of_every_held_out_token(capsys, run_folder, token_data):
