@@ -39,12 +39,23 @@ class RunOptions(Options):
     """auto continues the run in the output folder if there is one; never refuses to;
     PATH starts a new run from that checkpoint folder, and once the new run has a
     checkpoint of its own continues from there."""
+    init_from: Annotated[str | None, metavar("DIR")] = None
+    """Begin a new run with the weights of another: the folder of a run, for its newest
+    checkpoint, of a checkpoint, or of a model that `ten-dist export` wrote. Moments, step,
+    data and schedule begin anew; the model must be the same. A run that has a checkpoint
+    of its own continues from that."""
     seed: Annotated[int, at_least(0, below=2**32)] = 0
     """Seed of initial weights, dropout and the order of rows."""
     dry_run: bool = False
     """Validate everything, print the plan, run --dry_samples rows, write nothing."""
     dry_samples: Annotated[int, at_least(1)] = 2
     """Rows to run in a dry run."""
+
+    def check_together(self) -> None:
+        if self.init_from is not None and self.resume not in ("auto", "never"):
+            raise ConfigurationError(
+                "--init_from and --resume PATH both say where to begin: keep one"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

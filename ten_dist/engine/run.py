@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.checkpoint import CheckpointReader, RunState
+from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
@@ -28,6 +29,10 @@ from ten_dist.engine.deepspeed_internals import set_timeout_of_groups
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
+from ten_dist.engine.initial_weights import (
+    find_initial_weights,
+    load_initial_weights,
+)
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun, resolve
 from ten_dist.engine.stop_signals import StopSignals
@@ -59,6 +64,8 @@ class Start:
     """What to continue from, or None for initial weights."""
     completed: dict[str, Any] | None
     """Final metrics, where there is nothing left to do."""
+    initial: Path | None = None
+    """What `--init_from` names, where a run without a checkpoint begins with it."""
 
 
 def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
@@ -173,10 +180,16 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
     if checkpoint is None and completed is None and resume not in ("auto", "never"):
         checkpoint = Path(resume)
         check_whole(ranks, checkpoint)
+    initial = None
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
             check_loadable(checkpoint, run)
-    return ranks.from_first(Start(folder, attempt, checkpoint, completed))
+        elif ranks.is_first and run.training.init_from is not None:
+            initial = find_initial_weights(run)
+    start = ranks.from_first(Start(folder, attempt, checkpoint, completed, initial))
+    if start.initial is not None and (start.initial / RECORD_NAME).is_file():
+        check_whole(ranks, start.initial)
+    return start
 
 
 def _verify_data(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
@@ -214,6 +227,9 @@ def _run(
     if start.checkpoint is not None:
         state = load_checkpoint(engine, ranks, run, start.checkpoint)
         say(f"continuing from {start.checkpoint}, {state.step:,} steps done")
+    elif start.initial is not None:
+        load_initial_weights(engine, ranks, start.initial)
+        say(f"starting from the weights of {start.initial}")
     else:
         say("starting from initial weights: no checkpoint to continue from")
     _make_folder(ranks, run, start)

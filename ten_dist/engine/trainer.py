@@ -269,7 +269,9 @@ class Trainer:
     def _validate_if_due(self) -> None:
         done, interval = self._done, self._training.eval_interval
         due = done == self._schedule.steps or done % interval == 0
-        if not (self.run.validation and done > 0 and due):
+        # Weights of another run are worth something before the first step.
+        first = done == 0 and self._training.init_from is None
+        if not (self.run.validation and due) or first:
             return
         figures = validate(
             self.engine, self.ranks, self.run, self.stop, self.reporter, done
