@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -187,7 +188,7 @@ class RunFolder:
         if name == "best":
             return self._best_checkpoint()
         path = Path(name)
-        if name.isdecimal() and name.isascii():
+        if name.isdecimal() and name.isascii() and len(name) <= 8:
             path = self.checkpoints / f"step_{int(name):08d}"
         if not (path / RECORD_NAME).is_file():
             there = [str(checkpoint_step(p)) for p in reversed(self.all_checkpoints())]
@@ -204,12 +205,16 @@ class RunFolder:
         losses = {}
         for path in self.all_checkpoints():
             if damage(path) is None:
-                loss = read_record(path).state.metrics.get("val_loss")
-                if loss is not None:
+                state = read_record(path).state
+                loss = state.metrics.get("val_loss", math.nan)
+                # Else it is that of an earlier step.
+                validated = state.metrics.get("validated_step") == state.step
+                if validated and math.isfinite(loss):
                     losses[path] = loss
         if not losses:
             raise ConfigurationError(
-                "--checkpoint best needs a checkpoint after a validation: the run has none"
+                "--checkpoint best needs a checkpoint of a step that was validated: the run "
+                "has none (--checkpoint_interval a multiple of --eval_interval)"
             )
         return min(losses, key=losses.__getitem__)
 

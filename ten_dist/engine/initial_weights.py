@@ -7,6 +7,7 @@ of the data and schedule begin anew, on any data, batch, precision, stage and ra
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ten_dist.checkpoint import WEIGHT, CheckpointReader, read_record
+from ten_dist.checkpoint import WEIGHT, CheckpointReader, damage, read_record
 from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer
 from ten_dist.engine.checkpointing.held_state import held_state
@@ -36,6 +37,15 @@ _FREE = {
     "depth_increasing_memory",
     "document_separator_id",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """Where the weights of a new run lie."""
+
+    path: Path
+    """A checkpoint, or the folder of an exported model."""
+    exported: bool
 
 
 class ExportedReader(contextlib.ExitStack):
@@ -58,6 +68,10 @@ class ExportedReader(contextlib.ExitStack):
             raise ConfigurationError(
                 f"--init_from {folder} cannot be read: {error}"
             ) from None
+        if not self._files:
+            raise ConfigurationError(
+                f"--init_from {folder} has no model*.safetensors on every node"
+            )
 
     def tensor(self, kind: str, name: str) -> Tensor:
         """A whole weight, float32."""
@@ -88,8 +102,8 @@ class ExportedReader(contextlib.ExitStack):
                 )
 
 
-def find_initial_weights(run: ResolvedRun) -> Path:
-    """The checkpoint, or the folder of an exported model, that `--init_from` names.
+def find_initial_weights(run: ResolvedRun) -> InitialWeights:
+    """What `--init_from` names.
 
     Raises:
         ConfigurationError: there is none, or it is of another model than the run's or
@@ -99,7 +113,13 @@ def find_initial_weights(run: ResolvedRun) -> Path:
     path = given
     theirs = _exported_config(given)
     if theirs is not None:
+        weights = InitialWeights(given, exported=True)
         _check_exported_tokenizer(run, given)
+        if theirs.get("tie_word_embeddings") is False:
+            raise ConfigurationError(
+                f"--init_from {given} has a head of its own, where ours shares the "
+                "embedding"
+            )
     else:
         if RunFolder(given).exists():
             path = RunFolder(given).usable_checkpoint()
@@ -108,9 +128,13 @@ def find_initial_weights(run: ResolvedRun) -> Path:
                 f"--init_from {given} is neither the folder of a run, nor a checkpoint, "
                 "nor a model of `ten-dist export`"
             )
+        found = damage(path)
+        if found is not None:
+            raise ConfigurationError(f"--init_from {given} cannot be used: {found}")
+        weights = InitialWeights(path, exported=False)
         theirs = read_record(path).state_identity
         # checkpoints/step_N of a run.
-        folder = RunFolder(path.absolute().parent.parent)
+        folder = RunFolder(path.resolve().parent.parent)
         if folder.exists():
             _check_tokenizer(run, folder.read().data.tokenizer_sha256)
     ours = exported_config(run.model_config)
@@ -124,7 +148,7 @@ def find_initial_weights(run: ResolvedRun) -> Path:
             f"--init_from {given} is of another model: {', '.join(differ)}: give the "
             "options of that model"
         )
-    return path
+    return weights
 
 
 def _exported_config(path: Path) -> dict[str, Any] | None:
@@ -150,7 +174,7 @@ def _check_tokenizer(run: ResolvedRun, sha256: str) -> None:
 def _check_exported_tokenizer(run: ResolvedRun, path: Path) -> None:
     for manifest in run.manifests()[:1]:
         ours = TextTokenizer.with_separator_id(
-            read_tokenizer(manifest).decode("utf-8"), manifest.separator_id
+            read_tokenizer(manifest).decode("utf-8-sig"), manifest.separator_id
         ).to_json()
         try:
             theirs = (path / "tokenizer.json").read_text(encoding="utf-8")
@@ -163,25 +187,24 @@ def _check_exported_tokenizer(run: ResolvedRun, path: Path) -> None:
 
 @torch.no_grad()
 def load_initial_weights(
-    engine: deepspeed.DeepSpeedEngine, ranks: Ranks, path: Path
+    engine: deepspeed.DeepSpeedEngine, ranks: Ranks, weights: InitialWeights
 ) -> None:
     """Set the weights of a run that has made no step; every rank must call this.
 
     Args:
         engine: of the run.
         ranks: of the run.
-        path: as :func:`find_initial_weights` gives it.
+        weights: as :func:`find_initial_weights` gives them on the first rank.
 
     Raises:
         ConfigurationError: it is damaged.
     """
     held = held_state(engine, ranks)
-    exported = not (path / RECORD_NAME).is_file()
     with ranks.agreeing():
         source: CheckpointReader | ExportedReader
-        with ExportedReader(path) if exported else CheckpointReader(path) as source:
-            shapes = {n: b.shape for n, b in held.buffers.items()}
-            source.check_shapes({**held.shapes, **shapes} if exported else held.shapes)
+        reader = ExportedReader if weights.exported else CheckpointReader
+        with reader(weights.path) as source:
+            source.check_shapes(held.shapes)
 
             def read(kind: str, name: str, start: int, stop: int) -> Tensor:
                 # Moments begin anew.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ten_dist.checkpoint import CheckpointReader, RunState
-from ten_dist.checkpoint.record import RECORD_NAME
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
@@ -30,6 +29,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.dry_run import dry_run
 from ten_dist.engine.host_memory import keep_freed_memory
 from ten_dist.engine.initial_weights import (
+    InitialWeights,
     find_initial_weights,
     load_initial_weights,
 )
@@ -64,7 +64,7 @@ class Start:
     """What to continue from, or None for initial weights."""
     completed: dict[str, Any] | None
     """Final metrics, where there is nothing left to do."""
-    initial: Path | None = None
+    initial: InitialWeights | None = None
     """What `--init_from` names, where a run without a checkpoint begins with it."""
 
 
@@ -184,11 +184,11 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
             check_loadable(checkpoint, run)
-        elif ranks.is_first and run.training.init_from is not None:
+        elif ranks.is_first and completed is None and run.training.init_from:
             initial = find_initial_weights(run)
     start = ranks.from_first(Start(folder, attempt, checkpoint, completed, initial))
-    if start.initial is not None and (start.initial / RECORD_NAME).is_file():
-        check_whole(ranks, start.initial)
+    if start.initial is not None and not start.initial.exported:
+        check_whole(ranks, start.initial.path)
     return start
 
 
@@ -229,7 +229,7 @@ def _run(
         say(f"continuing from {start.checkpoint}, {state.step:,} steps done")
     elif start.initial is not None:
         load_initial_weights(engine, ranks, start.initial)
-        say(f"starting from the weights of {start.initial}")
+        say(f"starting from the weights of {start.initial.path}")
     else:
         say("starting from initial weights: no checkpoint to continue from")
     _make_folder(ranks, run, start)

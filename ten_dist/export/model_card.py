@@ -60,10 +60,14 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
         ("val_loss", "held-out loss"),
         ("val_bits_per_byte", "held-out bits per byte"),
     ):
-        if isinstance(metrics.get(key), float) and math.isfinite(metrics[key]):
+        validated = metrics.get("validated_step") == state.step
+        known = isinstance(metrics.get(key), float) and math.isfinite(metrics[key])
+        if known and (validated or not key.startswith("val_")):
             facts[text] = f"{metrics[key]:.4f}"
-    if isinstance(metrics.get("dollars"), float):
-        facts["cost"] = f"{metrics['dollars']:,.2f} dollars"
+    if record.training.init_from is not None:
+        facts["began with the weights of"] = PurePosixPath(
+            record.training.init_from.rstrip("/")
+        ).name
     rows = "\n".join(f"| {what} | {value} |" for what, value in facts.items())
     return f"""---
 library_name: transformers

@@ -31,6 +31,7 @@ class TenConfig(PreTrainedConfig):
     in ten_dist (docs/model.md there)."""
 
     model_type = "ten"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
@@ -79,6 +80,8 @@ class TenCache:
     """
 
     is_compileable = False
+    is_croppable = False
+    is_linear = (False,)
 
     def __init__(
         self,
@@ -99,7 +102,10 @@ class TenCache:
     def select(self, rows: Tensor) -> TenCache:
         """The rows of a batch with these indices, in this order."""
         return TenCache(
-            [[tensor[rows] for tensor in layer] for layer in self.layers],
+            [
+                [tensor[rows.to(tensor.device)] for tensor in layer]
+                for layer in self.layers
+            ],
             [self.phases[row] for row in rows.tolist()],
             self.after_separator[rows],
             self.seen_tokens,
@@ -125,7 +131,10 @@ class TenCache:
         caches = [cache for _, cache in parts]
         phases = [phase for cache in caches for phase in cache.phases]
         layers = [
-            [torch.cat(tensors)[order] for tensors in zip(*layers)]
+            [
+                torch.cat(tensors)[order.to(tensors[0].device)]
+                for tensors in zip(*layers)
+            ]
             for layers in zip(*(cache.layers for cache in caches))
         ]
         after = torch.cat([cache.after_separator for cache in caches])[order]
@@ -672,7 +681,7 @@ class TenModel(TenPreTrainedModel):
         cache: TenCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        **_: Any,
+        **others: Any,
     ) -> TenOutput:
         """Run the blocks over a piece of each sequence.
 
@@ -687,6 +696,9 @@ class TenModel(TenPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        for name in ("past_key_values", "cache_params"):
+            if others.get(name) is not None:
+                raise ValueError(f"{name} is called cache here")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
@@ -737,7 +749,7 @@ class TenModel(TenPreTrainedModel):
                 None,
             )
             outputs = outputs.index_copy(
-                0, rows, F.pad(ran, (0, 0, drop, 0)).to(outputs.dtype)
+                0, rows, F.pad(ran, (0, 0, drop, 0)).to(outputs)
             )
             end = (phase + steps - drop) % max(self.config.scales)
             parts.append((rows, TenCache(layers, [end] * len(members), after[rows])))
@@ -776,8 +788,10 @@ class TenModel(TenPreTrainedModel):
         self, attention_mask: Tensor | None, steps: int, cache: TenCache | None
     ) -> Tensor | None:
         """Padded tokens on the left of each row of this piece, [B]; None for no padding."""
-        if attention_mask is None or attention_mask.dim() != 2:
+        if attention_mask is None:
             return None
+        if attention_mask.dim() != 2:
+            raise ValueError("attention_mask must be [B, S], 0 for padding")
         mask = attention_mask[:, -steps:].bool()
         # A row without any token has nothing that padding could disturb.
         padding = mask.int().argmax(dim=1)
@@ -842,6 +856,8 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
             cache=cache,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            past_key_values=kwargs.pop("past_key_values", None),
+            cache_params=kwargs.pop("cache_params", None),
         )
         hidden = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
@@ -873,7 +889,9 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
             if inputs_embeds is not None:
                 # `input_ids` have only what was generated after the embeddings.
                 unseen = input_ids.shape[1] - 1
-            inputs["input_ids"] = input_ids[:, unseen:]
+            # Of a continued text, all of it or what is new can be given.
+            new = input_ids[:, unseen:]
+            inputs["input_ids"] = new if new.shape[1] else input_ids
         if cache is None:
             inputs["attention_mask"] = attention_mask
         if "logits_to_keep" in kwargs:
@@ -886,7 +904,8 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
         updated = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, **kwargs
         )
-        updated["cache"] = outputs.cache
+        if outputs.cache is not None:
+            updated["cache"] = outputs.cache
         return updated
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:

@@ -25,7 +25,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, first_step: int) -> None:
         if path.is_file():
-            kept = [m for m in read_metrics(path) if m["step"] <= first_step]
+            # A validation before the first step is made again where nothing was saved.
+            kept = [m for m in read_metrics(path) if m["step"] <= first_step != 0]
             write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
         self._file = path.open("a", encoding="utf-8")
 

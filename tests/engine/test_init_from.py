@@ -83,8 +83,9 @@ def test_other_data_and_rows_are_learned_faster_than_from_nothing(
     tuned = step_metrics(tmp_path / "tuned", "val_loss")
     anew = step_metrics(tmp_path / "anew", "val_loss")
     assert tuned[10] < anew[10]
-    # Once it has a checkpoint of its own, it goes on from there.
-    assert main(["train", *map(str, arguments)]) == 0
+    # What is complete needs its source no more.
+    gone = ["--init_from", tmp_path / "gone", "--output_dir", tmp_path / "tuned"]
+    assert main(["train", *map(str, [*options, *gone])]) == 0
 
 
 def test_an_exported_model_comes_back(source, token_data, tmp_path):

@@ -102,6 +102,22 @@ def test_prompts_of_unequal_length_do_not_see_their_padding(runs, name):
         assert torch.allclose(logits[row, -length:], expected, atol=1e-5)
 
 
+def test_a_text_is_continued_with_what_the_cache_has_of_it(runs):
+    model, tokenizer = load(runs, "hten"), load_tokenizer(runs, "hten")
+    inputs = tokenizer(PROMPTS[1], return_tensors="pt")
+    options = {"do_sample": False, "eos_token_id": None}
+    whole = model.generate(**inputs, max_new_tokens=12, **options)
+    half = model.generate(
+        **inputs, max_new_tokens=6, return_dict_in_generate=True, **options
+    )
+    rest = model.generate(half.sequences, cache=half.cache, max_new_tokens=6, **options)
+    assert torch.equal(rest, whole)
+    beams = model.generate(**inputs, max_new_tokens=4, num_beams=2, use_cache=False)
+    assert torch.equal(beams, model.generate(**inputs, max_new_tokens=4, num_beams=2))
+    with pytest.raises(ValueError, match="past_key_values is called cache here"):
+        model(inputs["input_ids"], past_key_values=half.cache)
+
+
 def test_the_cache_does_not_grow(runs):
     model = load(runs, "everything")
     sizes = set()
