@@ -20,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 ROTARY_BASE = 10000.0
+# What `generate` calls the cache that beam search reorders, by the version of transformers.
+_CACHE_NAME = "cache" if "cache" in ALL_CACHE_NAMES else "past_key_values"
 
 
 class TenConfig(PreTrainedConfig):
@@ -681,7 +684,8 @@ class TenModel(TenPreTrainedModel):
         cache: TenCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        **others: Any,
+        past_key_values: TenCache | None = None,
+        **_: Any,
     ) -> TenOutput:
         """Run the blocks over a piece of each sequence.
 
@@ -696,9 +700,7 @@ class TenModel(TenPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        for name in ("past_key_values", "cache_params"):
-            if others.get(name) is not None:
-                raise ValueError(f"{name} is called cache here")
+        cache = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
@@ -834,6 +836,7 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache: TenCache | None = None,
+        past_key_values: TenCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -844,6 +847,7 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
         """Logits of the next token at each position.
 
         Args:
+            past_key_values: what transformers before 5.24 calls `cache`.
             labels: [B, T]; the loss is the cross-entropy of label t + 1 given tokens up to
                 t, without those of -100. The energy term of training is not in it.
             logits_to_keep: logits of the last so many positions only; 0 for all.
@@ -853,11 +857,9 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            cache=cache,
+            cache=past_key_values if cache is None else cache,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
-            past_key_values=kwargs.pop("past_key_values", None),
-            cache_params=kwargs.pop("cache_params", None),
         )
         hidden = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
@@ -881,6 +883,7 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Arguments of the next call: tokens that the cache has not seen yet."""
+        cache = kwargs.get(_CACHE_NAME, cache)
         inputs: dict[str, Any] = {"cache": cache, "use_cache": use_cache is not False}
         if inputs_embeds is not None and cache is None:
             inputs["inputs_embeds"] = inputs_embeds
@@ -905,7 +908,7 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
             outputs, model_kwargs, *args, **kwargs
         )
         if outputs.cache is not None:
-            updated["cache"] = outputs.cache
+            updated[_CACHE_NAME] = outputs.cache
         return updated
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
