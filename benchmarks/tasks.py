@@ -6,6 +6,7 @@ IGNORED_TARGET where nothing is scored, and figures of a trained model.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +128,7 @@ class TokenShards:
             yield batch.inputs, batch.targets
 
 
-class _Drawn:
+class _Drawn(abc.ABC):
     """A synthetic task: the model has to repeat a number of things that it was shown.
 
     Rows of training hold a power of two of things, up to `most`; accuracy is told by their
@@ -141,9 +142,9 @@ class _Drawn:
     def __init__(self, most: int = 16) -> None:
         self.counts = [2**n for n in range(1, most.bit_length())]
 
+    @abc.abstractmethod
     def draw(self, rows: int, count: int, generator: torch.Generator) -> Batch:
         """A batch of rows with `count` things each."""
-        raise NotImplementedError
 
     def batches(self, rows: int, steps: int, seed: int) -> Iterator[Batch]:
         """Batches of rows with one number of things, drawn evenly."""

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import ten_dist
 from ten_dist.arguments import ArgumentParser, check_text, refused_name
+from ten_dist.config.options import alike
 from ten_dist.config_file import add_config_file, config_text
 from ten_dist.console import say
 from ten_dist.errors import (
@@ -144,8 +145,11 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
     if unknown:
         # The options of the training have to be told from those of its launch.
         where = "; options of `ten-dist train` stand after --"
+        known = [option for a in parsed.parser._actions for option in a.option_strings]
+        hint = alike(unknown[0].partition("=")[0], known)
         parser.error(
-            f"unrecognized arguments: {' '.join(unknown)}: see `ten-dist {name} --help`"
+            f"unrecognized arguments: {' '.join(unknown)}"
+            f"{f' ({hint})' if hint else ''}: see `ten-dist {name} --help`"
             f"{where if name == 'launch' else ''}"
         )
     assert run is not None, "argparse accepts no other command"

@@ -219,8 +219,14 @@ def check_alternatives(names: Iterable[str], value_of: Callable[[str], Any]) -> 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A name that is not known, with the known one that is most like it."""
-    alike = difflib.get_close_matches(name, known, n=1)
-    return f"'{name}'" + (f": do you mean {alike[0]}?" if alike else "")
+    hint = alike(name, known)
+    return f"'{name}': {hint}" if hint else f"'{name}'"
+
+
+def alike(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like another, in words; empty where none is."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"do you mean {found[0]}?" if found else ""
 
 
 def options_of(config_class: type[Options]) -> Mapping[str, Option]:

@@ -695,7 +695,8 @@ class TenModel(TenPreTrainedModel):
             attention_mask: [B, S], S >= T, 0 for padding on the left, which has no effect
                 on what follows. Padding on the right has none either, as the model is
                 causal, but is part of the cache.
-            cache: what an earlier call returned for the tokens before these.
+            cache: what an earlier call returned for the tokens before these;
+                `past_key_values` is another name of it.
             use_cache: return the cache after these tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):

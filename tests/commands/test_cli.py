@@ -49,6 +49,14 @@ def command_error(capsys, *arguments):
     return lines[0]
 
 
+def test_a_mistyped_option_is_told_the_right_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--lerning_rate=1", "--steps", "3"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "--lerning_rate=1 (do you mean --learning_rate?): see `ten-dist" in error
+
+
 def test_a_checkpoint_is_chosen(capsys, run_folder):
     losses = {}
     for name in (
