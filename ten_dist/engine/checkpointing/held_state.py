@@ -6,14 +6,13 @@ holds an equal range of each parameter. Here all of them are ranges of elements 
 tensors, which is all that a checkpoint knows of
 (:class:`ten_dist.checkpoint.TensorSlice`).
 
-The private names of ZeRO are checked against DeepSpeed 0.19.8, see
-:mod:`ten_dist.engine.deepspeed_internals`.
+How ZeRO holds them is read by :mod:`ten_dist.engine.deepspeed_internals`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import deepspeed
@@ -22,6 +21,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor
 
 from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
+from ten_dist.engine import deepspeed_internals as internals
 from ten_dist.engine.distributed import Ranks
 
 Source = Callable[[str, str, int, int], Tensor]
@@ -181,22 +181,15 @@ class _Partitioned(HeldState):
     """Stages 1 and 2: a range of each group's flat vector."""
 
     def _range(self, parameter: Any) -> tuple[int, int] | None:
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None
-        # What DeepSpeed calls low precision (lp) are the parameters of the module.
-        address = mapping.lp_fragment_address
-        return address.start, address.start + address.numel
+        return internals.range_of_fragment(parameter)
 
     def _stepped(self) -> list[Tensor]:
-        # The first is ZeRO's, the second that of its optimizer for bfloat16 parameters.
-        groups = getattr(self._zero, "single_partition_of_fp32_groups", None)
-        return groups or self._zero.fp32_groups_flat_partition
+        return internals.flat_partitions(self._zero)
 
     def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
-        mapping = self._parameters[piece.name]._hp_mapping
-        group = self._stepped()[mapping.param_group_index]
-        return group, mapping.hp_fragment_address.start
+        parameter = self._parameters[piece.name]
+        group, offset = internals.place_of_fragment(parameter)
+        return self._stepped()[group], offset
 
     def _copy(self, source: Source) -> None:
         for name, parameter in self._parameters.items():
@@ -215,55 +208,40 @@ class _Sharded(HeldState):
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
         super().__init__(engine, ranks)
-        self.on_disk = self._zero.swap_optimizer
+        self.on_disk = internals.swaps_optimizer(self._zero)
         self._groups = [[] for _ in self._stepped()]
         for piece in self.slices:
             self._groups[self._group_and_offset(piece)[0]].append(piece)
         self.slices = [piece for pieces in self._groups for piece in pieces]
 
     def _range(self, parameter: Any) -> tuple[int, int] | None:
-        rank = torch.distributed.get_rank(parameter.ds_process_group)
-        start = rank * parameter.partition_numel()
-        return start, min(start + parameter.partition_numel(), parameter.ds_numel)
+        return internals.range_of_shard(parameter)
 
     def _stepped(self) -> list[Tensor]:
-        return self._zero.fp32_partitioned_groups_flat
+        return internals.flat_shards(self._zero)
 
     def _group_and_offset(self, piece: TensorSlice) -> tuple[int, int]:
         parameter = self._parameters[piece.name]
-        return self._zero.grad_position[self._zero.get_param_id(parameter)][:2]
+        return internals.place_of_shard(self._zero, parameter)
 
     def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
         group, offset = self._group_and_offset(piece)
         return self._stepped()[group], offset
 
-    @contextlib.contextmanager
-    def _in_memory(self, group: int, *, changed: bool) -> Iterator[None]:
-        swapped = self._zero._swappable_optimizer_subgroup(group)
-        if swapped:
-            self._zero._optimizer_states_and_gradient_swap_in(group)
-        try:
-            yield
-        finally:
-            if swapped and changed:
-                self._zero._optimizer_states_and_gradient_swap_out(group)
-            elif swapped:
-                self._zero._release_swap_buffers(group)
+    def _in_memory(
+        self, group: int, *, changed: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        return internals.swapped_in(self._zero, group, changed)
 
     def _copy(self, source: Source) -> None:
-        # Frees the old values of small parameters, kept whole between steps.
-        persistent = self._zero.persistent_parameters
-        if persistent:
-            persistent[0].partition(persistent)
+        internals.free_whole_parameters(self._zero)
         for group, pieces in enumerate(self._groups):
             with self._in_memory(group, changed=True):
                 self._copy_slices(source, pieces)
-                # Has the model compute with these weights, in its precision.
-                self._zero._reassign_or_swap_out_partitioned_parameters(group)
+                internals.take_up_shards(self._zero, group)
 
     def settle(self) -> None:
-        # Gathers small parameters, kept whole between steps.
-        self._zero.checkpoint_event_epilogue()
+        internals.gather_whole_parameters(self._zero)
 
 
 def held_state(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> HeldState:
