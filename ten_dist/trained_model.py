@@ -13,6 +13,8 @@ from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
 from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
+from ten_dist.generation import Decoder
+from ten_dist.generation.decoder import StateCache
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.run_folder import RunFolder
@@ -74,6 +76,12 @@ class TrainedModel:
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in its precision."""
         return autocast(self.device, self.precision)
+
+    def decoder(self, cache: StateCache | None = None) -> Decoder:
+        """What continues prompts with this model, which is of no other use from then on."""
+        dtypes = {"fp32": torch.float32, "fp16": torch.float16}
+        self.network.freeze(dtypes.get(self.precision, torch.bfloat16))
+        return Decoder(self.network, self.autocast, cache)
 
     def compute_losses(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch, [B, T] int64 each, on the model's device."""

@@ -12,6 +12,7 @@ LAYERS = [
     "native",
     "config recurrence",
     "model",
+    "generation",
     "data schedule",
     "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
     "planning supervision export",

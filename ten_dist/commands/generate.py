@@ -11,14 +11,13 @@ import dataclasses
 import os
 from typing import Annotated
 
-import torch
-
 from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given
-from ten_dist.config.options import at_least, metavar, more_than
+from ten_dist.config.options import at_least, metavar
 from ten_dist.console import say
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
-from ten_dist.model.sampling import PROMPT_PIECE
+from ten_dist.generation import Request, Sampling
+from ten_dist.generation.decoder import PROMPT_PIECE
 from ten_dist.run_folder import RunFolder
 from ten_dist.threads import compute_in_one_thread
 from ten_dist.trained_model import CheckpointOptions, TrainedModel
@@ -28,21 +27,13 @@ _PARAMETERS_FOR_THREADS = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationOptions(CheckpointOptions):
+class GenerationOptions(CheckpointOptions, Sampling):
     """What is generated; each field is an option of `ten-dist generate`."""
 
     prompt: Annotated[str, metavar("TEXT")] = ""
     """Text to continue; by default the start of a document."""
     max_new_tokens: Annotated[int, at_least(1)] = 200
     """Most tokens to add; a document may end earlier."""
-    temperature: Annotated[float, at_least(0)] = 0.8
-    """0 takes the most likely token."""
-    top_k: Annotated[int | None, at_least(1)] = None
-    """Sample among the N most likely tokens; by default all."""
-    top_p: Annotated[float | None, more_than(0, most=1)] = None
-    """Sample among the likeliest tokens of this total; by default 1."""
-    seed: Annotated[int, at_least(0)] = 0
-    """Seed of the sampling."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -71,18 +62,17 @@ def run(arguments: argparse.Namespace) -> None:
     small = model.network.num_parameters() < _PARAMETERS_FOR_THREADS
     if small and len(start) <= PROMPT_PIECE:
         compute_in_one_thread()
-    generator = torch.Generator(model.device).manual_seed(options.seed)
-    with model.autocast():
-        ids = model.network.generate(
-            torch.tensor([start], device=model.device),
-            options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            stop_id=separator,
-            generator=generator,
-        )
-    added = ids[0, len(start) :].tolist()
-    if added[-1:] == [separator]:
+    request = Request(
+        prompt=start,
+        max_new_tokens=options.max_new_tokens,
+        sampling=options,
+        stop_ids=[separator],
+    )
+    decoder = model.decoder()
+    generated = decoder.add(request)
+    while len(decoder):
+        decoder.step()
+    added = generated.ids
+    if generated.finish_reason == "stop":
         added.pop()
     say(tokenizer.decode(prompt + added))

@@ -1,4 +1,4 @@
-"""Mixer, hierarchy (HTEN), block, network, loss and sampling."""
+"""Mixer, hierarchy (HTEN), block, network and loss."""
 
 from ten_dist.model.network import NetworkState, TemporalEigenstateNetwork
 

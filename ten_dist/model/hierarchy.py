@@ -56,8 +56,9 @@ class ScaleState(NamedTuple):
 class HierarchyState(NamedTuple):
     """State of a :class:`HierarchicalMixer` between two pieces of a sequence."""
 
-    position: int
-    """Tokens seen so far; gives the phase of each scale."""
+    position: int | Tensor
+    """Tokens seen so far; gives the phase of each scale. Or [B] int64 on the CPU, those of
+    each row: then pieces are of one token."""
     scales: list[ScaleState]
 
 
@@ -77,7 +78,7 @@ class MixedScale(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        position: int,
+        position: int | Tensor,
         state: ScaleState,
         numbers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, ScaleState]:
@@ -87,8 +88,14 @@ class MixedScale(nn.Module):
 
         Returns:
             outputs: [B, T, d]; energy: scalar of the mixer, None where the piece holds
-            no coarse step; the state after the piece.
+            no coarse step, or rows are at positions of their own; the state after the
+            piece.
+
+        Raises:
+            ValueError: rows are at positions of their own, and T is not 1.
         """
+        if isinstance(position, Tensor):
+            return self._one_token(inputs, position, state, numbers)
         scale, steps = self.scale, inputs.shape[1]
         first = -position % scale
         ticks = max(0, -(-(steps - first) // scale))
@@ -118,6 +125,43 @@ class MixedScale(nn.Module):
             numbers, coarse_numbers = documents
             state = _emptied(state, coarse_numbers[:, -2:] != numbers[:, -1:])
         return outputs, energy, state
+
+    def _one_token(
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        state: ScaleState,
+        numbers: Tensor | None,
+    ) -> tuple[Tensor, None, ScaleState]:
+        """One token of each row, [B, 1, d], each at a position [B] of its own."""
+        if inputs.shape[1] != 1:
+            raise ValueError("rows at positions of their own take one token a call")
+        if numbers is not None:
+            starts = numbers != 0
+            state = _emptied(state, starts.expand(-1, 2))
+            state = state._replace(pending=state.pending.masked_fill(starts, 0.0))
+        eigenstates, pending, previous, current = state
+        pending = pending + at_least_float32(inputs[:, 0])
+        phases = positions % self.scale
+        rows = (phases == 0).nonzero().squeeze(1).to(inputs.device)
+        if rows.numel():
+            pooled = (pending[rows] / self.scale).unsqueeze(1)
+            before = None if eigenstates is None else eigenstates[rows]
+            mixed, _, after = self.ten(inputs if self.scale == 1 else pooled, before)
+            output = self.mixing(mixed).squeeze(1).to(current.dtype)
+            if eigenstates is None:
+                eigenstates = after.new_zeros(len(pending), after.shape[1])
+            eigenstates = eigenstates.index_copy(0, rows, after)
+            pending = pending.index_fill(0, rows, 0.0)
+            previous = previous.index_copy(0, rows, current[rows])
+            current = current.index_copy(0, rows, output)
+        weights = ((phases + 1) / self.scale).to(current).unsqueeze(1)
+        outputs = (1 - weights) * previous + weights * current
+        return (
+            outputs.unsqueeze(1),
+            None,
+            ScaleState(eigenstates, pending, previous, current),
+        )
 
     def _of_one_document(
         self, inputs: Tensor, first: int, pending: Tensor, numbers: Tensor

@@ -93,6 +93,7 @@ class EigenstateMixer(nn.Module):
             self.register_parameter("selection", None)
         self.coupling = nn.Parameter(torch.empty(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.full((1,), COUPLING_STRENGTH))
+        self._frozen_output_weight: Tensor | None = None
         self._initialize()
 
     @torch.no_grad()
@@ -169,8 +170,15 @@ class EigenstateMixer(nn.Module):
             energy = energy.sum() / (inputs.shape[0] * inputs.shape[1])
         return outputs, energy, state
 
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Compute W_out [R (+) R] once and for all, and keep it in `dtype`: for one token
+        it is as much work as all else."""
+        self._frozen_output_weight = self._coupled_output_weight().to(dtype)
+
     def _coupled_output_weight(self) -> Tensor:
         """W_out [R (+) R], [d, 2K]: coupling by head, real and imaginary half alike."""
+        if self._frozen_output_weight is not None:
+            return self._frozen_output_weight
         heads, head = self.num_heads, self.num_eigenstates // self.num_heads
         weight = self.output_weight.view(self.dim, 2, heads, head)
         # Element by element in float32: the deviation from the identity is far below

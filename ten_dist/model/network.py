@@ -14,8 +14,7 @@ from ten_dist.model.block import Block, BlockState
 from ten_dist.model.document_starts import document_starts
 from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
-from ten_dist.model.mixer import RECURRENCE_PARAMETERS
-from ten_dist.model.sampling import generate
+from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
 from ten_dist.model.short_convolution import ShortConvolution
 from ten_dist.model.weight_initialization import fill_normal
 
@@ -196,8 +195,24 @@ class TemporalEigenstateNetwork(nn.Module):
         losses = self(inputs, targets=targets)
         return losses if return_dict else losses["loss"]
 
-    # Of :mod:`ten_dist.model.sampling`, which calls the network `model`.
-    generate = generate
+    @torch.no_grad()
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Make ready for use alone: what only training changes is computed once.
+
+        Matrices are kept in `dtype`, in which autocast would multiply them; in place, and
+        once only.
+        """
+        for module in self.modules():
+            if isinstance(module, EigenstateMixer):
+                module.freeze(dtype)
+        matrices = self.parameter_groups(0.0)[0]["params"]
+        for matrix in matrices:
+            # A token's embedding enters the residual stream as it is.
+            if matrix is not self.embedding.weight:
+                matrix.data = matrix.data.to(dtype)
+        head = self.embedding.weight.to(dtype)
+        self.head.weight = nn.Parameter(head, requires_grad=False)
+        self.requires_grad_(False)
 
     def num_parameters(self) -> int:
         """Number of parameters, the tied weight once, sharded ones in full."""

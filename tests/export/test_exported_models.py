@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ten_dist.cli import main
+from ten_dist.generation import Sampling, generate
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
 from tests.tools.launching import SMALL_MODEL, read_metrics
@@ -73,7 +74,9 @@ def test_generation_is_that_of_the_run(runs, name):
     model, tokenizer = load(runs, name), load_tokenizer(runs, name)
     ours = TrainedModel.load(RunFolder(runs / name)).network
     inputs = tokenizer(PROMPTS[0], return_tensors="pt")
-    wanted = ours.generate(inputs["input_ids"], 200, temperature=0)
+    prompt = inputs["input_ids"][0].tolist()
+    (added,) = generate(ours, [prompt], 200, Sampling(temperature=0))
+    wanted = torch.tensor([prompt + added])
     for use_cache in (True, False):
         steps = 200 if use_cache else 20
         got = model.generate(

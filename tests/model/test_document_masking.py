@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ten_dist.generation import Sampling, generate
 from ten_dist.model.document_starts import document_starts
 from ten_dist.recurrence import ScanInputs, eigenstate_scan_with_energy
 from tests.model.test_network import VOCAB, make_model, random_ids
@@ -279,9 +280,11 @@ def test_a_continuation_forgets_earlier_documents(name):
     ids = documents_of_two_rows()
     # The last document of row 1 starts at 56, a multiple of the largest scale.
     assert bounds(1)[-1] == (56, STEPS)
-    alone = model.generate(ids[1:, 56:], 12, temperature=0)
-    after_others = model.generate(ids[1:], 12, temperature=0)
-    assert torch.equal(after_others[:, 56:], alone)
+    whole = ids[1].tolist()
+    after_others, alone = generate(
+        model, [whole, whole[56:]], 12, Sampling(temperature=0)
+    )
+    assert after_others == alone
 
 
 @pytest.mark.parametrize("name", list(MODELS))
