@@ -143,11 +143,17 @@ class MixedScale(nn.Module):
         eigenstates, pending, previous, current = state
         pending = pending + at_least_float32(inputs[:, 0])
         phases = positions % self.scale
-        rows = (phases == 0).nonzero().squeeze(1).to(inputs.device)
-        if rows.numel():
-            pooled = (pending[rows] / self.scale).unsqueeze(1)
+        ticking = phases == 0
+        if ticking.all():
+            mean = inputs if self.scale == 1 else (pending / self.scale).unsqueeze(1)
+            mixed, _, eigenstates = self.ten(mean, eigenstates)
+            pending, previous = torch.zeros_like(pending), current
+            current = self.mixing(mixed).squeeze(1).to(current.dtype)
+        elif ticking.any():
+            rows = ticking.nonzero().squeeze(1).to(inputs.device)
+            mean = (pending[rows] / self.scale).unsqueeze(1)
             before = None if eigenstates is None else eigenstates[rows]
-            mixed, _, after = self.ten(inputs if self.scale == 1 else pooled, before)
+            mixed, _, after = self.ten(mean, before)
             output = self.mixing(mixed).squeeze(1).to(current.dtype)
             if eigenstates is None:
                 eigenstates = after.new_zeros(len(pending), after.shape[1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ten_dist.generation import Decoder, Request, Sampling, generate
+from ten_dist.generation.sampling import likely_tokens
 from ten_dist.model.state import state_bytes
 from tests.model.test_network import VOCAB, make_model, random_ids
 
@@ -156,6 +157,16 @@ def test_min_p_leaves_tokens_near_the_likeliest():
     sampling = Sampling(temperature=1.0, min_p=least.item() * 0.999)
     drawn = {ids[0] for ids in generate(model, [[1]] * 2000, 1, sampling)}
     assert drawn == set(probabilities.topk(10).indices.tolist())
+
+
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+def test_top_p_leaves_the_fewest_tokens_that_reach_it(spread):
+    logits = spread * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    kept = likely_tokens(logits, Sampling(top_p=0.9)).isfinite()
+    ordered = logits.double().softmax(dim=0).sort(descending=True)
+    fewest = int((ordered.values.cumsum(dim=0) < 0.9).sum()) + 1
+    assert kept.sum() == fewest
+    assert kept[ordered.indices[:fewest]].all()
 
 
 @pytest.mark.parametrize(
