@@ -85,8 +85,8 @@ class Generated:
         self.state: NetworkState | None = None
         """At its end, the state of one row that has read all but the last token."""
         self._sampler = Sampler(request.sampling, request.prompt)
-        # Of the prompt, as far as its state is concerned.
-        self._read = 0
+        # Tokens of the prompt that its state has read; None before its turn has come.
+        self._read: int | None = None
         self._state = request.state
 
     @property
@@ -130,7 +130,7 @@ class Decoder:
         self._running: list[Generated] = []
         attends = network.config.mixer == "attention"
         self._rows: _JoinedRows | _SeparateRows
-        self._rows = _SeparateRows() if attends else _JoinedRows(self._state_of_none())
+        self._rows = _SeparateRows() if attends else _JoinedRows(self.empty_state())
 
     def __len__(self) -> int:
         """Sequences that have not ended."""
@@ -139,9 +139,6 @@ class Decoder:
     def add(self, request: Request) -> Generated:
         """Take a request; :meth:`step` continues it from now on."""
         generated = Generated(request)
-        if self._cache is not None and request.state is None:
-            known, state = self._cache.longest_prefix(request.prompt[:-1])
-            generated._read, generated._state = known, state
         self._waiting.append(generated)
         return generated
 
@@ -172,12 +169,22 @@ class Decoder:
         self._remove_ended()
         return continued
 
+    @torch.inference_mode()
+    def empty_state(self) -> NetworkState:
+        """The state of one row that has read nothing."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+        with self._autocast():
+            _, state = self._network(token, return_state=True, last_only=True)
+        return empty_like(state)
+
     def _read_prompts(self) -> None:
         """Read a piece of what waits; what is read becomes a row."""
         left = PROMPT_PIECE
         while self._waiting and left > 0:
             generated = self._waiting[0]
             prompt = generated.request.prompt[:-1]
+            if generated._read is None:
+                generated._read = self._look_up(generated, prompt)
             piece = prompt[generated._read : generated._read + left]
             left -= max(len(piece), 1)
             if piece:
@@ -194,6 +201,13 @@ class Decoder:
                 self._rows.add(generated._state)
                 self._running.append(generated)
                 generated._state = None
+
+    def _look_up(self, generated: Generated, prompt: Sequence[int]) -> int:
+        """Give it the state of what is known of its prompt; returns how many tokens."""
+        if self._cache is None or generated.request.state is not None:
+            return 0
+        known, generated._state = self._cache.longest_prefix(prompt)
+        return known
 
     def _remember(
         self, generated: Generated, tokens: Sequence[int], state: NetworkState | None
@@ -216,14 +230,6 @@ class Decoder:
         if len(kept) < len(self._running):
             self._rows.keep(kept)
             self._running = [self._running[row] for row in kept]
-
-    @torch.inference_mode()
-    def _state_of_none(self) -> NetworkState:
-        """The state of one row that has read nothing."""
-        token = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
-        with self._autocast():
-            _, state = self._network(token, return_state=True, last_only=True)
-        return empty_like(state)
 
 
 class _JoinedRows:

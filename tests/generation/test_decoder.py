@@ -121,6 +121,34 @@ def test_each_generated_token_is_one_step_of_all_rows():
     assert shapes == [(1, 3), (1, 1), (2, 1), (2, 1), (2, 1)]
 
 
+def test_prompts_that_wait_together_are_read_once():
+    class Cache(dict):
+        def longest_prefix(self, tokens):
+            state = self.get(tuple(tokens))
+            return (0, None) if state is None else (len(tokens), state)
+
+        def put(self, tokens, state):
+            self[tuple(tokens)] = state
+
+    model = make_model((1, 2))
+    decoder, prompt = Decoder(model, cache=Cache()), PROMPTS[2]
+    read = []
+    handle = model.embedding.register_forward_hook(
+        lambda module, arguments, output: read.append(arguments[0].numel())
+    )
+    results = [
+        decoder.add(Request(prompt=prompt, max_new_tokens=4, sampling=GREEDY))
+        for _ in range(3)
+    ]
+    while len(decoder):
+        decoder.step()
+    handle.remove()
+    assert read == [len(prompt) - 1, 3, 3, 3, 3]
+    assert {tuple(result.ids) for result in results} == {
+        tuple(greedily(model, prompt, 4))
+    }
+
+
 def test_a_seed_decides_what_a_row_draws_whatever_is_beside_it():
     model = make_model()
     prompt, others = [1, 2, 3], [[4], [5, 6]]
