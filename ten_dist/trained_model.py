@@ -12,6 +12,7 @@ from torch import Tensor
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
 from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
+from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.generation import Decoder
 from ten_dist.generation.decoder import StateCache
@@ -27,6 +28,18 @@ class CheckpointOptions(Options):
     checkpoint: Annotated[str | None, metavar("STEP|PATH|best")] = None
     """Checkpoint of the run: its step, its folder, or best for the one with the lowest
     held-out loss; by default the newest."""
+
+
+def tokenizer_of(folder: RunFolder) -> TextTokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+        ConfigurationError: the folder holds no run, or its tokenizer cannot be read.
+    """
+    separator_id = folder.read().data.separator_id
+    path = folder.tokenizer_file
+    content = read_tokenizer_file(path, str(path))
+    return TextTokenizer.with_separator_id(content, separator_id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ first dimension is the row, and positions (see :class:`ten_dist.model.network.Ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -73,6 +73,34 @@ def state_tensors(state: object) -> Iterator[Tensor]:
     elif isinstance(state, (tuple, list)):
         for part in state:
             yield from state_tensors(part)
+
+
+def named_leaves(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state by their places in it, such as `blocks.0.mixer`; a position of
+    all rows is an int64 without dimensions."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, int):
+        yield name, torch.tensor(state)
+    elif isinstance(state, (tuple, list)):
+        places = getattr(state, "_fields", range(len(state)))
+        for place, part in zip(places, state, strict=True):
+            yield from named_leaves(part, f"{name}.{place}" if name else f"{place}")
+
+
+def of_named_leaves(leaves: Mapping[str, Tensor], like: State) -> State:
+    """The state that :func:`named_leaves` gave, of the structure of another.
+
+    Raises:
+        KeyError: there is no leaf for a place of it.
+    """
+    places = iter([name for name, _ in named_leaves(like)])
+
+    def leaf(parts: Sequence[Tensor | int]) -> Tensor | int:
+        found = leaves[next(places)]
+        return found if isinstance(parts[0], Tensor) else int(found)
+
+    return _combined(leaf, [like])
 
 
 def _join(parts: Sequence[Tensor | int]) -> Tensor:
