@@ -68,6 +68,7 @@ class TextTokenizer:
         if separator is None:
             separator = _clear_separator(self.spec)
         _check_separator(self.spec, separator)
+        self._spelled_out_ids: dict[int, np.ndarray] = {}
         self.separator = separator
         self.separator_id: int = vocabulary[separator]
         same = [token for token, i in vocabulary.items() if i == self.separator_id]
@@ -135,14 +136,44 @@ class TextTokenizer:
         return self._encoding.to_str()
 
     @cached_property
-    def _spelled_separator(self) -> np.ndarray:
-        """What a model that has the separator as a piece makes of it otherwise: uint32."""
-        model = {**self.spec["model"], **_without_piece(self.spec, self.separator)}
-        tokenizer = Tokenizer.from_str(
-            json.dumps({**self.spec, "model": model, "added_tokens": []})
-        )
-        parts = tokenizer.model.tokenize(self.separator)
-        return np.array([part.id for part in parts], dtype=np.uint32)
+    def special_ids(self) -> dict[str, int]:
+        """Id of every special token, the separator among them, by its spelling."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        tokens = {*_special_tokens(self.spec), self.separator}
+        return {token: vocabulary[token] for token in sorted(tokens)}
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for what the tokenizer does not know."""
+        unknown = _unknown_token(self.spec)
+        return None if unknown is None else self._tokenizer.token_to_id(unknown)
+
+    def spelled_out(self, token_id: int) -> np.ndarray:
+        """What a model that has a special token as a piece makes of it otherwise.
+
+        Returns:
+            uint32 [n].
+
+        Raises:
+            DataError: it has no other tokens for it.
+        """
+        if token_id not in self._spelled_out_ids:
+            token = self._tokenizer.id_to_token(token_id) or ""
+            model = {**self.spec["model"], **_without_piece(self.spec, token)}
+            tokenizer = Tokenizer.from_str(
+                json.dumps({**self.spec, "model": model, "added_tokens": []})
+            )
+            ids = [part.id for part in tokenizer.model.tokenize(token)]
+            if not ids or token_id in ids:
+                raise DataError(
+                    f"a document spells {token!r}, which ends documents, and the "
+                    "tokenizer has no other tokens for it: name another with --separator"
+                    if token_id == self.separator_id
+                    else f"a conversation spells {token!r}, for which the tokenizer has "
+                    "no other tokens"
+                )
+            self._spelled_out_ids[token_id] = np.array(ids, dtype=np.uint32)
+        return self._spelled_out_ids[token_id]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text: 1-D uint32. Several threads may call it at once.
@@ -157,25 +188,20 @@ class TextTokenizer:
                 np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
                 for text in texts
             ]
-        with _naming("the tokenizer cannot encode a document"):
+        with naming("the tokenizer cannot encode a document"):
             encodings = self._encoding.encode_batch_fast(
                 texts, add_special_tokens=False
             )
         # By way of an array: numpy takes three times as long over a list.
         encoded = [np.asarray(array("I", encoding.ids)) for encoding in encodings]
-        return [self._spelled_out(ids) for ids in encoded]
+        return [self._without_separator(ids) for ids in encoded]
 
-    def _spelled_out(self, ids: np.ndarray) -> np.ndarray:
+    def _without_separator(self, ids: np.ndarray) -> np.ndarray:
         """Tokens of a text, the separator in other tokens where the text spells it."""
         at = np.flatnonzero(ids == self.separator_id)
         if not at.size:
             return ids
-        parts = self._spelled_separator
-        if not parts.size or (parts == self.separator_id).any():
-            raise DataError(
-                f"a document spells {self.separator!r}, which ends documents, and the "
-                "tokenizer has no other tokens for it: name another with --separator"
-            )
+        parts = self.spelled_out(self.separator_id)
         pieces = np.split(ids, at)
         return np.concatenate(
             [pieces[0], *(part for piece in pieces[1:] for part in (parts, piece[1:]))]
@@ -221,13 +247,13 @@ def byte_level(model: models.Model) -> Tokenizer:
 
 
 def _from_json(content: str) -> Tokenizer:
-    with _naming("it is not a tokenizer.json"):
+    with naming("it is not a tokenizer.json"):
         return Tokenizer.from_str(content)
 
 
 @contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Turn whatever the library raises into a :class:`DataError` of one line."""
+def naming(what: str) -> Iterator[None]:
+    """Turn whatever the library of tokenizers raises into a :class:`DataError` of one line."""
     try:
         yield
     except BaseException as error:
@@ -277,15 +303,19 @@ def _check_separator(spec: dict[str, Any], separator: str) -> None:
             f"--separator {separator!r} is none of the tokenizer's added tokens, which "
             f"are kept apart from text: {' '.join(added) or 'it has none'}"
         )
-    model = spec["model"]
-    unknown = model.get("unk_token")
-    if model["type"] == "Unigram" and model.get("unk_id") is not None:
-        unknown = model["vocab"][model["unk_id"]][0]
-    if separator == unknown:
+    if separator == _unknown_token(spec):
         raise ConfigurationError(
             f"--separator {separator!r} stands for what the tokenizer does not know: "
             "name another token"
         )
+
+
+def _unknown_token(spec: dict[str, Any]) -> str | None:
+    """The token that stands for what a tokenizer does not know."""
+    model = spec["model"]
+    if model["type"] == "Unigram" and model.get("unk_id") is not None:
+        return model["vocab"][model["unk_id"]][0]
+    return model.get("unk_token")
 
 
 def _without_piece(spec: dict[str, Any], piece: str) -> dict[str, Any]:
