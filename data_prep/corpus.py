@@ -54,7 +54,7 @@ def list_corpus(
     include: Sequence[str],
     exclude: Sequence[str],
     output: str | None,
-    text_field: str,
+    text_field: str | None,
     left_out: LeftOut,
 ) -> list[Segment]:
     """The segments of files and folders, in the order in which they become tokens.
@@ -94,13 +94,17 @@ def list_corpus(
 
 
 def list_files(
-    files: Iterable[tuple[str, str]], text_field: str, left_out: LeftOut, source: str
+    files: Iterable[tuple[str, str]],
+    text_field: str | None,
+    left_out: LeftOut,
+    source: str,
 ) -> list[Segment]:
     """The segments of files, in the order in which they become tokens.
 
     Args:
         files: (name within the corpus, path) of each.
-        text_field: field of JSON Lines and column of Parquet that holds the text.
+        text_field: field of JSON Lines and column of Parquet that holds the text; None
+            of conversations, which only JSON Lines hold.
         left_out: where files that hold nothing to read are counted.
         source: where they come from, as the user named it.
 
@@ -268,19 +272,21 @@ def _matches(relative: str, pattern: str) -> bool:
 
 
 def _segments(
-    relative: str, identity: str, path: str, text_field: str
+    relative: str, identity: str, path: str, text_field: str | None
 ) -> list[Segment] | Unusable:
     size = os.path.getsize(path)
     if not size:
         return Unusable("empty")
-    if PARQUET_NAME.fullmatch(relative):
+    match = JSON_NAME.fullmatch(relative)
+    if text_field is None and match is None:
+        return Unusable("not_lines")
+    if text_field is not None and PARQUET_NAME.fullmatch(relative):
         columns = parquet_row_groups(path, text_field)
         ends = itertools.accumulate(columns)
         return [
             Segment(f"{identity}@{group}", path, end - column, end, "parquet", group)
             for group, (column, end) in enumerate(zip(columns, ends))
         ] or Unusable("empty")
-    match = JSON_NAME.fullmatch(relative)
     if match is None:
         if relative.lower().endswith((".zst", ".zstd")):
             # It may need a library that is not installed.

@@ -20,11 +20,13 @@ from data_prep.contents import (
     not_text,
     opened,
 )
+from data_prep.conversations import Chat
 from data_prep.formats import changed, parquet_texts
 from data_prep.left_out import NOT_UTF8, NULL, LeftOut, Place, Unusable
 from data_prep.pieces import ANYWHERE, Cuts, cut_pieces
 from data_prep.ranks import Tick
 from data_prep.segment import Segment
+from data_prep.text_document import Document
 from ten_dist.errors import DataError
 from ten_dist.files import printable
 
@@ -32,41 +34,6 @@ LARGE_BYTES = 1 << 22
 """Size from which a text file is read in pieces, more than once, and never as a whole."""
 CHUNK_BYTES = 1 << 20
 _DIGEST_BYTES = (8, 16)
-
-
-class Document:
-    """A text in memory: ``bytes`` is its size in UTF-8, ``characters`` its length.
-
-    A byte order mark at its beginning is no part of it. ``place`` says where it lies,
-    ``note`` names, in :data:`NOTES`, what to tell the user about it.
-    """
-
-    place = Place("")
-    note: str | None = None
-
-    def __init__(self, text: str) -> None:
-        text = text.removeprefix("\ufeff")
-        self._text = text
-        self._data = text.encode("utf-8")
-        self.bytes = len(self._data)
-        self.characters = len(text)
-        self.blank = not text.strip()
-
-    def digest(self, size: int) -> bytes:
-        """The blake2b digest of the text in UTF-8: 8 or 16 bytes."""
-        return hashlib.blake2b(self._data, digest_size=size).digest()
-
-    def is_held_out(self, val_fraction: float) -> bool:
-        """Whether the document is held out for validation.
-
-        It depends on the document's text alone, so a document stays on its side when
-        the corpus grows, and copies of one document all fall on one side.
-        """
-        return int.from_bytes(self.digest(8), "big") / 2**64 < val_fraction
-
-    def pieces(self, cuts: Cuts | None = ANYWHERE) -> Iterator[str]:
-        """The text, cut where ``cuts`` allows: an encoding takes far more than its text."""
-        return cut_pieces([self._text], cuts)
 
 
 class LargeDocument(Document):
@@ -133,10 +100,12 @@ class LargeDocument(Document):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which texts are documents: those of a field, and of at least so many characters."""
+    """Which texts are documents: those of a field, and of at least so many characters; or
+    conversations."""
 
     text_field: str
     min_length: int = 0
+    chat: Chat | None = None
 
 
 def unit_documents(
@@ -188,7 +157,7 @@ def read_documents(
         OSError: the file cannot be read.
     """
     name, unit = printable(segment.file), segment.positions
-    for position, text in _texts(segment, selection.text_field, advance):
+    for position, text in _texts(segment, selection, advance):
         place = Place(name, position, unit)
         if isinstance(text, Unusable):
             left_out.add(text.reason, place._replace(note=text.note))
@@ -206,14 +175,14 @@ def read_documents(
 
 
 def _texts(
-    segment: Segment, text_field: str, advance: Callable[[int], None]
+    segment: Segment, selection: Selection, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, str | Document | Unusable]]:
     """What stands at each place of a segment, by its position."""
     if segment.format == "text":
-        return iter([(0, _file_text(segment, text_field, advance))])
+        return iter([(0, _file_text(segment, selection.text_field, advance))])
     if segment.format == "parquet":
-        return parquet_texts(segment, text_field)
-    return _line_texts(segment, text_field)
+        return parquet_texts(segment, selection.text_field)
+    return _line_texts(segment, selection)
 
 
 def _file_text(
@@ -250,12 +219,12 @@ def _naming_damage(place: str) -> Iterator[None]:
 
 
 def _line_texts(
-    segment: Segment, text_field: str
-) -> Iterator[tuple[int, str | Unusable]]:
+    segment: Segment, selection: Selection
+) -> Iterator[tuple[int, str | Document | Unusable]]:
     path = segment.path
     for position, line in _lines(segment):
         try:
-            text = _text_of(line, text_field)
+            text = _text_of(line, selection)
         except _BadLineError as error:
             in_range = segment.format == "jsonl"
             number = line_number(path, position) if in_range else position
@@ -290,7 +259,7 @@ class _BadLineError(Exception):
     """A line is not what JSON Lines must have; the message says why."""
 
 
-def _text_of(line: bytes, text_field: str) -> str | Unusable:
+def _text_of(line: bytes, selection: Selection) -> str | Document | Unusable:
     # Each line: files that were joined have a mark in the middle.
     line = line.removeprefix(BYTE_ORDER_MARK)
     if not line.strip():
@@ -301,6 +270,9 @@ def _text_of(line: bytes, text_field: str) -> str | Unusable:
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
         raise _BadLineError(f"not a line of JSON ({reason})") from None
+    if selection.chat is not None:
+        return selection.chat.conversation(record)
+    text_field = selection.text_field
     if not isinstance(record, dict) or text_field not in record:
         raise _BadLineError(
             f"no field {text_field!r}: give the field that holds the text with "

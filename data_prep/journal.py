@@ -39,6 +39,8 @@ class Split:
     shard: ShardRecord | None = None
     documents: int = 0
     text_bytes: int = 0
+    counted_tokens: int = 0
+    """Those that the loss mask counts, of conversations."""
 
 
 @dataclass
@@ -58,6 +60,7 @@ class UnitResult:
                 shard=side["shard"] and ShardRecord(**side["shard"]),
                 documents=side["documents"],
                 text_bytes=side["text_bytes"],
+                counted_tokens=side["counted_tokens"],
             )
             for side in (record["train"], record["val"])
         )

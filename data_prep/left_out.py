@@ -28,6 +28,8 @@ REASONS = {
     "empty": "empty files",
     "json": "JSON files that are not lines with the field of --text_field "
     "(`jq -c '.[]' FILE > FILE.jsonl` makes lines of an array)",
+    "not_lines": "files that are not JSON Lines, which --chat reads",
+    "no_conversation": "lines that are no conversation",
     "not_utf8": "not text in UTF-8",
     "null": "nulls",
     "blank": "blank texts",
@@ -39,6 +41,8 @@ REASONS = {
 NOTES = {
     "json_as_text": "text files that look like JSON Lines, read as plain text (name "
     "them .jsonl to have the field read)",
+    "separator_within": "conversations in which the template writes the separator, where "
+    "--document_masking begins anew (--separator names another token)",
 }
 """The same for what is used, but perhaps not as it was meant."""
 

@@ -64,6 +64,13 @@ class CorpusOptions(Options):
     """Leave out files, and folders, that match; may be repeated."""
     text_field: str = "text"
     """Field of a JSONL line, or column of a Parquet file, that holds the document."""
+    chat: bool = False
+    """Read conversations from JSON Lines: each line has messages, a list of objects with
+    role and content, or prompt and completion, each text or such a list. The shards get a
+    loss mask that counts what the assistant says. Needs the extra 'chat'."""
+    chat_template: Annotated[str | None, metavar("FILE")] = None
+    """Template of --chat in Jinja2, or a tokenizer_config.json that has one; by default that
+    beside --tokenizer FILE, or an own one."""
     val_fraction: Annotated[float, at_least(0, below=1), metavar("F")] = 0.0
     """Share of the documents, 0 <= F < 1, held out into OUTPUT/val; which ones depends on
     their text alone. Without it there is no held-out set."""
@@ -81,6 +88,13 @@ class CorpusOptions(Options):
             raise ConfigurationError(
                 "--include and --exclude have no effect with --dataset: leave them out"
             )
+        if self.chat and self.corpus is not None:
+            raise ConfigurationError(
+                f"--chat reads conversations, --corpus {self.corpus} has none: give "
+                "--input or --dataset"
+            )
+        if self.chat_template is not None and not self.chat:
+            raise ConfigurationError("--chat_template has an effect only with --chat")
         for name in ("dataset_split", "dataset_revision"):
             if self.dataset is None and getattr(self, name) is not None:
                 raise ConfigurationError(f"--{name} has an effect only with --dataset")

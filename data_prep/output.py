@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.journal import JOURNAL_NAME, Journal, UnitResult
-from ten_dist.data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from ten_dist.data.manifest import (
+    CHAT_TEMPLATE_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    ShardRecord,
+)
 from ten_dist.data.tokenizer import TOKENIZER_NAME, file_sha256
 from ten_dist.data.verify import verify_shards
 from ten_dist.errors import ConfigurationError
@@ -27,7 +32,9 @@ from ten_dist.files import sync, write_text
 VAL_FOLDER = "val"
 LOCK_NAME = ".preparing.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_OWN_FILE = re.compile(r"(shard-\d{5,}\.tar|manifest\.json|tokenizer\.json)(\.tmp)?")
+_OWN_FILE = re.compile(
+    r"(shard-\d{5,}\.tar|(manifest|tokenizer)\.json|chat_template\.jinja)(\.tmp)?"
+)
 
 
 class Found(Enum):
@@ -141,10 +148,13 @@ class Output:
         self.claimed = True
         return found
 
-    def write_tokenizer(self, text: str) -> None:
-        """Put the tokenizer beside the shards. Raises ``OSError``."""
+    def write_tokenizer(self, text: str, chat_template: str | None) -> None:
+        """Put the tokenizer, and the template if there is one, beside the shards. Raises
+        ``OSError``."""
         for folder in self._folders:
             write_text(folder / TOKENIZER_NAME, text)
+            if chat_template is not None:
+                write_text(folder / CHAT_TEMPLATE_NAME, chat_template)
 
     def holds(self, result: UnitResult) -> bool:
         """Whether a unit's shards lie in the folders as they were recorded."""
@@ -157,13 +167,18 @@ class Output:
             return False
 
     def keep_only(self, finished: Sequence[UnitResult]) -> None:
-        """Remove whatever is ours but belongs to no finished unit, the tokenizer apart.
+        """Remove whatever is ours but belongs to no finished unit, but for what was put
+        beside the shards.
 
         Raises:
             OSError: a file cannot be removed.
         """
         self.journal.keep_only([result.unit for result in finished])
-        kept = {folder / TOKENIZER_NAME for folder in (self.folder, self.val_folder)}
+        kept = {
+            folder / name
+            for folder in (self.folder, self.val_folder)
+            for name in (TOKENIZER_NAME, CHAT_TEMPLATE_NAME)
+        }
         kept |= {path for unit in finished for path, _ in self._shards_of(unit)}
         for path in self._own_files():
             if path not in kept:

@@ -8,10 +8,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from data_prep.conversations import Chat
 from data_prep.corpus import (
     files_digest,
     list_corpus,
@@ -27,7 +29,9 @@ from data_prep.left_out import LeftOut, Place
 from data_prep.options import ShardOptions
 from data_prep.segment import Segment
 from data_prep.tokenizer import BYTES_VOCAB_SIZE, train_tokenizer
+from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.data.tokenizer import (
+    SEPARATOR,
     TextTokenizer,
     byte_tokenizer,
     read_tokenizer_file,
@@ -114,13 +118,16 @@ def plan_corpus(options: ShardOptions) -> CorpusPlan:
         OSError: a file of the corpus is gone.
     """
     dataset, left_out = None, LeftOut()
+    given_tokenizer = _given_tokenizer(options)
+    chat = _chat(options, given_tokenizer) if options.chat else None
+    text_field = None if options.chat else options.text_field
     if options.input is not None:
         segments = list_corpus(
             options.input,
             options.include,
             options.exclude,
             options.output,
-            options.text_field,
+            text_field,
             left_out,
         )
     elif options.dataset is not None:
@@ -128,16 +135,15 @@ def plan_corpus(options: ShardOptions) -> CorpusPlan:
             options.dataset, options.dataset_split, options.dataset_revision
         )
         segments = list_files(
-            dataset.files, options.text_field, left_out, f"--dataset {options.dataset}"
+            dataset.files, text_field, left_out, f"--dataset {options.dataset}"
         )
     else:
         segments = list_python_stdlib(options.exclude, options.output, left_out)
-    given_tokenizer = _given_tokenizer(options)
     return CorpusPlan(
         units=units(segments, options.shard_megabytes * 1e6),
-        source=_source(options, segments, dataset, given_tokenizer),
+        source=_source(options, segments, dataset, given_tokenizer, chat),
         files_sha256=files_digest(segments),
-        selection=Selection(options.text_field, options.min_length),
+        selection=Selection(options.text_field, options.min_length, chat),
         left_out=left_out,
         given_tokenizer=given_tokenizer,
     )
@@ -148,6 +154,7 @@ def _source(
     segments: Sequence[Segment],
     dataset: DatasetFiles | None,
     given_tokenizer: str | None,
+    chat: Chat | None,
 ) -> dict[str, Any]:
     """What decides the outcome: the corpus and the options, without machine paths."""
     tokenizer = options.tokenizer or "trained"
@@ -172,10 +179,26 @@ def _source(
         "min_length": options.min_length,
         "dataset": dataset and dataset.source,
         "deduplicate": options.deduplicate,
+        "chat_template": chat and chat.template.sha256,
     }
     source |= {name: value for name, value in later.items() if value}
     canonical = json.dumps(source, sort_keys=True, separators=(",", ":"))
     return {**source, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def _chat(options: ShardOptions, given_tokenizer: str | None) -> Chat:
+    """How conversations are read: by the template that is given, beside the tokenizer, or
+    the default one."""
+    separator = SEPARATOR
+    if given_tokenizer is not None:
+        separator = TextTokenizer(given_tokenizer, options.separator).separator
+    template = None
+    if options.chat_template is not None:
+        path = Path(options.chat_template)
+        template = ChatTemplate.read(path, f"--chat_template {path}")
+    elif options.tokenizer not in (None, "bytes"):
+        template = ChatTemplate.beside(Path(options.tokenizer))
+    return Chat(template or ChatTemplate.default(), separator)
 
 
 def _given_tokenizer(options: ShardOptions) -> str | None:
@@ -208,6 +231,7 @@ def make_tokenizer(
     """The JSON of the tokenizer that was given, or trained by an earlier start or now.
 
     Raises:
+        ConfigurationError: the chat template does not fit it.
         DataError: the corpus has a malformed line or has changed.
         OSError: a file cannot be read or written.
     """
@@ -220,6 +244,8 @@ def make_tokenizer(
             text = _train(options, plan, journal, say).to_str(pretty=True)
             journal.keep_tokenizer(text)
     tokenizer = TextTokenizer(text, options.separator)
+    if plan.selection.chat is not None:
+        plan.selection.chat.template.check(tokenizer)
     size, wanted = tokenizer.vocab_size, options.vocab_size
     if tokenizer.drops_unknown_characters():
         say(

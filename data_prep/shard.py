@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.conversations import Chat
 from data_prep.deduplicate import mark_duplicates
 from data_prep.journal import Split, UnitResult
 from data_prep.left_out import LeftOut
@@ -173,7 +174,9 @@ class _Preparation:
 
     def _tokenizer(self, plan: CorpusPlan) -> str:
         content = make_tokenizer(self._options, plan, self._output.journal, self.say)
-        self._output.write_tokenizer(content)
+        chat = plan.selection.chat
+        template = None if chat is None else chat.template.source
+        self._output.write_tokenizer(content, template)
         return content
 
     def _finished(self, plan: CorpusPlan, tokenizer: TextTokenizer) -> list[UnitResult]:
@@ -240,7 +243,7 @@ class _Preparation:
         left_out = plan.in_lines(left_out)
         source = {**plan.source, "left_out": left_out.summary()}
         train, val = (
-            _manifest(folder, source, tokenizer, splits)
+            _manifest(folder, source, tokenizer, splits, plan.selection.chat)
             for folder, splits in (
                 (output.folder, [result.train for result in results]),
                 (output.val_folder, [result.val for result in results]),
@@ -274,7 +277,15 @@ def _manifest(
     source: dict[str, Any],
     tokenizer: TextTokenizer,
     splits: Sequence[Split],
+    chat: Chat | None,
 ) -> Manifest:
+    masked: dict[str, Any] = {}
+    if chat is not None:
+        counted = sum(split.counted_tokens for split in splits)
+        masked = {
+            "counted_tokens": counted,
+            "chat_template_sha256": chat.template.sha256,
+        }
     return Manifest(
         directory=folder,
         shards=tuple(split.shard for split in splits if split.shard is not None),
@@ -287,6 +298,7 @@ def _manifest(
         separator_token=tokenizer.separator,
         separator_id=tokenizer.separator_id,
         source=source,
+        **masked,
     )
 
 
@@ -295,6 +307,7 @@ def _summary(manifest: Manifest) -> str:
         f"{manifest.documents} documents, {manifest.text_bytes} bytes, "
         f"{manifest.tokens} tokens ({manifest.text_bytes / manifest.tokens:.2f} bytes "
         f"per token), {len(manifest.shards)} shards, vocabulary {manifest.vocab_size}"
+        + (f", {manifest.counted_tokens} tokens counted" if manifest.masked else "")
     )
 
 

@@ -17,14 +17,17 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from webdataset import TarWriter
 
+from data_prep.conversations import Conversation
 from data_prep.documents import Selection, unit_documents
-from data_prep.journal import UnitResult
+from data_prep.journal import Split, UnitResult
 from data_prep.pieces import cuts_of
 from data_prep.ranks import Tick
 from data_prep.segment import Segment
+from data_prep.text_document import Document
 from ten_dist.data.manifest import BLOCK_TOKENS, ShardRecord, token_dtype
-from ten_dist.data.shards import BLOCK_MEMBER
+from ten_dist.data.shards import BLOCK_MEMBER, COUNTED, MASK_MEMBER, token_ids
 from ten_dist.data.tokenizer import TextTokenizer
+from ten_dist.errors import DataError
 from ten_dist.files import removed_on_error
 
 K = TypeVar("K")
@@ -43,14 +46,16 @@ def shard_name(unit: int) -> str:
 class ShardWriter:
     """Writes token blocks to a tar shard, which appears under its name when complete.
 
-    The tar's bytes are a function of the tokens alone. Used as a context manager: left
+    Where it is ``masked``, tokens are marked, and a loss mask follows each block. The
+    tar's bytes are a function of the tokens alone. Used as a context manager: left
     by an exception, it removes what it wrote.
     """
 
-    def __init__(self, path: Path, dtype: str) -> None:
+    def __init__(self, path: Path, dtype: str, masked: bool = False) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
         self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._masked = masked
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._blocks = 0
@@ -77,8 +82,9 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
     def add(self, tokens: np.ndarray) -> None:
-        """Append tokens, 1-D integers that fit the shard's dtype."""
-        self._pending.append(tokens.astype(self._dtype))
+        """Append tokens, 1-D integers that fit the shard's dtype, or marked ones."""
+        dtype = np.dtype(np.uint32) if self._masked else self._dtype
+        self._pending.append(tokens.astype(dtype))
         self._pending_tokens += tokens.size
         if self._pending_tokens >= BLOCK_TOKENS:
             joined = np.concatenate(self._pending)
@@ -103,16 +109,22 @@ class ShardWriter:
         )
 
     def _write_block(self, block: np.ndarray) -> None:
-        encoded = io.BytesIO()
-        np.save(encoded, block, allow_pickle=False)
-        sample = {"__key__": f"{self._blocks:08d}", BLOCK_MEMBER: encoded.getvalue()}
+        ids = token_ids(block, self._masked).astype(self._dtype, copy=False)
+        members = {BLOCK_MEMBER: ids}
+        if self._masked:
+            members[MASK_MEMBER] = np.packbits((block & COUNTED) != 0)
+        key = f"{self._blocks:08d}"
         with removed_on_error(self._temporary):
             if self._tar is None:
                 self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115
                 self._tar = TarWriter(
                     self._file, user="", group="", mode=0o444, mtime=0
                 )
-            self._tar.write(sample)
+            # One by one: a sample is written in the order of its names.
+            for name, array in members.items():
+                encoded = io.BytesIO()
+                np.save(encoded, array, allow_pickle=False)
+                self._tar.write({"__key__": key, name: encoded.getvalue()})
             # The tar keeps a record of each member that it has written, for no use here.
             self._tar.tarstream.members.clear()
         self._blocks += 1
@@ -170,38 +182,81 @@ class UnitWriter:
         """
         result = UnitResult(unit)
         name, dtype = shard_name(unit), token_dtype(self.tokenizer.vocab_size)
-        cuts = cuts_of(self.tokenizer)
+        masked = self.selection.chat is not None
         with (
-            ShardWriter(self.folder / name, dtype) as train,
-            ShardWriter(self.val_folder / name, dtype) as val,
+            ShardWriter(self.folder / name, dtype, masked) as train,
+            ShardWriter(self.val_folder / name, dtype, masked) as val,
         ):
-
-            def texts() -> Iterator[tuple[ShardWriter, str | None]]:
-                """Pieces of documents, and None for the end of each, by where they go."""
-                for document in unit_documents(
-                    segments, self.selection, result.left_out, duplicates, tick
-                ):
-                    split, writer = (
-                        (result.val, val)
-                        if document.is_held_out(self.val_fraction)
-                        else (result.train, train)
-                    )
-                    split.documents += 1
-                    split.text_bytes += document.bytes
-                    for piece in document.pieces(cuts):
-                        yield writer, piece
-                    yield writer, None
-
-            with contextlib.closing(
-                encode_in_order(texts(), self.tokenizer)
-            ) as batches:
-                for batch in batches:
-                    for writer, tokens in batch:
-                        writer.add(tokens)
-                    tick(0, sum(tokens.size for _, tokens in batch))
+            documents = unit_documents(
+                segments, self.selection, result.left_out, duplicates, tick
+            )
+            sides = _Sides(result, train, val, self.val_fraction)
+            add = self._add_conversations if masked else self._add_texts
+            add(documents, sides, tick)
             result.train.shard = train.finish()
             result.val.shard = val.finish()
         return result
+
+    def _add_texts(
+        self, documents: Iterable[Document], sides: _Sides, tick: Tick
+    ) -> None:
+        cuts = cuts_of(self.tokenizer)
+
+        def texts() -> Iterator[tuple[ShardWriter, str | None]]:
+            """Pieces of documents, and None for the end of each, by where they go."""
+            for document in documents:
+                split, writer = sides.of(document)
+                split.documents += 1
+                split.text_bytes += document.bytes
+                for piece in document.pieces(cuts):
+                    yield writer, piece
+                yield writer, None
+
+        with contextlib.closing(encode_in_order(texts(), self.tokenizer)) as batches:
+            for batch in batches:
+                for writer, tokens in batch:
+                    writer.add(tokens)
+                tick(0, sum(tokens.size for _, tokens in batch))
+
+    def _add_conversations(
+        self, documents: Iterable[Document], sides: _Sides, tick: Tick
+    ) -> None:
+        left_out = sides.result.left_out
+        for document in documents:
+            assert isinstance(document, Conversation)
+            try:
+                tokens = document.tokens(self.tokenizer)
+            except DataError as error:
+                place = document.place._replace(note=str(error))
+                left_out.add("no_conversation", place)
+                continue
+            ends = int(
+                np.count_nonzero(tokens & ~COUNTED == self.tokenizer.separator_id)
+            )
+            if ends > 1:
+                left_out.add("separator_within", document.place)
+            split, writer = sides.of(document)
+            split.documents += ends
+            split.text_bytes += document.bytes
+            split.counted_tokens += int(np.count_nonzero(tokens & COUNTED))
+            writer.add(tokens)
+            tick(0, tokens.size)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The two sides of the held-out split of a unit, and what writes them."""
+
+    result: UnitResult
+    train: ShardWriter
+    val: ShardWriter
+    val_fraction: float
+
+    def of(self, document: Document) -> tuple[Split, ShardWriter]:
+        """Where a document goes."""
+        if document.is_held_out(self.val_fraction):
+            return self.result.val, self.val
+        return self.result.train, self.train
 
 
 def encode_in_order(

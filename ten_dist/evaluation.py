@@ -18,9 +18,9 @@ class Evaluation:
     """Cross-entropy of a model on a token set."""
 
     loss: float
-    """Mean over the tokens, nats."""
+    """Mean over the tokens that count, nats; not a number where none does."""
     tokens: int
-    """Target tokens it is the mean of."""
+    """Target tokens it is the mean of, those that count."""
     bytes_per_token: float
     """UTF-8 bytes of text a token, over the whole set."""
 
@@ -89,7 +89,7 @@ def evaluate(
         totals += torch.stack([ce_loss.double() * count, count.double()])
     loss_sum, tokens = sum_over_ranks(totals).tolist()
     return Evaluation(
-        loss=loss_sum / tokens,
+        loss=loss_sum / tokens if tokens else math.nan,
         tokens=int(tokens),
         bytes_per_token=manifest.text_bytes / manifest.tokens,
     )

@@ -41,6 +41,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.tokenizer_file = self.path / "tokenizer.json"
+        self.chat_template_file = self.path / "chat_template.jinja"
         self.metrics_file = self.path / "metrics.jsonl"
         self.anomalies_file = self.path / "anomalies.jsonl"
         self.tensorboard = self.path / "tensorboard"

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ten_dist.arguments import ArgumentParser
@@ -27,7 +30,7 @@ from ten_dist.data.documents import (
     document_lengths,
     sample_documents,
 )
-from ten_dist.data.tokenizer import set_tokenizer
+from ten_dist.data.tokenizer import TextTokenizer, set_tokenizer
 from ten_dist.data.verify import damages
 from ten_dist.errors import DataError
 
@@ -127,6 +130,7 @@ def _as_dict(manifest: Manifest, lengths: DocumentLengths) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "document_tokens": dataclasses.asdict(lengths),
         "source": dict(manifest.source),
+        "counted_tokens": manifest.counted_tokens,
     }
 
 
@@ -142,6 +146,7 @@ def _describe(manifest: Manifest, lengths: DocumentLengths) -> list[str]:
         f"{manifest.vocab_size:,}, separator {manifest.separator_token} "
         f"(id {manifest.separator_id})",
         "fingerprint": manifest.fingerprint,
+        **_describe_mask(manifest),
         "document": f"{lengths.shortest:,} to {lengths.longest:,} tokens, mean "
         f"{lengths.mean:,.0f}; half up to {lengths.quantile(0.5):,}, nine tenths up "
         f"to {lengths.quantile(0.9):,}",
@@ -156,6 +161,13 @@ def _describe(manifest: Manifest, lengths: DocumentLengths) -> list[str]:
     return lines
 
 
+def _describe_mask(manifest: Manifest) -> dict[str, str]:
+    if manifest.counted_tokens is None:
+        return {}
+    share = manifest.counted_tokens / manifest.tokens
+    return {"loss mask": f"counts {manifest.counted_tokens:,} tokens, {share:.1%}"}
+
+
 def _verify(sets: list[Manifest]) -> None:
     faults = 0
     for manifest in sets:
@@ -166,9 +178,11 @@ def _verify(sets: list[Manifest]) -> None:
     if faults:
         raise DataError(f"{faults} fault{'s' * (faults > 1)} in {sets[0].directory}")
     for manifest in sets:
+        counted = manifest.counted_tokens
         say(
             f"{manifest.directory} is whole: {len(manifest.shards):,} shards, "
             f"{manifest.tokens:,} tokens, {manifest.documents:,} documents"
+            + ("" if counted is None else f", {counted:,} tokens counted")
         )
 
 
@@ -179,5 +193,25 @@ def _sample(manifest: Manifest, options: SampleOptions) -> None:
         extent = f"{document.tokens.size:,} tokens"
         if len(shown) < document.tokens.size:
             extent = f"the first {len(shown):,} of {extent}"
+        counted = document.counted
+        if counted is not None:
+            extent += f", {int(counted.sum()):,} counted, within « »"
         say(f"--- {document.shard}, from token {document.start:,}: {extent}")
-        say(tokenizer.decode(shown))
+        if counted is None:
+            say(tokenizer.decode(shown))
+        else:
+            say(_with_counted(tokenizer, shown, counted))
+
+
+def _with_counted(
+    tokenizer: TextTokenizer, shown: Sequence[int], counted: np.ndarray
+) -> str:
+    """The text of tokens, what the loss counts of it within « »; both arrays [n]."""
+    changes = np.flatnonzero(np.diff(counted[: len(shown)])) + 1
+    bounds = [0, *changes.tolist(), len(shown)]
+    texts = (
+        (tokenizer.decode(shown[start:stop]), bool(counted[start]))
+        for start, stop in itertools.pairwise(bounds)
+        if start < stop
+    )
+    return "".join(f"«{text}»" if is_counted else text for text, is_counted in texts)

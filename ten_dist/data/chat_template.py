@@ -13,6 +13,7 @@ characters are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +34,11 @@ from ten_dist.data.chat_tokens import (
     may_join,
     split_marked,
 )
-from ten_dist.data.tokenizer import SEPARATOR, TextTokenizer
+from ten_dist.data.manifest import CHAT_TEMPLATE_NAME, Manifest
+from ten_dist.data.tokenizer import SEPARATOR, TextTokenizer, read_set_file
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import read_user_text
 
-TEMPLATE_NAME = "chat_template.jinja"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 INSTALL_COMMAND = "pip install 'ten_dist[chat]'"
 
@@ -81,6 +82,15 @@ class ChatTemplate:
         self._template = _compile(source, name)
         self._marks_speech = bool(_GENERATION_TAG.search(source))
 
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, str]]:
+        # What Jinja2 made of it cannot be sent to another process.
+        return type(self), (self.source, self._name)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the source in UTF-8, in hex."""
+        return hashlib.sha256(self.source.encode("utf-8")).hexdigest()
+
     @classmethod
     def default(cls) -> ChatTemplate:
         """The own template, for any tokenizer that has tokens for control characters.
@@ -107,6 +117,36 @@ class ChatTemplate:
         if path.suffix == ".json":
             text = _of_configuration(text, what)
         return cls(text, what)
+
+    @classmethod
+    def beside(cls, tokenizer: Path) -> ChatTemplate | None:
+        """The template in the folder of a tokenizer, or of its file; None without one.
+
+        Raises:
+            ConfigurationError: as :meth:`read`.
+        """
+        folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+        path = folder / CHAT_TEMPLATE_NAME
+        if not path.exists():
+            path = folder / TOKENIZER_CONFIG_NAME
+            if not path.exists() or "chat_template" not in read_user_text(
+                path, str(path)
+            ):
+                return None
+        return cls.read(path, str(path))
+
+    def check(self, tokenizer: TextTokenizer) -> None:
+        """Refuse a tokenizer of whose tokens none ends a turn: a model would never stop.
+
+        Raises:
+            ConfigurationError: it is so, or the template takes no conversation.
+        """
+        end = self.turn_end(tokenizer)
+        if not tokenizer.decode(end.tolist()).strip(" ") or tokenizer.unknown_id in end:
+            raise ConfigurationError(
+                f"with this tokenizer nothing ends a turn of the assistant in {self._name}: "
+                "give another with --chat_template"
+            )
 
     def render(
         self,
@@ -243,6 +283,19 @@ class ChatTemplate:
                 )
             said.append((len(before), len(after)))
         return said
+
+
+def read_chat_template(manifest: Manifest) -> bytes | None:
+    """The content of a set's ``chat_template.jinja``, checked against the manifest; None
+    where it has none.
+
+    Raises:
+        DataError: it cannot be read, or is another one.
+    """
+    expected = manifest.chat_template_sha256
+    if expected is None:
+        return None
+    return read_set_file(manifest.chat_template_path, "chat template", expected)
 
 
 def check_messages(messages: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ten_dist.data.manifest import Manifest
-from ten_dist.data.shards import read_shard, shard_blocks
+from ten_dist.data.shards import COUNTED, read_shard, shard_blocks, token_ids
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,19 @@ def _lengths_by_block(
 
 def _blocks(manifest: Manifest) -> Iterator[np.ndarray]:
     for index in range(len(manifest.shards)):
-        yield from shard_blocks(manifest, index)
+        for block in shard_blocks(manifest, index):
+            yield token_ids(block, manifest.masked)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its shard, its first token within it, and its tokens, 1-D."""
+    """One document: its shard, its first token within it, its tokens, 1-D, and of a set
+    with a loss mask which of them count, bool 1-D."""
 
     shard: str
     start: int
     tokens: np.ndarray
+    counted: np.ndarray | None
 
 
 def sample_documents(manifest: Manifest, count: int, seed: int) -> Iterator[Document]:
@@ -108,12 +111,14 @@ def sample_documents(manifest: Manifest, count: int, seed: int) -> Iterator[Docu
         index = int(np.searchsorted(offsets, position, side="right")) - 1
         if held is None or held[0] != index:
             held = (index, read_shard(manifest, index))
-        tokens = held[1]
+        stored = held[1]
+        tokens = token_ids(stored, manifest.masked)
         ends = np.flatnonzero(tokens == manifest.separator_id)
         after = int(np.searchsorted(ends, position - offsets[index]))
         start = int(ends[after - 1]) + 1 if after else 0
         stop = int(ends[after]) if after < ends.size else tokens.size
-        yield Document(manifest.shards[index].name, start, tokens[start:stop])
+        counted = (stored[start:stop] & COUNTED) != 0 if manifest.masked else None
+        yield Document(manifest.shards[index].name, start, tokens[start:stop], counted)
 
 
 def token_counts(manifest: Manifest) -> np.ndarray:

@@ -20,6 +20,7 @@ from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import write_json
 
 MANIFEST_NAME = "manifest.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 FORMAT = "ten_dist.tokens"
 VERSION = 1
 BLOCK_TOKENS = 65536
@@ -64,6 +65,10 @@ class Manifest:
     separator_token: str
     separator_id: int
     source: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    counted_tokens: int | None = None
+    """Tokens that the loss mask of the blocks counts; None where there is no mask."""
+    chat_template_sha256: str | None = None
+    """Of the set's ``chat_template.jinja``; None where it has none."""
 
     @cached_property
     def tokens(self) -> int:
@@ -96,6 +101,16 @@ class Manifest:
     def tokenizer_path(self) -> Location:
         """Where the set's ``tokenizer.json`` lies."""
         return self.directory / self.tokenizer_file
+
+    @property
+    def masked(self) -> bool:
+        """Whether blocks have a loss mask: a bit a token, whether it counts as a target."""
+        return self.counted_tokens is not None
+
+    @property
+    def chat_template_path(self) -> Location:
+        """Where the set's ``chat_template.jinja`` lies, if it has one."""
+        return self.directory / CHAT_TEMPLATE_NAME
 
     def shard_path(self, index: int) -> Location:
         """Where shard ``index`` lies."""
@@ -144,6 +159,11 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "source": dict(self.source),
         }
+        # Named only where they are: other sets stay what they are to the byte.
+        if self.masked:
+            content["loss_mask"] = {"counted_tokens": self.counted_tokens}
+        if self.chat_template_sha256 is not None:
+            content["chat_template"] = {"sha256": self.chat_template_sha256}
         write_json(self.directory / MANIFEST_NAME, content)
 
     @classmethod
@@ -250,6 +270,16 @@ def _parse(directory: Location, content: Any) -> Manifest:
         separator_token=str(content["separator"]["token"]),
         separator_id=_integer(content["separator"], "id", 0),
         source=content.get("source") or {},
+        counted_tokens=(
+            _integer(content["loss_mask"], "counted_tokens", 1)
+            if "loss_mask" in content
+            else None
+        ),
+        chat_template_sha256=(
+            _sha256(content["chat_template"]["sha256"])
+            if "chat_template" in content
+            else None
+        ),
     )
     if manifest.dtype not in _DTYPES:
         raise _Inconsistent(

@@ -137,6 +137,11 @@ class Mixture:
         return self.manifests[0].separator_id
 
     @property
+    def masked(self) -> bool:
+        """Whether any set has a loss mask; of the others all tokens count."""
+        return any(manifest.masked for manifest in self.manifests)
+
+    @property
     def tokenizer_sha256(self) -> str:
         """Hash of the tokenizer of all sets."""
         return self.manifests[0].tokenizer_sha256

@@ -20,6 +20,10 @@ from ten_dist.errors import DataError
 
 BLOCK_MEMBER = "tokens.npy"
 """Extension of a block in a shard; its key is the block's index, eight digits."""
+MASK_MEMBER = "mask.npy"
+"""Extension of the loss mask of a block, which follows it: bits, packed as by numpy."""
+COUNTED = np.uint32(1 << 31)
+"""The bit of a marked token, uint32, that says that it counts as a target."""
 DEFAULT_CACHED_TOKENS = 1 << 26
 _HEAD_TOKENS = 1 << 22
 
@@ -45,21 +49,21 @@ def wrong_length(manifest: Manifest, index: int, tokens: int) -> DataError:
 
 
 def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
-    """Yield the token blocks of shard ``index`` in order, as stored: 1-D uint16/uint32.
+    """Yield the token blocks of shard ``index`` in order: 1-D, as stored.
+
+    Blocks with a loss mask come as marked tokens, uint32, the others as uint16/uint32.
+    :func:`token_ids` has the ids of both.
 
     Raises:
         DataError: the shard is missing, cannot be read as a webdataset tar, has a block
-            out of place or of another dtype, or a token id outside the vocabulary.
+            or mask out of place or of another dtype or length, or a token id outside the
+            vocabulary.
     """
     position = 0
     try:
-        for member in _members(manifest, index):
-            name = f"{position:08d}.{BLOCK_MEMBER}"
-            if member["fname"] != name:
-                raise damaged(
-                    manifest, index, f"has {member['fname']} in the place of {name}"
-                )
-            block = np.load(io.BytesIO(member["data"]), allow_pickle=False)
+        members = _members(manifest, index)
+        for member in members:
+            block = _array(manifest, index, member, f"{position:08d}.{BLOCK_MEMBER}")
             if block.dtype != manifest.numpy_dtype or block.ndim != 1:
                 found = f"{block.dtype}{list(block.shape)}"
                 what = f"has a block of {found}, not {manifest.dtype}"
@@ -68,6 +72,13 @@ def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
             if largest >= size:
                 what = f"has a token id {largest} outside the vocabulary of {size}"
                 raise damaged(manifest, index, what)
+            if manifest.masked:
+                name = f"{position:08d}.{MASK_MEMBER}"
+                packed = _array(manifest, index, next(members, {}), name)
+                if packed.dtype != np.uint8 or packed.shape != (-(-block.size // 8),):
+                    what = f"has a mask {name} that is not of its block"
+                    raise damaged(manifest, index, what)
+                block = marked(block, np.unpackbits(packed, count=block.size))
             yield block
             position += 1
     except DataError:
@@ -81,6 +92,26 @@ def shard_blocks(manifest: Manifest, index: int) -> Iterator[np.ndarray]:
         raise damaged(manifest, index, f"cannot be read ({reason})") from None
 
 
+def marked(tokens: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Marked tokens, uint32 [n], of ids and of whether each counts, [n] each."""
+    return tokens.astype(np.uint32) | counted.astype(np.uint32) * COUNTED
+
+
+def token_ids(stored: np.ndarray, masked: bool) -> np.ndarray:
+    """The ids of tokens, which are marked where their set is ``masked``."""
+    return stored & ~COUNTED if masked else stored
+
+
+def _array(
+    manifest: Manifest, index: int, member: dict[str, Any], name: str
+) -> np.ndarray:
+    """The array of a member, which must have that name."""
+    found = member.get("fname", "nothing")
+    if found != name:
+        raise damaged(manifest, index, f"has {found} in the place of {name}")
+    return np.load(io.BytesIO(member["data"]), allow_pickle=False)
+
+
 def _members(manifest: Manifest, index: int) -> Iterator[dict[str, Any]]:
     # Opened here rather than by webdataset, which would take a path with a colon for a
     # URL, or for a shell command. Not grouped into samples, which have one member each:
@@ -92,14 +123,14 @@ def _members(manifest: Manifest, index: int) -> Iterator[dict[str, Any]]:
 
 
 def read_shard(manifest: Manifest, index: int) -> np.ndarray:
-    """All tokens of shard ``index``, 1-D, uint16 or uint32.
+    """All tokens of shard ``index``, 1-D, as :func:`shard_blocks` has them.
 
     Raises:
         DataError: as :func:`shard_blocks`, or the shard's token count is not the
             manifest's.
     """
     expected = manifest.shards[index].tokens
-    tokens = np.empty(expected, dtype=manifest.numpy_dtype)
+    tokens = np.empty(expected, dtype=_stored_dtype(manifest))
     filled = 0
     for block in shard_blocks(manifest, index):
         if filled + block.size <= expected:
@@ -108,6 +139,10 @@ def read_shard(manifest: Manifest, index: int) -> np.ndarray:
     if filled != expected:
         raise wrong_length(manifest, index, filled)
     return tokens
+
+
+def _stored_dtype(manifest: Manifest) -> np.dtype:
+    return np.dtype(np.uint32) if manifest.masked else manifest.numpy_dtype
 
 
 class TokenReader:
@@ -156,6 +191,17 @@ class TokenReader:
         """Tokens ``start`` to ``stop`` of the stream, 1-D, uint16 or uint32, a copy.
 
         Raises:
+            ValueError, DataError: as :meth:`read_stored`.
+        """
+        stored = self.read_stored(start, stop)
+        return token_ids(stored, self.manifest.masked).astype(
+            self.manifest.numpy_dtype, copy=False
+        )
+
+    def read_stored(self, start: int, stop: int) -> np.ndarray:
+        """The same as :func:`shard_blocks` has them: marked where the set is masked.
+
+        Raises:
             ValueError: the range is not within the stream.
             DataError: a shard that it touches is missing or damaged.
         """
@@ -165,7 +211,7 @@ class TokenReader:
                 f"{self.manifest.tokens}"
             )
         self._longest_read = max(self._longest_read, stop - start)
-        result = np.empty(stop - start, dtype=self.manifest.numpy_dtype)
+        result = np.empty(stop - start, dtype=_stored_dtype(self.manifest))
         position = start
         while position < stop:
             index = int(np.searchsorted(self._offsets, position, side="right")) - 1
@@ -220,7 +266,7 @@ class TokenReader:
             # Of a server's shard the whole has come, to be hashed: no need to ask for
             # it twice if the rest is wanted next.
             return self._whole(index)[:count]
-        head = np.empty(0, dtype=self.manifest.numpy_dtype)
+        head = np.empty(0, dtype=_stored_dtype(self.manifest))
         for block in shard_blocks(self.manifest, index):
             head = np.concatenate([head, block])
             if head.size >= count:

@@ -15,7 +15,7 @@ from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data.manifest import Manifest
 from ten_dist.data.mixture import MixedOrder, Mixture
 from ten_dist.data.order import SHARDS_PER_GROUP, BatchShape, batch_of_step
-from ten_dist.data.shards import TokenReader
+from ten_dist.data.shards import COUNTED, TokenReader, token_ids
 from ten_dist.data.workers import read_ahead
 from ten_dist.errors import ConfigurationError
 
@@ -35,22 +35,34 @@ class TokenBatch:
     rows: np.ndarray
     stored: np.ndarray
     """[m, T + 1] in the dtype of the shards, which is what crosses from a worker."""
+    masked: bool = False
+    """Whether tokens are marked, and targets only those that count."""
 
     @functools.cached_property
     def tokens(self) -> torch.Tensor:
         """int64 [m, T + 1]."""
-        return torch.from_numpy(self.stored.astype(np.int64))
+        ids = token_ids(self.stored, self.masked)
+        return torch.from_numpy(ids.astype(np.int64))
 
     @property
     def inputs(self) -> torch.Tensor:
         """int64 [m, T], a view of ``tokens``."""
         return self.tokens[:, :-1]
 
+    @property
+    def counted_tokens(self) -> int:
+        """How many targets count."""
+        return int((self.targets != IGNORED_TARGET).sum())
+
     @functools.cached_property
     def targets(self) -> torch.Tensor:
-        """int64 [m, T]: the token after each input, or -100 throughout a padding row."""
+        """int64 [m, T]: the token after each input, or -100 where it does not count: by
+        the loss mask, and throughout a padding row."""
         padding = torch.from_numpy(self.rows < 0)
         targets = self.tokens[:, 1:]
+        if self.masked:
+            counts = torch.from_numpy((self.stored[:, 1:] & COUNTED) != 0)
+            targets = targets.masked_fill(~counts, IGNORED_TARGET)
         if padding.any():
             return targets.masked_fill(padding[:, None], IGNORED_TARGET)
         return targets
@@ -123,17 +135,24 @@ def _micro_batches(
             batch = batch_of_step(step, excluded)
             positions = shape.positions(batch * per_step + micro_step)
             sources, epochs, rows = order.rows(*positions)
-            tokens = np.empty(
-                (rows.size, shape.seq_len + 1), mixture.tokenizer_set.numpy_dtype
-            )
+            dtype = mixture.tokenizer_set.numpy_dtype
+            if mixture.masked:
+                dtype = np.dtype(np.uint32)
+            tokens = np.empty((rows.size, shape.seq_len + 1), dtype)
             for source in np.unique(sources):
                 source_order = order.orders[source]
                 if source_order.group != groups[source]:
                     groups[source] = source_order.group
                     readers[source].expect(source_order.shards_ahead())
                 here = sources == source
-                tokens[here] = _read_rows(readers[source], rows[here], shape.seq_len)
-            yield TokenBatch(step, micro_step, sources, epochs, rows, tokens)
+                found = _read_rows(readers[source], rows[here], shape.seq_len)
+                if mixture.masked and not readers[source].manifest.masked:
+                    # All of it counts.
+                    found = found | COUNTED
+                tokens[here] = found
+            yield TokenBatch(
+                step, micro_step, sources, epochs, rows, tokens, mixture.masked
+            )
 
 
 def _training_reader(manifest: Manifest) -> TokenReader:
@@ -143,11 +162,13 @@ def _training_reader(manifest: Manifest) -> TokenReader:
 
 
 def _read_rows(reader: TokenReader, rows: np.ndarray, seq_len: int) -> np.ndarray:
-    """Tokens of the given rows, [m, seq_len + 1]; zeros for row -1."""
-    tokens = np.zeros((rows.size, seq_len + 1), dtype=reader.manifest.numpy_dtype)
+    """Tokens of the given rows as stored, [m, seq_len + 1]; zeros for row -1."""
+    nothing = reader.read_stored(0, 0)
+    tokens = np.zeros((rows.size, seq_len + 1), dtype=nothing.dtype)
     for at, row in enumerate(rows.tolist()):
         if row >= 0:
-            tokens[at] = reader.read(row * seq_len, row * seq_len + seq_len + 1)
+            first = row * seq_len
+            tokens[at] = reader.read_stored(first, first + seq_len + 1)
     return tokens
 
 
@@ -190,4 +211,4 @@ def _evaluate(
         rows = np.arange(*shape.positions(step), dtype=np.int64)
         rows[rows >= total] = -1
         tokens = _read_rows(reader, rows, shape.seq_len)
-        yield TokenBatch(step, 0, zeros, zeros, rows, tokens)
+        yield TokenBatch(step, 0, zeros, zeros, rows, tokens, manifest.masked)

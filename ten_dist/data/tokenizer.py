@@ -22,18 +22,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.remote import RemotePath
+from ten_dist.data.storage import Location
+from ten_dist.data.tokenizer_spec import (
+    SEPARATOR,
+    UNMISTAKABLE,
+    check_separator,
+    clear_separator,
+    special_tokens,
+    unknown_token,
+    without_piece,
+)
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import read_user_text
 
 TOKENIZER_NAME = "tokenizer.json"
-SEPARATOR = "<|endoftext|>"
-WELL_KNOWN_SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-# No text means anything else by these, special tokens or not.
-_UNMISTAKABLE = (SEPARATOR, "<|end_of_text|>")
-
 _PANIC = "PanicException"
-# Unicode sets its first and last character aside for use within a program.
-_UNSPELLABLE = "\ufdd0separator\ufdd0"
 
 
 class TextTokenizer:
@@ -66,8 +69,8 @@ class TextTokenizer:
             raise DataError("it is not a tokenizer.json: it has no tokens")
         self.vocab_size = max(vocabulary.values()) + 1
         if separator is None:
-            separator = _clear_separator(self.spec)
-        _check_separator(self.spec, separator)
+            separator = clear_separator(self.spec)
+        check_separator(self.spec, separator)
         self._spelled_out_ids: dict[int, np.ndarray] = {}
         self.separator = separator
         self.separator_id: int = vocabulary[separator]
@@ -101,8 +104,8 @@ class TextTokenizer:
     @property
     def has_clear_separator(self) -> bool:
         """Whether the separator means nothing else in a text."""
-        special = self.separator in _special_tokens(self.spec)
-        return special or self.separator in _UNMISTAKABLE
+        special = self.separator in special_tokens(self.spec)
+        return special or self.separator in UNMISTAKABLE
 
     @cached_property
     def sha256(self) -> str:
@@ -139,13 +142,13 @@ class TextTokenizer:
     def special_ids(self) -> dict[str, int]:
         """Id of every special token, the separator among them, by its spelling."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        tokens = {*_special_tokens(self.spec), self.separator}
+        tokens = {*special_tokens(self.spec), self.separator}
         return {token: vocabulary[token] for token in sorted(tokens)}
 
     @cached_property
     def unknown_id(self) -> int | None:
         """Id of the token that stands for what the tokenizer does not know."""
-        unknown = _unknown_token(self.spec)
+        unknown = unknown_token(self.spec)
         return None if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def spelled_out(self, token_id: int) -> np.ndarray:
@@ -159,7 +162,7 @@ class TextTokenizer:
         """
         if token_id not in self._spelled_out_ids:
             token = self._tokenizer.id_to_token(token_id) or ""
-            model = {**self.spec["model"], **_without_piece(self.spec, token)}
+            model = {**self.spec["model"], **without_piece(self.spec, token)}
             tokenizer = Tokenizer.from_str(
                 json.dumps({**self.spec, "model": model, "added_tokens": []})
             )
@@ -264,84 +267,6 @@ def naming(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {reason}") from None
 
 
-def _special_tokens(spec: dict[str, Any]) -> list[str]:
-    return [token["content"] for token in spec["added_tokens"] if token["special"]]
-
-
-def _clear_separator(spec: dict[str, Any]) -> str:
-    """The separator that a tokenizer has without a doubt.
-
-    A token that is not special is what a text may well contain, such as `</s>` where that
-    is a tag of HTML.
-    """
-    special = _special_tokens(spec)
-    added = [token["content"] for token in spec["added_tokens"]]
-    found = [token for token in WELL_KNOWN_SEPARATORS if token in special]
-    found = found or [token for token in _UNMISTAKABLE if token in added]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        reason = f"more than one token that may, {' '.join(found)}"
-    else:
-        reason = f"none of {' '.join(WELL_KNOWN_SEPARATORS)} as a special token"
-        reason += f" (it has {' '.join(special)})" if special else ""
-    raise ConfigurationError(
-        f"the tokenizer has {reason}, to separate documents: name the token to use with "
-        "--separator"
-    )
-
-
-def _check_separator(spec: dict[str, Any], separator: str) -> None:
-    """Refuse a separator that text gives.
-
-    Raises:
-        ConfigurationError: the tokenizer has no such token, or it is a piece of text.
-    """
-    added = [token["content"] for token in spec["added_tokens"]]
-    if separator not in added:
-        raise ConfigurationError(
-            f"--separator {separator!r} is none of the tokenizer's added tokens, which "
-            f"are kept apart from text: {' '.join(added) or 'it has none'}"
-        )
-    if separator == _unknown_token(spec):
-        raise ConfigurationError(
-            f"--separator {separator!r} stands for what the tokenizer does not know: "
-            "name another token"
-        )
-
-
-def _unknown_token(spec: dict[str, Any]) -> str | None:
-    """The token that stands for what a tokenizer does not know."""
-    model = spec["model"]
-    if model["type"] == "Unigram" and model.get("unk_id") is not None:
-        return model["vocab"][model["unk_id"]][0]
-    return model.get("unk_token")
-
-
-def _without_piece(spec: dict[str, Any], piece: str) -> dict[str, Any]:
-    """Vocabulary and merges of a model in which nothing becomes a piece; ids stay."""
-    model = spec["model"]
-
-    def renamed(name: str) -> str:
-        return _UNSPELLABLE if name == piece else name
-
-    changed: dict[str, Any] = {}
-    if isinstance(model["vocab"], dict):
-        changed["vocab"] = {renamed(name): i for name, i in model["vocab"].items()}
-    else:
-        changed["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
-    if "merges" in model:
-        prefix = model.get("continuing_subword_prefix") or ""
-        # Releases of the library differ in how they write a pair.
-        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-        changed["merges"] = [
-            [left, right]
-            for left, right in pairs
-            if piece not in (left, right, left + right.removeprefix(prefix))
-        ]
-    return changed
-
-
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file, in hex. Raises ``OSError`` where it cannot be read."""
     digest = hashlib.sha256()
@@ -357,19 +282,29 @@ def read_tokenizer(manifest: Manifest) -> bytes:
     Raises:
         DataError: it cannot be read, or is another one.
     """
-    path, expected = manifest.tokenizer_path, manifest.tokenizer_sha256
+    return read_set_file(
+        manifest.tokenizer_path, "tokenizer", manifest.tokenizer_sha256
+    )
+
+
+def read_set_file(path: Location, what: str, sha256: str) -> bytes:
+    """The content of a file beside the shards of a set, which must have a hash.
+
+    Raises:
+        DataError: it cannot be read, or is another one.
+    """
     try:
         if isinstance(path, RemotePath):
-            return path.read_bytes(sha256=expected)
+            return path.read_bytes(sha256=sha256)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read tokenizer {path} ({error.strerror}): copy it again, or "
+            f"cannot read {what} {path} ({error.strerror}): copy it again, or "
             f"prepare the data again with `{PREPARE_COMMAND}`"
         ) from None
-    if hashlib.sha256(content).hexdigest() != expected:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(
-            f"{path} is not the tokenizer that these shards were made with (its sha256 "
+            f"{path} is not the {what} that these shards were made with (its sha256 "
             "is not the manifest's): put the original back, or prepare the data again "
             f"with `{PREPARE_COMMAND}`"
         )

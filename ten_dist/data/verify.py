@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ten_dist.data.chat_template import read_chat_template
 from ten_dist.data.documents import document_lengths
 from ten_dist.data.manifest import PREPARE_COMMAND, Manifest
 from ten_dist.data.remote import RemotePath
-from ten_dist.data.shards import damaged, shard_blocks, wrong_length
+from ten_dist.data.shards import (
+    COUNTED,
+    damaged,
+    shard_blocks,
+    token_ids,
+    wrong_length,
+)
 from ten_dist.data.tokenizer import file_sha256, read_tokenizer, set_tokenizer
 from ten_dist.errors import ConfigurationError, DataError
 
@@ -47,11 +54,12 @@ def verify_shards(
             names the file and what to do.
     """
     read_tokenizer(manifest)
+    read_chat_template(manifest)
     share = range(rank, len(manifest.shards), world_size)
     if not isinstance(manifest.directory, RemotePath):
         separators = 0
         for index in share:
-            separators += _verify_shard(manifest, index, full)
+            separators += _verify_shard(manifest, index, full)[0]
             tick()
         return separators
     pool = ThreadPoolExecutor(_CONCURRENT_REQUESTS)
@@ -68,23 +76,31 @@ def damages(
 ) -> Iterator[DataError]:
     """Everything that is wrong with a set: all of its files are read.
 
-    Where every shard is whole, there must be a separator for each document. ``tick`` is
+    Where every shard is whole, there must be a separator for each document, and as many
+    tokens that the loss mask counts as the manifest says. ``tick`` is
     told of the tokens of each shard that has been looked at.
     """
-    try:
-        read_tokenizer(manifest)
-    except DataError as error:
-        yield error
-    whole, separators = True, 0
+    for read in (read_tokenizer, read_chat_template):
+        try:
+            read(manifest)
+        except DataError as error:
+            yield error
+    whole, separators, counted = True, 0, 0
     for index, record in enumerate(manifest.shards):
         try:
-            separators += _verify_shard(manifest, index, full=True)
+            found = _verify_shard(manifest, index, full=True)
+            separators, counted = separators + found[0], counted + found[1]
         except DataError as error:
             whole = False
             yield error
         tick(record.tokens)
     if whole and separators != manifest.documents:
         yield miscounted(manifest, separators)
+    if whole and manifest.masked and counted != manifest.counted_tokens:
+        yield DataError(
+            f"{manifest.directory} has a loss mask that counts {counted} tokens, its "
+            f"manifest says {manifest.counted_tokens}: {_AGAIN}"
+        )
     if whole:
         yield from _wrongly_prepared(manifest)
 
@@ -126,8 +142,9 @@ def _wrongly_prepared(manifest: Manifest) -> Iterator[DataError]:
         )
 
 
-def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
-    """Check a shard; returns how many separators it has, where it is read at all."""
+def _verify_shard(manifest: Manifest, index: int, full: bool) -> tuple[int, int]:
+    """Check a shard; returns how many separators it has, and how many tokens that its
+    mask counts, where it is read at all."""
     record = manifest.shards[index]
     path = manifest.shard_path(index)
     try:
@@ -138,7 +155,7 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
                 what = f"is truncated ({size} of {record.bytes} bytes)"
             raise damaged(manifest, index, what)
         if not full:
-            return 0
+            return 0, 0
         # What a server sends is hashed as it comes, in reading the blocks.
         altered = isinstance(path, Path) and file_sha256(path) != record.sha256
     except FileNotFoundError:
@@ -147,10 +164,13 @@ def _verify_shard(manifest: Manifest, index: int, full: bool) -> int:
         raise damaged(manifest, index, f"cannot be read ({error.strerror})") from None
     if altered:
         raise damaged(manifest, index, "is altered (its sha256 is not the manifest's)")
-    tokens, separators = 0, 0
+    tokens = separators = counted = 0
     for block in shard_blocks(manifest, index):
         tokens += block.size
-        separators += int(np.count_nonzero(block == manifest.separator_id))
+        ids = token_ids(block, manifest.masked)
+        separators += int(np.count_nonzero(ids == manifest.separator_id))
+        if manifest.masked:
+            counted += int(np.count_nonzero(block & COUNTED))
     if tokens != record.tokens:
         raise wrong_length(manifest, index, tokens)
-    return separators
+    return separators, counted

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.console import say
 from ten_dist.data import training_batches
 from ten_dist.deepspeed_config import derive_deepspeed_config
@@ -134,11 +135,13 @@ def _mean_loss(
     ranks: Ranks, run: ResolvedRun, compute: Callable[[Tensor, Tensor], LossParts]
 ) -> float:
     """Cross-entropy of all samples, nats a token."""
-    total = torch.zeros((), device=ranks.device)
+    total = torch.zeros(2, device=ranks.device)
     for inputs, targets in _batches(ranks, run):
         losses = compute(inputs.to(ranks.device), targets.to(ranks.device))
-        total += losses["ce_loss"].detach()
-    return ranks.mean(total).item() / run.schedule.accumulation_steps
+        counted = (targets != IGNORED_TARGET).sum().to(ranks.device)
+        total += torch.stack([losses["ce_loss"].detach() * counted, counted])
+    loss_sum, tokens = ranks.sum(total).tolist()
+    return loss_sum / max(tokens, 1)
 
 
 def _training_step(ranks: Ranks, run: ResolvedRun) -> str:

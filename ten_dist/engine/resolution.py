@@ -124,6 +124,10 @@ class ResolvedRun:
                 "documents: kept apart, the model starts anew behind each separator, id "
                 f"{self.data.separator_id}"
             )
+        if self.data.masked:
+            lines.append(
+                "loss mask: the loss is the mean over the tokens of a step that count"
+            )
         if isinstance(self.data, Mixture):
             rows = self.data.rows(schedule.seq_len)
             read = self.data.rows_before(schedule.steps * schedule.global_batch_size)

@@ -13,6 +13,7 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
+from ten_dist.data.chat_template import read_chat_template
 from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine
@@ -278,6 +279,9 @@ def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             folder.delete_partial_checkpoints()
             folder.write(run.record(start.attempt))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
+            templates = filter(None, map(read_chat_template, run.manifests()))
+            if template := next(templates, None):
+                write_bytes(folder.chat_template_file, template)
     with ranks.agreeing():
         if not folder.exists():
             raise ConfigurationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
@@ -47,9 +49,12 @@ class _Accumulated:
     losses: Tensor
     """[losses], sums."""
     by_source: Tensor
-    """[2, sources], sums of row losses, and numbers of rows."""
+    """[2, sources], sums of row losses, and numbers of rows; with a loss mask each row as
+    often as it has targets that count."""
     rows: list[TokenBatch]
     data_seconds: float = 0.0
+    counted_tokens: int | None = None
+    """Targets that count on all ranks, with a loss mask."""
 
 
 @dataclasses.dataclass
@@ -74,6 +79,7 @@ class Stepper:
         self._schedule = self.run.schedule
         self._sharded = self.engine.zero_optimization()
         data = self.run.data
+        self._masked = data is not None and data.masked
         self._mixture = data if isinstance(data, Mixture) else None
         self._sources = self._mixture.names if self._mixture else ()
         self._losses = ["loss", "ce_loss", "energy_loss"]
@@ -115,10 +121,14 @@ class Stepper:
         if self.loss_scale is not None:
             overflowed_steps = self.loss_scale.overflowed_steps
             scaling = {"loss_scale": scale, "overflowed_steps": overflowed_steps}
+        counted = {}
+        if sums.counted_tokens is not None:
+            counted = {"counted_tokens": sums.counted_tokens}
         seconds = time.perf_counter() - started
         metrics = {
             "step": number,
             "tokens": number * self._schedule.tokens_per_step,
+            **counted,
             **losses,
             **self._source_metrics(batch_of_step(number, excluded), sums.by_source),
             "weighted_energy_loss": self.run.model_config.energy_reg_weight
@@ -145,6 +155,8 @@ class Stepper:
         """
         zeros = functools.partial(torch.zeros, device=self.engine.device)
         sums = _Accumulated(zeros(len(self._losses)), zeros(2, len(self._sources)), [])
+        if self._masked:
+            batches = self._count(number, batches, sums)
         loss = self._forward(number, batches, sums)
         for _ in range(self._schedule.accumulation_steps - 1):
             self._backward(loss, scale)
@@ -153,6 +165,23 @@ class Stepper:
             self.engine.step()
             loss = self._forward(number, batches, sums)
         return sums, loss
+
+    def _count(
+        self, number: int, batches: Iterator[TokenBatch], sums: _Accumulated
+    ) -> Iterator[TokenBatch]:
+        """Count the targets of a step, on all ranks, before the first backward of it.
+
+        Returns:
+            The micro-batches of the step.
+        """
+        self.reporter.enter("data", number)
+        waited = time.perf_counter()
+        step = list(itertools.islice(batches, self._schedule.accumulation_steps))
+        sums.data_seconds += time.perf_counter() - waited
+        own = sum(batch.counted_tokens for batch in step)
+        total = torch.tensor([own], dtype=torch.float64, device=self.engine.device)
+        sums.counted_tokens = int(self.ranks.sum(total).item())
+        return iter(step)
 
     def _forward(
         self, number: int, batches: Iterator[TokenBatch], sums: _Accumulated
@@ -167,15 +196,42 @@ class Stepper:
         self._seed(number, len(sums.rows))
         sums.rows.append(batch)
         device = self.engine.device
-        losses = self._losses_of(batch.inputs.to(device), batch.targets.to(device))
+        targets = batch.targets.to(device)
+        losses = self._losses_of(batch.inputs.to(device), targets)
+        if sums.counted_tokens is not None:
+            losses = self._weighted(losses, batch.counted_tokens, sums.counted_tokens)
         sums.losses += torch.stack([losses[name].detach() for name in self._losses])
         if self._sources:
             rows = losses["row_losses"]
             sources = torch.from_numpy(batch.sources).to(device)
-            counted = torch.stack([rows, rows.new_ones(len(rows))])
+            weights = rows.new_ones(len(rows))
+            if self._masked:
+                weights = (targets != IGNORED_TARGET).sum(dim=1).to(rows.dtype)
+            counted = torch.stack([rows * weights, weights])
             sums.by_source.index_add_(1, sources, counted)
         self.reporter.enter("backward", number)
         return losses["loss"]
+
+    def _weighted(
+        self, losses: dict[str, Tensor], own: int, total: int
+    ) -> dict[str, Tensor]:
+        """Losses whose mean over the micro-batches of all ranks is that over all targets.
+
+        Args:
+            losses: of a micro-batch, means over its own targets that count.
+            own: how many these are.
+            total: how many there are in the step.
+        """
+        micro_batches = self._schedule.accumulation_steps * self.ranks.world_size
+        weight = own * micro_batches / max(total, 1)
+        of_tokens: dict[str, Tensor] = {
+            name: losses[name] * weight
+            for name in ("ce_loss", "z_loss")
+            if name in losses
+        }
+        # Energy is that of states, at every position, whatever counts.
+        energy = self.run.model_config.energy_reg_weight * losses["energy_loss"]
+        return {**losses, **of_tokens, "loss": sum(of_tokens.values(), energy)}
 
     def _losses_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses of a batch on the device, [B, T] int64 each."""

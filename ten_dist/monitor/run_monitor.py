@@ -25,6 +25,7 @@ TENSORBOARD_TAGS = {
     "gradient_norm": "train/gradient_norm",
     "tokens_per_second": "speed/tokens_per_second",
     "step_seconds": "speed/step_seconds",
+    "counted_tokens": "data/counted_tokens",
     "data_seconds": "speed/data_seconds",
     "memory_bytes": "speed/memory_bytes",
     "skipped_steps": "health/skipped_steps",

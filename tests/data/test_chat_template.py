@@ -129,8 +129,8 @@ def test_a_template_that_forgets_is_refused_without_marks():
 
 
 def test_a_template_that_takes_messages_apart_is_followed_unless_specials_are_spelled():
-    upper = MARKED.replace("m.content | trim", "m.content[::-1]")
-    tokenizer, template = family("gpt2"), ChatTemplate(upper)
+    counting = MARKED.replace("m.content | trim", "m.content ~ (m.content | length)")
+    tokenizer, template = family("gpt2"), ChatTemplate(counting)
     ids, _ = template.encode(CONVERSATION, tokenizer)
     loaded = in_transformers(tokenizer, template)
     assert ids.tolist() == loaded.apply_chat_template(CONVERSATION, return_dict=False)
