@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader
 from ten_dist.config.model import EIGENSTATE_FIELDS, TemporalEigenstateConfig
+from ten_dist.data.chat_template import ChatTemplate
+from ten_dist.data.manifest import CHAT_TEMPLATE_NAME
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.model_card import model_card
@@ -85,8 +87,8 @@ def export_huggingface(
         with CheckpointReader(checkpoint) as reader:
             _write_weights(reader, temporary, dtype)
             state = reader.record.state
-        _write_tokenizer(folder, record, temporary)
-        _write_configuration(record, temporary, dtype)
+        ends = _write_tokenizer(folder, record, temporary)
+        _write_configuration(record, temporary, dtype, ends)
         source = Path(__file__).with_name(MODELLING_FILE)
         shutil.copyfile(source, temporary / MODELLING_FILE)
         write_text(temporary / "README.md", model_card(record, state, output.name))
@@ -158,8 +160,12 @@ def _save(
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> None:
-    """The tokenizer as the run's data were made with it."""
+def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> list[int]:
+    """The tokenizer as the run's data were made with it, and the chat template.
+
+    Returns:
+        Ids of the tokens that end what a model writes.
+    """
     content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
     tokenizer = TextTokenizer.with_separator_id(content, record.data.separator_id)
     write_text(output / "tokenizer.json", tokenizer.to_json())
@@ -174,9 +180,18 @@ def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> None
         },
     )
     write_json(output / "special_tokens_map.json", names)
+    ends = [tokenizer.separator_id]
+    if folder.chat_template_file.is_file():
+        what = str(folder.chat_template_file)
+        template = ChatTemplate.read(folder.chat_template_file, what)
+        write_text(output / CHAT_TEMPLATE_NAME, template.source)
+        ends += template.turn_end(tokenizer).tolist()[:1]
+    return list(dict.fromkeys(ends))
 
 
-def _write_configuration(record: RunRecord, output: Path, dtype: torch.dtype) -> None:
+def _write_configuration(
+    record: RunRecord, output: Path, dtype: torch.dtype, ends: list[int]
+) -> None:
     separator = record.data.separator_id
     # A document starts where another has ended.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), separator)
@@ -197,4 +212,6 @@ def _write_configuration(record: RunRecord, output: Path, dtype: torch.dtype) ->
             **tokens,
         },
     )
-    write_json(output / "generation_config.json", tokens)
+    # A list where a turn of a conversation ends otherwise than a document.
+    generation = {**tokens, "eos_token_id": ends if len(ends) > 1 else separator}
+    write_json(output / "generation_config.json", generation)

@@ -6,12 +6,15 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from data_prep.ranks import Ranks
 from data_prep.shard import main as prepare
 from ten_dist.cli import main
 from ten_dist.data import BatchShape, Manifest, parse_mixture, training_batches
+from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.data.mixture import Mixture
+from ten_dist.data.tokenizer import set_tokenizer
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
 from tests.tools.launching import (
@@ -23,7 +26,19 @@ from tests.tools.launching import (
 )
 
 SEQ_LEN, ROWS, STEPS = 64, 8, 12
-WORDS = "the state of a wave decays turns and is read again".split()
+WORDS = [
+    "the",
+    "state",
+    "of",
+    "a",
+    "wave",
+    "decays",
+    "turns",
+    "and",
+    "is",
+    "read",
+    "again",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +84,17 @@ def options(data, folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def runs(conversations, tmp_path_factory):
-    """Folders of a run on one rank, and of the same on two ranks at stages 0, 2 and 3."""
-    folder = tmp_path_factory.mktemp("runs")
-    train_here([*options(conversations, folder / "one"), "--document_masking"])
+def one(conversations, tmp_path_factory):
+    """Folder of a run on one rank that was never interrupted."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train_here([*options(conversations, folder), "--document_masking"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(conversations, tmp_path_factory):
+    """Folder of the same runs on two ranks, by their stage."""
+    folder = tmp_path_factory.mktemp("two")
     train_in_turn(
         [
             *options(conversations, folder / stage, deepspeed_config=stage),
@@ -83,6 +105,7 @@ def runs(conversations, tmp_path_factory):
     return folder
 
 
+@torch.no_grad()
 def by_hand(network, data, step, seed=1234):
     """Cross-entropy of a step from the logits, over all targets that count; how many."""
     shape = BatchShape(SEQ_LEN, ROWS)
@@ -99,14 +122,12 @@ def by_hand(network, data, step, seed=1234):
     return total / count, count
 
 
-@torch.no_grad()
-def test_the_loss_is_that_of_the_logits_at_what_the_mask_counts(conversations, runs):
-    run = runs / "one"
+def test_the_loss_is_that_of_the_logits_at_what_the_mask_counts(conversations, one):
+    run = one
     seed = json.loads((run / "config.json").read_text())["training"]["seed"]
     data = Manifest.load(conversations)
     for step in (4, 8):
-        checkpoint = RunFolder(run).checkpoints / f"step_{step:08d}"
-        network = TrainedModel.load(RunFolder(run), checkpoint).network
+        network = TrainedModel.load(RunFolder(run), str(step)).network
         expected, counted = by_hand(network, data, step, seed)
         assert step_metrics(run, "ce_loss")[step + 1] == pytest.approx(
             expected, abs=1e-5
@@ -117,35 +138,34 @@ def test_the_loss_is_that_of_the_logits_at_what_the_mask_counts(conversations, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3"])
-def test_two_ranks_count_as_one_does(runs, stage):
+def test_two_ranks_count_as_one_does(one, two, stage):
     for name in ("loss", "ce_loss", "gradient_norm", "counted_tokens", "val_loss"):
-        expected = step_metrics(runs / "one", name)
-        found = step_metrics(runs / stage, name)
+        expected = step_metrics(one, name)
+        found = step_metrics(two / stage, name)
         assert found == pytest.approx(expected, rel=1e-5), name
 
 
 @pytest.mark.slow
-def test_one_rank_goes_on_with_what_two_began(conversations, runs, tmp_path):
-    folder = from_step_four(runs / "zero3", tmp_path / "run")
+def test_one_rank_goes_on_with_what_two_began(conversations, one, two, tmp_path):
+    folder = from_step_four(two / "zero3", tmp_path / "run")
     changes = {"micro_batch_size": 1, "deepspeed_config": "zero1"}
     train_here([*options(conversations, folder, **changes), "--document_masking"])
     for name in ("loss", "counted_tokens"):
-        expected = step_metrics(runs / "one", name)
+        expected = step_metrics(one, name)
         assert step_metrics(folder, name) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_with_what_one_began(conversations, runs, tmp_path):
-    folder = from_step_four(runs / "one", tmp_path / "run")
+def test_two_ranks_go_on_with_what_one_began(conversations, one, tmp_path):
+    folder = from_step_four(one, tmp_path / "run")
     changes = {"micro_batch_size": 4, "deepspeed_config": "zero2"}
     given = [*options(conversations, folder, **changes), "--document_masking"]
     train_in_turn([given])
     for name in ("loss", "counted_tokens"):
-        expected = step_metrics(runs / "one", name)
+        expected = step_metrics(one, name)
         assert step_metrics(folder, name) == pytest.approx(expected, rel=1e-5)
 
 
-@torch.no_grad()
 def test_in_a_mixture_all_of_what_has_no_mask_counts(
     conversations, token_data, tmp_path
 ):
@@ -159,8 +179,7 @@ def test_in_a_mixture_all_of_what_has_no_mask_counts(
         tuple(source.share for source in sources),
     )
     seed = json.loads((run / "config.json").read_text())["training"]["seed"]
-    folder = RunFolder(run)
-    network = TrainedModel.load(folder, folder.checkpoints / "step_00000004").network
+    network = TrainedModel.load(RunFolder(run), "4").network
     expected, counted = by_hand(network, mixture, 4, seed)
     assert step_metrics(run, "counted_tokens")[5] == counted > ROWS // 2 * SEQ_LEN
     assert step_metrics(run, "ce_loss")[5] == pytest.approx(expected, abs=1e-5)
@@ -192,24 +211,37 @@ def test_a_step_of_which_nothing_counts_is_no_fault(conversations, tmp_path):
     assert set(step_metrics(run, "skipped_steps").values()) == {0}
 
 
-def test_float16_scales_the_loss_and_counts_the_same(conversations, runs, tmp_path):
+def test_float16_scales_the_loss_and_counts_the_same(conversations, one, tmp_path):
     run = tmp_path / "run"
     train_here([*options(conversations, run, precision="fp16"), "--document_masking"])
-    expected = step_metrics(runs / "one", "ce_loss")
+    expected = step_metrics(one, "ce_loss")
     assert step_metrics(run, "ce_loss") == pytest.approx(expected, abs=0.05)
-    counted = step_metrics(runs / "one", "counted_tokens")
+    counted = step_metrics(one, "counted_tokens")
     assert step_metrics(run, "counted_tokens") == counted
 
 
-def test_a_run_and_its_evaluation_keep_template_and_mask(conversations, runs, capsys):
-    run = runs / "one"
+def test_an_export_speaks_by_the_template(conversations, one, tmp_path):
+    exported = tmp_path / "exported"
+    assert main(["export", str(one), "--output", str(exported)]) == 0
+    messages = [{"role": "user", "content": "is a wave read again"}]
+    manifest = Manifest.load(conversations)
+    ids, _ = ChatTemplate.default().encode(messages, set_tokenizer(manifest), True)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert ids.tolist() == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    ends = json.loads((exported / "generation_config.json").read_text())["eos_token_id"]
+    assert [tokenizer.decode([end]) for end in ends] == ["<|endoftext|>", "\x03"]
+
+
+def test_a_run_and_its_evaluation_keep_template_and_mask(conversations, one, capsys):
     template = (conversations / "chat_template.jinja").read_bytes()
-    assert (run / "chat_template.jinja").read_bytes() == template
+    assert (one / "chat_template.jinja").read_bytes() == template
     capsys.readouterr()
-    assert main(["evaluate", str(run), "--json"]) == 0
+    assert main(["evaluate", str(one), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["val_loss"] == pytest.approx(
-        step_metrics(run, "val_loss")[STEPS], abs=1e-5
+        step_metrics(one, "val_loss")[STEPS], abs=1e-5
     )
     held_out = Manifest.load(conversations / "val")
     assert 0 < figures["val_tokens"] <= held_out.counted_tokens
