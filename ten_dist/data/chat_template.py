@@ -16,18 +16,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ten_dist.data.chat_environment import compile_template
 from ten_dist.data.chat_tokens import (
     EDGE,
     MARKS,
     RESERVED,
-    SAID_START,
-    SAID_STOP,
     Span,
     broken_up,
     encode_parts,
@@ -40,7 +39,6 @@ from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import read_user_text
 
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-INSTALL_COMMAND = "pip install 'ten_dist[chat]'"
 
 Message = Mapping[str, Any]
 
@@ -62,6 +60,7 @@ _DEFAULT = """\
 {%- if add_generation_prompt -%}{{- "\\x02assistant\\n" -}}{%- endif -%}
 """
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\b")
+_DEEPEST = 50
 _ROLE = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -79,7 +78,7 @@ class ChatTemplate:
     def __init__(self, source: str, name: str = "the chat template") -> None:
         self.source = source
         self._name = name
-        self._template = _compile(source, name)
+        self._template = compile_template(source, name)
         self._marks_speech = bool(_GENERATION_TAG.search(source))
 
     def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, str]]:
@@ -115,7 +114,12 @@ class ChatTemplate:
         """
         text = read_user_text(path, what, "give a file with a chat template")
         if path.suffix == ".json":
-            text = _of_configuration(text, what)
+            source = _of_configuration(text)
+            if source is None:
+                raise ConfigurationError(
+                    f"{what} has no chat_template: give a file with a chat template"
+                )
+            text = source
         return cls(text, what)
 
     @classmethod
@@ -127,13 +131,13 @@ class ChatTemplate:
         """
         folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
         path = folder / CHAT_TEMPLATE_NAME
+        if path.exists():
+            return cls.read(path, str(path))
+        path = folder / TOKENIZER_CONFIG_NAME
         if not path.exists():
-            path = folder / TOKENIZER_CONFIG_NAME
-            if not path.exists() or "chat_template" not in read_user_text(
-                path, str(path)
-            ):
-                return None
-        return cls.read(path, str(path))
+            return None
+        source = _of_configuration(read_user_text(path, str(path)))
+        return None if source is None else cls(source, str(path))
 
     def check(self, tokenizer: TextTokenizer) -> None:
         """Refuse a tokenizer of whose tokens none ends a turn: a model would never stop.
@@ -303,7 +307,8 @@ def check_messages(messages: Any) -> None:
 
     Raises:
         DataError: it is no list of messages, or empty; or a message has no plain role, or
-            content that is not text or holds characters that Unicode sets aside.
+            content that is not text, or is nested too deeply, or holds characters that
+            Unicode sets aside.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise DataError("the messages are not a list")
@@ -326,16 +331,19 @@ def check_messages(messages: Any) -> None:
                 )
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, depth: int = 0) -> Iterator[str]:
     """Every text in a value of JSON."""
+    if depth > _DEEPEST:
+        raise DataError(f"a message is nested more than {_DEEPEST} deep")
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from (key, *_strings(inner))
+            yield key
+            yield from _strings(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner)
+            yield from _strings(inner, depth + 1)
 
 
 def _mark_strings(message: Message, specials: Mapping[str, int]) -> dict[str, Any]:
@@ -357,58 +365,9 @@ def _mark_strings(message: Message, specials: Mapping[str, int]) -> dict[str, An
     return changed
 
 
-def _compile(source: str, name: str) -> Any:
-    """The template of Jinja2, as transformers sets it up.
-
-    Raises:
-        ConfigurationError: it does not parse, or Jinja2 is not installed.
-    """
-    try:
-        import jinja2
-        from jinja2 import ext, sandbox
-    except ImportError as error:
-        raise ConfigurationError(
-            f"chat templates need a package that is not installed ({error}): "
-            f"{INSTALL_COMMAND} brings it"
-        ) from None
-
-    class Generation(ext.Extension):
-        """Marks what stands between the tags."""
-
-        tags = {"generation"}  # noqa: RUF012 - as the base class has it
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            call = self.call_method("_said")
-            return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-        def _said(self, caller: Callable[[], str]) -> str:
-            return f"{SAID_START}{caller()}{SAID_STOP}"
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    # The one of Jinja2 is for HTML.
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigurationError(
-            f"{name} does not parse: line {error.lineno}: {error.message}"
-        ) from None
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
-
-
-def _of_configuration(text: str, what: str) -> str:
-    """The template in a ``tokenizer_config.json``, with its special tokens set."""
+def _of_configuration(text: str) -> str | None:
+    """The template in a ``tokenizer_config.json``, with its special tokens set; None
+    without one."""
     try:
         content = json.loads(text)
         template = content["chat_template"]
@@ -417,9 +376,7 @@ def _of_configuration(text: str, what: str) -> str:
     except (ValueError, KeyError, TypeError):
         template = None
     if not isinstance(template, str):
-        raise ConfigurationError(
-            f"{what} has no chat_template: give a file with a chat template"
-        )
+        return None
     tokens = []
     for name in ("bos_token", "eos_token"):
         token = content.get(name)

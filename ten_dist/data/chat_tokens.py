@@ -106,7 +106,8 @@ def encode_parts(
     with naming("the tokenizer cannot encode a conversation"):
         encoding = encoder.encode(joined, add_special_tokens=False)
     offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    aliased = np.array([character == _ALIAS for character in joined], dtype=bool)
+    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    aliased = codes == ord(_ALIAS)
     ids = np.array(encoding.ids, dtype=np.uint32)
     is_special = _any_within(aliased, offsets)
     ids[is_special] = specials

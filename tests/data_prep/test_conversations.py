@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -142,6 +143,7 @@ def test_the_result_does_not_depend_on_ranks(tmp_path, chats, mpiexec):
     assert left_out["not_lines"]["first"] == ["notes.txt"]
 
 
+NESTED = functools.reduce(lambda inner, _: [inner], range(100), "a")
 KILLED_AT = """
 import os, signal, sys
 from data_prep.ranks import Ranks
@@ -193,6 +195,7 @@ def test_a_preparation_that_was_cut_off_continues(tmp_path, chats, prepare):
         ({"messages": [user("a")]}, "the assistant says nothing in it"),
         ({"messages": [user("\ufdd0"), assistant("a")]}, "U+FDD0"),
         ({"prompt": 3, "completion": "a"}, "neither text nor messages"),
+        ({"messages": [{**user("a"), "x": NESTED}]}, "more than 50 deep"),
         ([1, 2], "neither messages nor prompt and completion"),
     ],
 )

@@ -171,7 +171,7 @@ def test_in_a_mixture_all_of_what_has_no_mask_counts(
 ):
     option = f"chat={conversations}:1,text={token_data}:1"
     run = tmp_path / "run"
-    train_here(options(option, run, steps=5, checkpoint_interval=4))
+    train_here(options(option, run, steps=4, checkpoint_interval=3))
     sources = parse_mixture(option)
     mixture = Mixture(
         tuple(source.name for source in sources),
@@ -179,11 +179,11 @@ def test_in_a_mixture_all_of_what_has_no_mask_counts(
         tuple(source.share for source in sources),
     )
     seed = json.loads((run / "config.json").read_text())["training"]["seed"]
-    network = TrainedModel.load(RunFolder(run), "4").network
-    expected, counted = by_hand(network, mixture, 4, seed)
-    assert step_metrics(run, "counted_tokens")[5] == counted > ROWS // 2 * SEQ_LEN
-    assert step_metrics(run, "ce_loss")[5] == pytest.approx(expected, abs=1e-5)
-    of_source = [step_metrics(run, f"ce_loss/{name}")[5] for name in ("chat", "text")]
+    network = TrainedModel.load(RunFolder(run), "3").network
+    expected, counted = by_hand(network, mixture, 3, seed)
+    assert step_metrics(run, "counted_tokens")[4] == counted > ROWS // 2 * SEQ_LEN
+    assert step_metrics(run, "ce_loss")[4] == pytest.approx(expected, abs=1e-5)
+    of_source = [step_metrics(run, f"ce_loss/{name}")[4] for name in ("chat", "text")]
     text = ROWS // 2 * SEQ_LEN
     shares = np.array([counted - text, text]) / counted
     assert np.dot(shares, of_source) == pytest.approx(expected, abs=1e-4)
