@@ -256,7 +256,8 @@ class ChatTemplate:
         if MARKS.sub("", found) == MARKS.sub("", text):
             return found
         for number, message in enumerate(messages, start=1):
-            if any(may_join(said, specials) for said in _strings(message)):
+            rest = {key: value for key, value in message.items() if key != "role"}
+            if any(may_join(said, specials) for said in _strings(rest)):
                 raise DataError(
                     f"message {number} spells a special token or a part of one, and "
                     f"{self._name} takes messages apart, so that the two cannot be told "
@@ -357,7 +358,10 @@ def _mark_strings(message: Message, specials: Mapping[str, int]) -> dict[str, An
             return {marked(key): marked(inner) for key, inner in value.items()}
         return [marked(inner) for inner in value] if isinstance(value, list) else value
 
-    changed = marked(message)
+    # Roles are compared by the template, and their names are of its own vocabulary.
+    changed = {
+        key: value if key == "role" else marked(value) for key, value in message.items()
+    }
     # Within the white space, which templates take away.
     content = changed["content"]
     if core := content.strip():

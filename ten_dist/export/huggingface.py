@@ -185,7 +185,10 @@ def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> list
         what = str(folder.chat_template_file)
         template = ChatTemplate.read(folder.chat_template_file, what)
         write_text(output / CHAT_TEMPLATE_NAME, template.source)
-        ends += template.turn_end(tokenizer).tolist()[:1]
+        end = template.turn_end(tokenizer).tolist()
+        # The first tokens of a longer end may well stand within an answer.
+        if len(end) == 1 or (end and end[-1] in tokenizer.special_ids.values()):
+            ends.append(end[-1])
     return list(dict.fromkeys(ends))
 
 

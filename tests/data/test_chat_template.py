@@ -206,3 +206,17 @@ def test_a_template_comes_from_either_file(tmp_path):
     configuration.write_text("{}")
     with pytest.raises(ConfigurationError, match="has no chat_template"):
         ChatTemplate.read(configuration, "--chat_template")
+
+
+def test_roles_may_be_special_tokens_and_tools_may_spell_them():
+    library = byte_tokenizer()
+    library.add_special_tokens(["user", "content"])
+    tokenizer = TextTokenizer(library.to_str())
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ m.calls | tojson }};"
+        "{% endfor %}"
+    )
+    message = {"role": "user", "content": "a user", "calls": [{"content": "user"}]}
+    ids, _ = template.encode([message], tokenizer)
+    special = [token for token in ids.tolist() if token > 256]
+    assert special == [tokenizer.special_ids["user"]] == ids[:1].tolist()
