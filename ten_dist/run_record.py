@@ -29,6 +29,16 @@ class DataRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class Extension:
+    """That a run was made longer with `--extend`."""
+
+    step: int
+    """Steps it had done: later ones have the learning rates of the new length."""
+    steps_before: int
+    """Its length until then."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRecord:
     """A run as it was resolved."""
 
@@ -43,6 +53,8 @@ class RunRecord:
     """Of Python and of the packages that decide a run's numbers."""
     attempts: int = 1
     """How often the run was started, going back to a checkpoint included."""
+    extensions: tuple[Extension, ...] = ()
+    """How it came to its length, oldest first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -76,6 +88,7 @@ class RunRecord:
             fields["training"] = TrainingConfig.from_dict(fields["training"])
             fields["schedule"] = Schedule(**fields["schedule"])
             fields["data"] = DataRecord(**fields["data"])
+            fields["extensions"] = tuple(Extension(**e) for e in fields["extensions"])
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ConfigurationError(f"is incomplete: {error!r}") from None

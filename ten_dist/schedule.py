@@ -58,6 +58,25 @@ class Schedule:
         span = self.peak_learning_rate - self.min_learning_rate
         return self.min_learning_rate + span * cosine
 
+    def describe_extension(self, before: Schedule, done: int) -> str:
+        """What becomes of a run that had the length of another schedule, in words.
+
+        Args:
+            before: its schedule until now.
+            done: steps that it has done.
+        """
+        length = f"extended from {before.steps:,} to {self.steps:,} steps"
+        if done == 0:
+            return f"{length}, none of which is done"
+        if done >= self.steps:
+            return f"{length}, all of which are done"
+        old, new = before.learning_rate(done - 1), self.learning_rate(done)
+        return (
+            f"{length}: from step {done + 1:,} on the learning rate is that of a run of "
+            f"{self.steps:,} steps, {old:.3g} at step {done:,} and {new:.3g} at the next; "
+            "moments and the order of the data go on"
+        )
+
     def describe(self) -> list[str]:
         """The arithmetic in words, one line a fact."""
         tokens = self.steps * self.tokens_per_step

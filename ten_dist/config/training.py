@@ -44,6 +44,10 @@ class RunOptions(Options):
     checkpoint, of a checkpoint, or of a model that `ten-dist export` wrote. Moments, step,
     data and schedule begin anew; the model must be the same. A run that has a checkpoint
     of its own continues from that."""
+    extend: bool = False
+    """Make the run in the output folder longer, finished or not: with more --steps,
+    --tokens or --epochs it goes on from its newest checkpoint, and the learning rate of
+    each further step is that of a run of the new length."""
     seed: Annotated[int, at_least(0, below=2**32)] = 0
     """Seed of initial weights, dropout and the order of rows."""
     dry_run: bool = False
@@ -55,6 +59,11 @@ class RunOptions(Options):
         if self.init_from is not None and self.resume not in ("auto", "never"):
             raise ConfigurationError(
                 "--init_from and --resume PATH both say where to begin: keep one"
+            )
+        if self.extend and self.resume != "auto":
+            raise ConfigurationError(
+                f"--extend continues the run in --output_dir, and --resume {self.resume} "
+                "does not: keep one"
             )
 
 

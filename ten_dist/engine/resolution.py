@@ -19,7 +19,7 @@ from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.planning.report import describe_model
 from ten_dist.planning.sharding import count, parameters_of
-from ten_dist.run_record import DataRecord, RunRecord
+from ten_dist.run_record import DataRecord, Extension, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
 _VERSIONED_PACKAGES = ("ten_dist", "torch", "deepspeed", "webdataset", "tokenizers")
@@ -80,16 +80,49 @@ class ResolvedRun:
             "precision": training.precision,
         }
 
-    def record(self, attempts: int) -> RunRecord:
-        """The content of config.json, of a run that was started so often."""
+    def continuing(self, before: RunRecord | None) -> ResolvedRun:
+        """This run as it goes on: the default of `--warmup_steps` is that of its start.
+
+        Else it would follow the length, which `--extend` changes, and an extended run
+        would not be what a longer one with the same warm-up is.
+
+        Args:
+            before: what an earlier start has recorded, if there was one.
+        """
+        if before is None or self.training.warmup_steps is not None:
+            return self
+        warmup = before.schedule.warmup_steps
+        if warmup == self.schedule.warmup_steps:
+            return self
+        return dataclasses.replace(
+            self,
+            # So that the configuration that is recorded gives this run anew.
+            training=dataclasses.replace(self.training, warmup_steps=warmup),
+            schedule=dataclasses.replace(self.schedule, warmup_steps=warmup),
+        )
+
+    def record(self, before: RunRecord | None, step: int) -> RunRecord:
+        """The content of config.json.
+
+        Args:
+            before: what an earlier start of the run has recorded, if there was one.
+            step: steps done.
+        """
         data = self.data
         assert data is not None
         shares = None
         if isinstance(data, Mixture):
             shares = dict(zip(data.names, data.shares))
+        attempts = 0
+        extensions: tuple[Extension, ...] = ()
+        if before is not None:
+            attempts, extensions = before.attempts, before.extensions
+            if self.schedule.steps != before.schedule.steps:
+                extensions += (Extension(step, before.schedule.steps),)
         return RunRecord(
             model=self.model_config,
-            training=self.training,
+            # What it asks for is done, and a run that is made anew has nothing to extend.
+            training=dataclasses.replace(self.training, extend=False),
             schedule=self.schedule,
             deepspeed=self.deepspeed_config,
             data=DataRecord(
@@ -102,7 +135,8 @@ class ResolvedRun:
             ),
             identity=self.identity(),
             versions=versions(),
-            attempts=attempts,
+            attempts=attempts + 1,
+            extensions=extensions,
         )
 
     def describe(self) -> list[str]:

@@ -19,10 +19,10 @@ from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.checkpointing.load import (
     check_loadable,
-    check_same_run,
     check_whole,
     load_checkpoint,
     newest_whole,
+    recorded_run,
 )
 from ten_dist.engine.checkpointing.save import CheckpointWriter, lacking_space
 from ten_dist.engine.deepspeed_internals import set_timeout_of_groups
@@ -47,6 +47,7 @@ from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
 from ten_dist.own_rank import take_part
 from ten_dist.run_folder import RunFolder
+from ten_dist.run_record import RunRecord
 from ten_dist.schedule import make_schedule
 
 _SECONDS_FOR_LAST_CHECKPOINT = 60
@@ -59,14 +60,21 @@ class Start:
     """Where one start of a run begins."""
 
     folder: RunFolder
-    attempt: int
-    """Which start of the run this is, from 1."""
+    before: RunRecord | None
+    """What earlier starts of the run have recorded, if there were any."""
     checkpoint: Path | None
     """What to continue from, or None for initial weights."""
+    step: int
+    """Steps that it has done."""
     completed: dict[str, Any] | None
     """Final metrics, where there is nothing left to do."""
     initial: InitialWeights | None = None
     """What `--init_from` names, where a run without a checkpoint begins with it."""
+
+    @property
+    def attempt(self) -> int:
+        """Which start of the run this is, from 1."""
+        return 1 if self.before is None else self.before.attempts + 1
 
 
 def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
@@ -115,6 +123,7 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     if training.data is not None and training.output_dir is not None:
         # Of a dry run as well: whether there is one is part of what it finds out.
         start = _find_start(ranks, run, RunFolder(training.output_dir))
+        run = run.continuing(start.before)
     if not training.dry_run and start is not None and start.completed is not None:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -125,6 +134,9 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
         check_swap_path(run.deepspeed_config, run.parameters, ranks)
     for line in run.describe():
         say(line)
+    earlier = start and start.before and start.before.schedule
+    if start and earlier and earlier.steps != run.schedule.steps:
+        say(run.schedule.describe_extension(earlier, start.step))
     if training.precision == "fp16" and ranks.device.type == "cpu":
         say(
             "--precision fp16 is for GPUs: processors rarely multiply in float16, "
@@ -165,13 +177,14 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
         ConfigurationError: the output folder or a checkpoint cannot be used.
     """
     resume = run.training.resume
-    attempt, completed = 1, None
+    before, completed = None, None
     checkpoints: list[Path] = []
     with ranks.agreeing():
         if ranks.is_first:
             folder.check_writable()
-            attempt = check_same_run(folder, run.identity(), resume)
-            completed = folder.completed()
+            before = recorded_run(folder, run)
+            if before is None or before.schedule.steps == run.schedule.steps:
+                completed = folder.completed()
             if completed is None:
                 checkpoints = folder.all_checkpoints()
                 reason = lacking_space(folder, run.parameters)
@@ -181,13 +194,15 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
     if checkpoint is None and completed is None and resume not in ("auto", "never"):
         checkpoint = Path(resume)
         check_whole(ranks, checkpoint)
-    initial = None
+    step, initial = 0, None
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
-            check_loadable(checkpoint, run)
+            step = check_loadable(checkpoint, run)
         elif ranks.is_first and completed is None and run.training.init_from:
             initial = find_initial_weights(run)
-    start = ranks.from_first(Start(folder, attempt, checkpoint, completed, initial))
+    start = ranks.from_first(
+        Start(folder, before, checkpoint, step, completed, initial)
+    )
     if start.initial is not None and not start.initial.exported:
         check_whole(ranks, start.initial.path)
     return start
@@ -277,7 +292,10 @@ def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
         if ranks.is_first:
             folder.create()
             folder.delete_partial_checkpoints()
-            folder.write(run.record(start.attempt))
+            # Of a run that is extended. A kill before the next line leaves one that is
+            # made complete again.
+            folder.completed_file.unlink(missing_ok=True)
+            folder.write(run.record(start.before, start.step))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
             templates = filter(None, map(read_chat_template, run.manifests()))
             if template := next(templates, None):

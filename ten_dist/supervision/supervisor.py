@@ -170,7 +170,8 @@ class Supervisor:
         while True:
             attempt = self._attempt(log, now)
             before, now = now, attempt.after
-            if now.completed:
+            # A start that failed before it could extend a complete run changed nothing.
+            if now.completed and not (before.completed and attempt.status):
                 log.write("decision", action="done")
                 self._tell(f"{self._folder.path} is complete")
                 return 0

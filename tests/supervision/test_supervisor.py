@@ -284,3 +284,18 @@ time.sleep(600)
     pid = int((tmp_path / "run" / "checkpoints" / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_complete_run_that_is_to_be_extended_has_to_begin(tmp_path, capfd):
+    """A start that fails before it takes the mark of the earlier end away is no success."""
+    assert supervise("step(1); save(1); complete()", tmp_path / "run") == 0
+    script = """
+if started == 2:
+    sys.exit(1)
+(folder / "COMPLETED").unlink()
+step(2)
+complete()
+"""
+    assert supervise(script, tmp_path / "run") == 0
+    assert number_of_starts(tmp_path / "run") == 3
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2

@@ -24,35 +24,51 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
+from ten_dist.run_record import RunRecord
 
 
-def check_same_run(folder: RunFolder, identity: dict[str, Any], resume: str) -> int:
-    """Which start of the run this is, 1 for the first.
-
-    Args:
-        folder: where the run is or will be.
-        identity: of :meth:`ResolvedRun.identity`.
-        resume: the option of that name.
+def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
+    """What an earlier start of this run has recorded; None where there was none.
 
     Raises:
-        ConfigurationError: the folder holds a run that `resume` does not allow to
-            continue, or one with other options.
+        ConfigurationError: the folder holds a run that `--resume` does not allow to
+            continue, or one with other options; or there is none to extend.
     """
+    training = run.training
     if not folder.exists():
-        return 1
-    if resume == "never":
+        if training.extend:
+            raise ConfigurationError(
+                f"--extend makes a run longer, and --output_dir {folder.path} holds none: "
+                "give the folder of a run, or leave --extend out"
+            )
+        return None
+    if training.resume == "never":
         raise ConfigurationError(
             f"--output_dir {folder.path} already holds a run and --resume is never: "
             "choose another folder, or remove this one"
         )
-    record = folder.read()
-    changed = describe_changes(record.identity, identity)
+    before = folder.read()
+    now = run.continuing(before).identity()
+    recorded = dict(before.identity)
+    if training.extend:
+        _check_longer(recorded.pop("steps"), now.pop("steps"))
+    changed = describe_changes(recorded, now)
     if changed:
+        only_longer = recorded | {"steps": now.get("steps")} == now
         raise ConfigurationError(
             f"--output_dir {folder.path} holds a run with other options: {changed}: "
             "give the same ones, or choose another folder"
+            + ("; --extend makes the run longer" if only_longer else "")
         )
-    return record.attempts + 1
+    return before
+
+
+def _check_longer(before: int, now: int) -> None:
+    if now < before:
+        raise ConfigurationError(
+            f"--extend makes a run longer, and {now:,} steps are fewer than the "
+            f"{before:,} that it has: give more --steps, --tokens or --epochs"
+        )
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -103,10 +119,13 @@ def _damage(ranks: Ranks, path: Path) -> str | None:
     return found
 
 
-def check_loadable(path: Path, run: ResolvedRun) -> None:
+def check_loadable(path: Path, run: ResolvedRun) -> int:
     """Refuse a whole checkpoint from which this run cannot continue.
 
     It may have been written by any number of ranks at any ZeRO stage.
+
+    Returns:
+        Steps that it has done.
 
     Raises:
         ConfigurationError: it is one.
@@ -122,6 +141,7 @@ def check_loadable(path: Path, run: ResolvedRun) -> None:
             f"{path} has done {record.state.step} steps, more than the {run.schedule.steps} of "
             "this run: give a longer one, with --steps, --tokens or --epochs"
         )
+    return record.state.step
 
 
 @torch.no_grad()
