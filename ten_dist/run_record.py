@@ -29,6 +29,20 @@ class DataRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """Whose weights a run began with, where `--init_from` has given them."""
+
+    path: str
+    """What the option named, absolute."""
+    step: int | None
+    """Steps that its checkpoint had done; None of an exported model."""
+    digest: str
+    """sha256 over names, sizes and checksums of the files of weights."""
+    embedding_rows: int | None = None
+    """Tokens that kept their embedding, where the tokenizer was another."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Extension:
     """That a run was made longer with `--extend`."""
 
@@ -53,6 +67,8 @@ class RunRecord:
     """Of Python and of the packages that decide a run's numbers."""
     attempts: int = 1
     """How often the run was started, going back to a checkpoint included."""
+    origin: Origin | None = None
+    """What it began with; None of a run that began anew or with `--resume PATH`."""
     extensions: tuple[Extension, ...] = ()
     """How it came to its length, oldest first."""
 
@@ -88,6 +104,8 @@ class RunRecord:
             fields["training"] = TrainingConfig.from_dict(fields["training"])
             fields["schedule"] = Schedule(**fields["schedule"])
             fields["data"] = DataRecord(**fields["data"])
+            if fields["origin"] is not None:
+                fields["origin"] = Origin(**fields["origin"])
             fields["extensions"] = tuple(Extension(**e) for e in fields["extensions"])
             return cls(**fields)
         except (KeyError, TypeError) as error:

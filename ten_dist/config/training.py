@@ -44,6 +44,10 @@ class RunOptions(Options):
     checkpoint, of a checkpoint, or of a model that `ten-dist export` wrote. Moments, step,
     data and schedule begin anew; the model must be the same. A run that has a checkpoint
     of its own continues from that."""
+    init_tokenizer_mismatch: Literal["refuse", "resize"] = "refuse"
+    """What to do where --init_from is of another tokenizer than the data: refuse; or
+    resize, keep the embedding of each token that both spell alike and start the others as
+    in a new model. The head is the embedding, and follows."""
     extend: bool = False
     """Make the run in the output folder longer, finished or not: with more --steps,
     --tokens or --epochs it goes on from its newest checkpoint, and the learning rate of
@@ -59,6 +63,10 @@ class RunOptions(Options):
         if self.init_from is not None and self.resume not in ("auto", "never"):
             raise ConfigurationError(
                 "--init_from and --resume PATH both say where to begin: keep one"
+            )
+        if self.init_tokenizer_mismatch != "refuse" and self.init_from is None:
+            raise ConfigurationError(
+                "--init_tokenizer_mismatch has no effect without --init_from: leave it out"
             )
         if self.extend and self.resume != "auto":
             raise ConfigurationError(

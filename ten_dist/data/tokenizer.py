@@ -51,6 +51,7 @@ class TextTokenizer:
         content: as given.
         separator: the token in words.
         separator_id: its id.
+        vocabulary: ids of all tokens as the tokenizer spells them, added ones too.
         vocab_size: the largest token id plus one: what an embedding needs, gaps in the
             ids too.
 
@@ -65,6 +66,7 @@ class TextTokenizer:
         self._tokenizer = _from_json(content)
         self.spec: dict[str, Any] = json.loads(self._tokenizer.to_str())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary: dict[str, int] = vocabulary
         if not vocabulary:
             raise DataError("it is not a tokenizer.json: it has no tokens")
         self.vocab_size = max(vocabulary.values()) + 1

@@ -6,28 +6,36 @@ of the data and schedule begin anew, on any data, batch, precision, stage and ra
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, damage, read_record
-from ten_dist.checkpoint.record import RECORD_NAME
-from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer
+from ten_dist.checkpoint.record import RECORD_NAME, FileRecord
+from ten_dist.console import warn
+from ten_dist.data.token_matching import matched_tokens, same_tokens
+from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer, read_tokenizer
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
-from ten_dist.errors import ConfigurationError
-from ten_dist.export.huggingface import exported_config, exported_name
+from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.export.exported_model import (
+    ExportedReader,
+    read_exported_config,
+    weight_files,
+)
+from ten_dist.export.huggingface import exported_config
+from ten_dist.model.network import TokenEmbedding
 from ten_dist.run_folder import RunFolder
+from ten_dist.run_record import Origin
 
 # These say how a model begins or is trained, not what its weights mean.
 _FREE = {
@@ -37,69 +45,30 @@ _FREE = {
     "depth_increasing_memory",
     "document_separator_id",
 }
+_EMBEDDING = "embedding.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """Where the weights of a new run lie."""
+    """The weights of a new run, and where they lie."""
 
     path: Path
     """A checkpoint, or the folder of an exported model."""
     exported: bool
+    origin: Origin
+    kept_rows: np.ndarray | None = None
+    """Where the tokenizer is another, rows of the embedding there and here of tokens that
+    are in both: int64 [n, 2]."""
 
-
-class ExportedReader(contextlib.ExitStack):
-    """Tensors of an exported model, read as those of a checkpoint are.
-
-    Raises:
-        ConfigurationError: it is no such model, or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-        self._last: tuple[str, Tensor] | None = None
-        try:
-            for path in sorted(folder.glob("model*.safetensors")):
-                file = self.enter_context(safe_open(path, framework="pt"))
-                self._files.update(dict.fromkeys(file.keys(), file))
-        except (OSError, SafetensorError) as error:
-            raise ConfigurationError(
-                f"--init_from {folder} cannot be read: {error}"
-            ) from None
-        if not self._files:
-            raise ConfigurationError(
-                f"--init_from {folder} has no model*.safetensors on every node"
-            )
-
-    def tensor(self, kind: str, name: str) -> Tensor:
-        """A whole weight, float32."""
-        if self._last is None or self._last[0] != name:
-            key = exported_name(name)
-            self._last = (name, self._files[key].get_tensor(key).float())
-        return self._last[1]
-
-    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a weight in row-major order, float32."""
-        return self.tensor(kind, name).flatten()[start:stop]
-
-    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Refuse a model that lacks tensors of these shapes.
-
-        Raises:
-            ConfigurationError: it is one.
-        """
-        for name, shape in shapes.items():
-            key = exported_name(name)
-            if key not in self._files:
-                raise ConfigurationError(f"--init_from {self._folder} lacks {key}")
-            found = list(self._files[key].get_slice(key).get_shape())
-            if found != list(shape):
-                raise ConfigurationError(
-                    f"--init_from {self._folder} is of another model: {name} is {found}, "
-                    f"not {list(shape)}"
-                )
+    def describe_rows(self, vocab_size: int) -> str:
+        """What becomes of an embedding that has so many rows here, in words."""
+        assert self.kept_rows is not None
+        kept = len(self.kept_rows)
+        return (
+            f"another tokenizer: {kept:,} of {vocab_size:,} tokens keep their embedding, "
+            f"{vocab_size - kept:,} begin as in a new model, normal with deviation "
+            f"{TokenEmbedding.STD:g}"
+        )
 
 
 def find_initial_weights(run: ResolvedRun) -> InitialWeights:
@@ -110,84 +79,150 @@ def find_initial_weights(run: ResolvedRun) -> InitialWeights:
             of another tokenizer.
     """
     given = Path(run.training.init_from or "")
-    path = given
-    theirs = _exported_config(given)
+    theirs = read_exported_config(given)
     if theirs is not None:
-        weights = InitialWeights(given, exported=True)
-        _check_exported_tokenizer(run, given)
+        path, step, files = given, None, _files_of_exported(given)
+        tokenizer = _exported_tokenizer(given, theirs)
         if theirs.get("tie_word_embeddings") is False:
             raise ConfigurationError(
                 f"--init_from {given} has a head of its own, where ours shares the "
                 "embedding"
             )
     else:
-        if RunFolder(given).exists():
-            path = RunFolder(given).usable_checkpoint()
-        if not (path / RECORD_NAME).is_file():
-            raise ConfigurationError(
-                f"--init_from {given} is neither the folder of a run, nor a checkpoint, "
-                "nor a model of `ten-dist export`"
-            )
-        found = damage(path)
-        if found is not None:
-            raise ConfigurationError(f"--init_from {given} cannot be used: {found}")
-        weights = InitialWeights(path, exported=False)
-        theirs = read_record(path).state_identity
-        # checkpoints/step_N of a run.
-        folder = RunFolder(path.resolve().parent.parent)
-        if folder.exists():
-            _check_tokenizer(run, folder.read().data.tokenizer_sha256)
-    ours = exported_config(run.model_config)
+        path = _checkpoint(given)
+        record = read_record(path)
+        theirs, step = record.state_identity, record.state.step
+        files = {n: file for n, file in record.files.items() if n.startswith(WEIGHT)}
+        tokenizer = _tokenizer_of_run(path)
+    rows = None
+    if tokenizer is not None or theirs.get("data") != run.state_identity()["data"]:
+        rows = _check_tokenizer(run, tokenizer)
+        if rows is not None:
+            # A tokenizer may have got tokens that its model knows nothing of.
+            rows = rows[rows[:, 0] < theirs.get("vocab_size", 0)]
+    _check_model(run, theirs, resized=rows is not None)
+    digest = hashlib.sha256(
+        json.dumps({n: dataclasses.astuple(files[n]) for n in sorted(files)}).encode()
+    ).hexdigest()
+    kept = None if rows is None else len(rows)
+    origin = Origin(os.path.abspath(given), step, digest, kept)
+    return InitialWeights(path, step is None, origin, rows)
+
+
+def _checkpoint(given: Path) -> Path:
+    """The checkpoint that is meant by its folder or by that of a run."""
+    path = given
+    if RunFolder(given).exists():
+        path = RunFolder(given).usable_checkpoint()
+    if not (path / RECORD_NAME).is_file():
+        raise ConfigurationError(
+            f"--init_from {given} is neither the folder of a run, nor a checkpoint, "
+            "nor a model of `ten-dist export`"
+        )
+    found = damage(path)
+    if found is not None:
+        raise ConfigurationError(f"--init_from {given} cannot be used: {found}")
+    return path
+
+
+def _files_of_exported(folder: Path) -> dict[str, FileRecord]:
+    try:
+        return {path.name: FileRecord.of(path) for path in weight_files(folder)}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"--init_from {folder} cannot be read: {error}"
+        ) from None
+
+
+def _check_model(run: ResolvedRun, theirs: dict[str, Any], resized: bool) -> None:
+    """Refuse weights of a model with other fields."""
+    free = _FREE | {"vocab_size"} if resized else _FREE
     differ = [
         f"{name} is {theirs.get(name)} there and {value} here"
-        for name, value in ours.items()
-        if name not in _FREE and theirs.get(name) != value
+        for name, value in exported_config(run.model_config).items()
+        if name not in free and theirs.get(name) != value
     ]
     if differ:
         raise ConfigurationError(
-            f"--init_from {given} is of another model: {', '.join(differ)}: give the "
-            "options of that model"
+            f"--init_from {run.training.init_from} is of another model: "
+            f"{', '.join(differ)}: give the options of that model"
         )
-    return weights
 
 
-def _exported_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of an exported model; None where the folder is another."""
-    try:
-        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _tokenizer_of_run(checkpoint: Path) -> TextTokenizer | None:
+    """The tokenizer of the run that a checkpoint lies in; None of one by itself."""
+    folder = RunFolder(checkpoint.resolve().parent.parent)
+    if not folder.exists():
         return None
-    ours = isinstance(content, dict) and content.get("model_type") == "ten"
-    return content if ours else None
+    separator_id = folder.read().data.separator_id
+    return _read_tokenizer(folder.tokenizer_file, separator_id)
 
 
-def _check_tokenizer(run: ResolvedRun, sha256: str) -> None:
-    for manifest in run.manifests()[:1]:
-        if manifest.tokenizer_sha256 != sha256:
+def _exported_tokenizer(folder: Path, config: dict[str, Any]) -> TextTokenizer | None:
+    path, end = folder / TOKENIZER_NAME, config.get("eos_token_id")
+    if not path.is_file():
+        return None
+    return _read_tokenizer(path, end if isinstance(end, int) else None)
+
+
+def _read_tokenizer(path: Path, separator_id: int | None) -> TextTokenizer:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        if separator_id is None:
+            return TextTokenizer(content)
+        return TextTokenizer.with_separator_id(content, separator_id)
+    except (OSError, ValueError, DataError, ConfigurationError) as error:
+        raise ConfigurationError(
+            f"--init_from has a tokenizer that cannot be read, {path}: {error}"
+        ) from None
+
+
+def _check_tokenizer(
+    run: ResolvedRun, theirs: TextTokenizer | None
+) -> np.ndarray | None:
+    """What `--init_tokenizer_mismatch` says of another tokenizer than that of the data.
+
+    Args:
+        run: whose data counts.
+        theirs: of the weights; None where it is not known.
+
+    Returns:
+        None where the tokenizers are the same, or else see
+        :attr:`InitialWeights.kept_rows`.
+    """
+    training, manifests = run.training, run.manifests()
+    if not manifests:
+        return None
+    ours = TextTokenizer.with_separator_id(
+        read_tokenizer(manifests[0]).decode("utf-8-sig"), manifests[0].separator_id
+    )
+    resize = training.init_tokenizer_mismatch == "resize"
+    if theirs is None:
+        lacks = f"--init_from {training.init_from} has no tokenizer beside it"
+        if resize:
             raise ConfigurationError(
-                f"--init_from {run.training.init_from} is of another tokenizer than "
-                f"--data {run.training.data}: prepare the data with the tokenizer.json "
-                "that lies there"
+                f"{lacks}, by which --init_tokenizer_mismatch resize could tell tokens: "
+                "name the folder of its run, or of an exported model"
             )
-
-
-def _check_exported_tokenizer(run: ResolvedRun, path: Path) -> None:
-    for manifest in run.manifests()[:1]:
-        ours = TextTokenizer.with_separator_id(
-            read_tokenizer(manifest).decode("utf-8-sig"), manifest.separator_id
-        ).to_json()
-        try:
-            theirs = (path / "tokenizer.json").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            theirs = ""
-        same = theirs == ours
-        digest = hashlib.sha256(ours.encode()).hexdigest()
-        _check_tokenizer(run, manifest.tokenizer_sha256 if same else digest)
+        warn(f"{lacks} to compare: --data must be of the one that it was trained with")
+        return None
+    if same_tokens(theirs, ours):
+        return None
+    if not resize:
+        raise ConfigurationError(
+            f"--init_from {training.init_from} is of another tokenizer than "
+            f"--data {training.data}: prepare the data with the tokenizer.json that lies "
+            "there, or keep what both share with --init_tokenizer_mismatch resize"
+        )
+    return matched_tokens(theirs, ours)
 
 
 @torch.no_grad()
 def load_initial_weights(
-    engine: deepspeed.DeepSpeedEngine, ranks: Ranks, weights: InitialWeights
+    engine: deepspeed.DeepSpeedEngine,
+    ranks: Ranks,
+    weights: InitialWeights,
+    seed: int,
 ) -> None:
     """Set the weights of a run that has made no step; every rank must call this.
 
@@ -195,24 +230,46 @@ def load_initial_weights(
         engine: of the run.
         ranks: of the run.
         weights: as :func:`find_initial_weights` gives them on the first rank.
+        seed: of rows of the embedding that begin anew.
 
     Raises:
         ConfigurationError: it is damaged.
     """
     held = held_state(engine, ranks)
+    shapes = dict(held.shapes)
     with ranks.agreeing():
         source: CheckpointReader | ExportedReader
         reader = ExportedReader if weights.exported else CheckpointReader
         with reader(weights.path) as source:
-            source.check_shapes(held.shapes)
+            embedding = None
+            if weights.kept_rows is not None:
+                there = source.tensor(WEIGHT, _EMBEDDING)
+                embedding = _resized(there, shapes[_EMBEDDING], weights.kept_rows, seed)
+                shapes[_EMBEDDING] = there.shape
+            source.check_shapes(shapes)
 
             def read(kind: str, name: str, start: int, stop: int) -> Tensor:
                 # Moments begin anew.
                 if kind != WEIGHT:
                     return torch.zeros(stop - start)
+                if embedding is not None and name == _EMBEDDING:
+                    return embedding.flatten()[start:stop]
                 return source.read(kind, name, start, stop)
 
             held.load(read, 0)
             for name, buffer in held.buffers.items():
                 buffer.copy_(source.tensor(WEIGHT, name))
     held.settle()
+
+
+def _resized(
+    there: Tensor, shape: torch.Size, kept_rows: np.ndarray, seed: int
+) -> Tensor:
+    """An embedding of another vocabulary, [V, d] float32: rows that are kept, and others as
+    a new model would have them, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embedding = TokenEmbedding(*shape).weight.detach()
+    rows = torch.from_numpy(kept_rows)
+    embedding[rows[:, 1]] = there[rows[:, 0]]
+    return embedding

@@ -19,7 +19,7 @@ from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.planning.report import describe_model
 from ten_dist.planning.sharding import count, parameters_of
-from ten_dist.run_record import DataRecord, Extension, RunRecord
+from ten_dist.run_record import DataRecord, Extension, Origin, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
 _VERSIONED_PACKAGES = ("ten_dist", "torch", "deepspeed", "webdataset", "tokenizers")
@@ -101,12 +101,15 @@ class ResolvedRun:
             schedule=dataclasses.replace(self.schedule, warmup_steps=warmup),
         )
 
-    def record(self, before: RunRecord | None, step: int) -> RunRecord:
+    def record(
+        self, before: RunRecord | None, step: int, origin: Origin | None
+    ) -> RunRecord:
         """The content of config.json.
 
         Args:
             before: what an earlier start of the run has recorded, if there was one.
             step: steps done.
+            origin: what this start begins with, where that is not what `before` says.
         """
         data = self.data
         assert data is not None
@@ -117,6 +120,7 @@ class ResolvedRun:
         extensions: tuple[Extension, ...] = ()
         if before is not None:
             attempts, extensions = before.attempts, before.extensions
+            origin = origin or before.origin
             if self.schedule.steps != before.schedule.steps:
                 extensions += (Extension(step, before.schedule.steps),)
         return RunRecord(
@@ -136,6 +140,7 @@ class ResolvedRun:
             identity=self.identity(),
             versions=versions(),
             attempts=attempts + 1,
+            origin=origin,
             extensions=extensions,
         )
 

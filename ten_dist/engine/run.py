@@ -198,14 +198,28 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
             step = check_loadable(checkpoint, run)
-        elif ranks.is_first and completed is None and run.training.init_from:
-            initial = find_initial_weights(run)
+        elif ranks.is_first and completed is None:
+            initial = _find_initial_weights(run, before)
     start = ranks.from_first(
         Start(folder, before, checkpoint, step, completed, initial)
     )
     if start.initial is not None and not start.initial.exported:
         check_whole(ranks, start.initial.path)
     return start
+
+
+def _find_initial_weights(
+    run: ResolvedRun, before: RunRecord | None
+) -> InitialWeights | None:
+    """What a run without a checkpoint begins with; None for initial weights."""
+    if run.training.init_from is not None:
+        return find_initial_weights(run)
+    if before is not None and before.origin is not None:
+        raise ConfigurationError(
+            f"the run has no checkpoint yet, and began with the weights of "
+            f"{before.origin.path}: give that again with --init_from"
+        )
+    return None
 
 
 def _verify_data(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
@@ -244,8 +258,10 @@ def _run(
         state = load_checkpoint(engine, ranks, run, start.checkpoint)
         say(f"continuing from {start.checkpoint}, {state.step:,} steps done")
     elif start.initial is not None:
-        load_initial_weights(engine, ranks, start.initial)
+        load_initial_weights(engine, ranks, start.initial, run.training.seed)
         say(f"starting from the weights of {start.initial.path}")
+        if start.initial.kept_rows is not None:
+            say(start.initial.describe_rows(run.model_config.vocab_size))
     else:
         say("starting from initial weights: no checkpoint to continue from")
     _make_folder(ranks, run, start)
@@ -295,7 +311,8 @@ def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             # Of a run that is extended. A kill before the next line leaves one that is
             # made complete again.
             folder.completed_file.unlink(missing_ok=True)
-            folder.write(run.record(start.before, start.step))
+            origin = None if start.initial is None else start.initial.origin
+            folder.write(run.record(start.before, start.step, origin))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
             templates = filter(None, map(read_chat_template, run.manifests()))
             if template := next(templates, None):

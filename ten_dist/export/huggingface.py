@@ -31,6 +31,8 @@ from ten_dist.run_record import RunRecord
 LARGEST_FILE = 5 * 10**9
 """Bytes of weights in one file."""
 MODELLING_FILE = "modeling_ten.py"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 _DTYPES = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -121,7 +123,7 @@ def _write_weights(reader: CheckpointReader, folder: Path, dtype: torch.dtype) -
     """`model.safetensors`, or several files and their index."""
     shards = list(_shards(reader, dtype))
     if len(shards) == 1:
-        _save(reader, shards[0], folder / "model.safetensors", dtype)
+        _save(reader, shards[0], folder / WEIGHTS_NAME, dtype)
         return
     weight_map: dict[str, str] = {}
     total = 0
@@ -130,7 +132,7 @@ def _write_weights(reader: CheckpointReader, folder: Path, dtype: torch.dtype) -
         total += _save(reader, names, folder / file, dtype)
         weight_map |= {exported_name(name): file for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / INDEX_NAME, index)
 
 
 def _shards(reader: CheckpointReader, dtype: torch.dtype) -> Iterator[list[str]]:

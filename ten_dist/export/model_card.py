@@ -64,10 +64,7 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
         known = isinstance(metrics.get(key), float) and math.isfinite(metrics[key])
         if known and (validated or not key.startswith("val_")):
             facts[text] = f"{metrics[key]:.4f}"
-    if record.training.init_from is not None:
-        facts["began with the weights of"] = PurePosixPath(
-            record.training.init_from.rstrip("/")
-        ).name
+    facts |= _history(record)
     rows = "\n".join(f"| {what} | {value} |" for what, value in facts.items())
     return f"""---
 library_name: transformers
@@ -100,6 +97,23 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 A base model: it continues text as its data do, and was not tuned to follow instructions, to be truthful or to be
 safe. It was not evaluated beyond the figures above. {_length_limit(schedule.seq_len)}
 """
+
+
+def _history(record: RunRecord) -> dict[str, str]:
+    """How the run began and came to its length, where that is not from nothing at once."""
+    facts = {}
+    origin = record.origin
+    if origin is not None:
+        name = PurePosixPath(origin.path).name
+        step = "" if origin.step is None else f", step {origin.step:,}"
+        facts["began with the weights of"] = f"{name}{step}"
+        if origin.embedding_rows is not None:
+            facts["tokens that kept their embedding"] = f"{origin.embedding_rows:,}"
+    if record.extensions:
+        facts["made longer"] = ", ".join(
+            f"at step {e.step:,} of {e.steps_before:,}" for e in record.extensions
+        )
+    return facts
 
 
 def _length_limit(seq_len: int) -> str:

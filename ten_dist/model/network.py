@@ -30,9 +30,12 @@ class NetworkState(NamedTuple):
 class TokenEmbedding(nn.Embedding):
     """Token id -> [d]."""
 
+    STD = 0.02
+    """Standard deviation of initial weights."""
+
     def __init__(self, vocab_size: int, dim: int) -> None:
         super().__init__(vocab_size, dim)
-        fill_normal(self.weight, 0.02)
+        fill_normal(self.weight, self.STD)
 
 
 class TiedHead(nn.Module):

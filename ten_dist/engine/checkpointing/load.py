@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ten_dist.checkpoint import (
     damage,
     read_record,
 )
+from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.checkpointing.probe import check_probe, run_probe
@@ -48,6 +50,7 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
             "choose another folder, or remove this one"
         )
     before = folder.read()
+    _check_origin(folder, training, before)
     now = run.continuing(before).identity()
     recorded = dict(before.identity)
     if training.extend:
@@ -61,6 +64,21 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
             + ("; --extend makes the run longer" if only_longer else "")
         )
     return before
+
+
+def _check_origin(
+    folder: RunFolder, training: TrainingConfig, before: RunRecord
+) -> None:
+    """Refuse another `--init_from` than the one that the run began with."""
+    if training.init_from is None:
+        return
+    origin = before.origin
+    if origin is None or origin.path != os.path.abspath(training.init_from):
+        began = "anew" if origin is None else f"with the weights of {origin.path}"
+        raise ConfigurationError(
+            f"--output_dir {folder.path} holds a run that began {began}: leave out "
+            f"--init_from {training.init_from} to go on with it, or choose another folder"
+        )
 
 
 def _check_longer(before: int, now: int) -> None:
