@@ -182,7 +182,7 @@ class RunFolder:
                 None for the newest.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is none, it is damaged, or it is of another run.
         """
         if name is None:
             return self.usable_checkpoint()
@@ -200,6 +200,17 @@ class RunFolder:
         found = damage(path)
         if found is not None:
             raise ConfigurationError(f"--checkpoint {name} cannot be used: {found}")
+        ours = self.read().identity
+        differ = [
+            f"{option} is {value} there and {ours.get(option)} in {self.path}"
+            for option, value in read_record(path).state_identity.items()
+            if value != ours.get(option)
+        ]
+        if differ:
+            raise ConfigurationError(
+                f"--checkpoint {name} is of another run: {', '.join(differ)}: name the "
+                "folder of that run"
+            )
         return path
 
     def _best_checkpoint(self) -> Path:

@@ -76,8 +76,10 @@ class TenCache:
     """What a model keeps of the text so far; rows can be at different positions of theirs.
 
     Args:
-        layers: for each layer its tensors, whose first dimension is the batch.
+        layers: for each layer its tensors, whose first dimension is the batch; empty where
+            nothing was seen.
         phases: for each row its position, modulo the largest scale.
+        started: for each row whether it has seen more than padding.
         after_separator: [B] bool, whether the last token ended a document.
         seen_tokens: columns of `input_ids` so far, padding included.
     """
@@ -90,13 +92,21 @@ class TenCache:
         self,
         layers: list[list[Tensor]],
         phases: list[int],
+        started: list[bool],
         after_separator: Tensor,
         seen_tokens: int = 0,
     ) -> None:
         self.layers = layers
         self.phases = phases
+        self.started = started
         self.after_separator = after_separator
         self.seen_tokens = seen_tokens
+
+    @classmethod
+    def of_nothing(cls, batch: int, device: torch.device) -> TenCache:
+        """That of rows that have seen nothing."""
+        after = torch.zeros(batch, dtype=torch.bool, device=device)
+        return cls([], [0] * batch, [False] * batch, after)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, padding included."""
@@ -104,12 +114,14 @@ class TenCache:
 
     def select(self, rows: Tensor) -> TenCache:
         """The rows of a batch with these indices, in this order."""
+        numbers = rows.tolist()
         return TenCache(
             [
                 [tensor[rows.to(tensor.device)] for tensor in layer]
                 for layer in self.layers
             ],
-            [self.phases[row] for row in rows.tolist()],
+            [self.phases[row] for row in numbers],
+            [self.started[row] for row in numbers],
             self.after_separator[rows],
             self.seen_tokens,
         )
@@ -126,22 +138,6 @@ class TenCache:
     def crop(self, max_length: int) -> None:
         """Not possible: what was forgotten does not come back."""
         raise ValueError("the state of a recurrent model cannot be cropped")
-
-    @classmethod
-    def joined(cls, parts: list[tuple[Tensor, TenCache]], seen_tokens: int) -> TenCache:
-        """The cache of a batch from those of its groups, each with its row indices."""
-        order = torch.cat([rows for rows, _ in parts]).argsort()
-        caches = [cache for _, cache in parts]
-        phases = [phase for cache in caches for phase in cache.phases]
-        layers = [
-            [
-                torch.cat(tensors)[order.to(tensors[0].device)]
-                for tensors in zip(*layers)
-            ]
-            for layers in zip(*(cache.layers for cache in caches))
-        ]
-        after = torch.cat([cache.after_separator for cache in caches])[order]
-        return cls(layers, [phases[i] for i in order.tolist()], after, seen_tokens)
 
 
 @dataclasses.dataclass
@@ -692,12 +688,15 @@ class TenModel(TenPreTrainedModel):
         Args:
             input_ids: [B, T] int64; or `inputs_embeds` [B, T, d] in their place, whose
                 documents cannot be told apart.
-            attention_mask: [B, S], S >= T, 0 for padding on the left, which has no effect
-                on what follows. Padding on the right has none either, as the model is
-                causal, but is part of the cache.
+            attention_mask: [B, S], S >= T, 0 for padding on the left of the piece, which
+                has no effect on what follows, be it the start of the text or, but for
+                attention, more of it. Padding on the right has none either, as the model
+                is causal, but is part of the cache.
             cache: what an earlier call returned for the tokens before these;
                 `past_key_values` is another name of it.
             use_cache: return the cache after these tokens.
+            output_hidden_states: return those before each block and after the final norm,
+                [B, T, d] each; at padding they mean nothing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -707,107 +706,174 @@ class TenModel(TenPreTrainedModel):
         hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         hidden = self.dropout(hidden)
         batch, steps = hidden.shape[:2]
-        resets = after = None
-        separator = self.config.document_separator_id
-        if separator is not None and input_ids is not None:
-            ends = input_ids == separator
-            after = ends[:, -1]
-            before = torch.zeros_like(after) if cache is None else cache.after_separator
-            resets = torch.cat([before.unsqueeze(1), ends[:, :-1]], dim=1)
-        if after is None:
-            after = torch.zeros(batch, dtype=torch.bool, device=hidden.device)
-        padding = self._padding(attention_mask, steps, cache)
-        if padding is not None:
-            # The first token after padding sees nothing of it.
-            index = torch.arange(steps, device=hidden.device)
-            first = (index == padding.unsqueeze(1)) & (padding > 0).unsqueeze(1)
-            resets = first if resets is None else resets | first
-        phases = [0] * batch if cache is None else cache.phases
-        drops = self._drops(padding, phases)
-        seen = steps + (0 if cache is None else cache.seen_tokens)
-        all_hidden: list[Tensor] | None = [] if output_hidden_states else None
-        parts, outputs = [], torch.empty_like(hidden)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, key in enumerate(zip(phases, drops)):
-            groups.setdefault(key, []).append(row)
-        for (phase, drop), members in groups.items():
-            if len(groups) == 1 and not drop:
-                hidden, layers = self._run(
-                    hidden,
-                    None if cache is None else cache.layers,
-                    phase,
-                    resets,
-                    all_hidden,
-                )
-                phases = [(phase + steps) % max(self.config.scales)] * batch
-                new_cache = TenCache(layers, phases, after, seen) if use_cache else None
-                return self._output(hidden, new_cache, all_hidden)
-            rows = torch.tensor(members, device=hidden.device)
-            of_group = None if cache is None else cache.select(rows).layers
-            ran, layers = self._run(
-                hidden[rows][:, drop:],
-                of_group,
-                phase,
-                None if resets is None else resets[rows][:, drop:],
-                None,
-            )
-            outputs = outputs.index_copy(
-                0, rows, F.pad(ran, (0, 0, drop, 0)).to(outputs)
-            )
-            end = (phase + steps - drop) % max(self.config.scales)
-            parts.append((rows, TenCache(layers, [end] * len(members), after[rows])))
-        new_cache = TenCache.joined(parts, seen) if use_cache else None
-        return self._output(outputs, new_cache, None)
+        before = TenCache.of_nothing(batch, hidden.device) if cache is None else cache
+        padding = self._padding(attention_mask, batch, steps)
+        drops = self._drops(padding, steps, before)
+        resets, after = self._resets(input_ids, padding, drops, steps, before)
+        states, layers = self._run_groups(
+            hidden, before, drops, resets, bool(output_hidden_states)
+        )
+        last = self.final_norm(states[-1])
+        new_cache = None
+        if use_cache:
+            seen = before.seen_tokens + steps
+            phases, started = self._ends(padding, drops, steps, before)
+            new_cache = TenCache(layers, phases, started, after, seen)
+        all_hidden = (*states[:-1], last) if output_hidden_states else None
+        return TenOutput(last, new_cache, all_hidden)
 
-    def _output(
+    def _run_groups(
         self,
         hidden: Tensor,
-        cache: TenCache | None,
-        all_hidden: list[Tensor] | None,
-    ) -> TenOutput:
-        hidden = self.final_norm(hidden)
-        states = None if all_hidden is None else (*all_hidden, hidden)
-        return TenOutput(last_hidden_state=hidden, cache=cache, hidden_states=states)
+        before: TenCache,
+        drops: list[int],
+        resets: Tensor | None,
+        keep_all: bool,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Run rows together that are at the same phase and leave out as much.
+
+        Returns:
+            Hidden states [B, T, d] as :meth:`_run`, zeros where a row leaves out padding,
+            and the state of each layer after the piece.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, key in enumerate(zip(before.phases, drops)):
+            groups.setdefault(key, []).append(row)
+        if len(groups) == 1 and not drops[0]:
+            (phase, _), *_ = groups
+            return self._run(hidden, before.layers, phase, resets, keep_all)
+        states: list[Tensor] = []
+        parts: list[list[list[Tensor]]] = []
+        for (phase, drop), members in groups.items():
+            rows = torch.tensor(members, device=hidden.device)
+            layers = before.select(rows).layers
+            if drop < hidden.shape[1]:
+                own = None if resets is None else resets[rows][:, drop:]
+                ran, layers = self._run(
+                    hidden[rows][:, drop:], layers, phase, own, keep_all
+                )
+                states = states or [torch.zeros_like(hidden) for _ in ran]
+                states = [
+                    state.index_copy(0, rows, F.pad(of_rows, (0, 0, drop, 0)).to(state))
+                    for state, of_rows in zip(states, ran)
+                ]
+            parts.append(layers)
+        order = torch.tensor(
+            [row for rows in groups.values() for row in rows]
+        ).argsort()
+        joined = [
+            [torch.cat(pieces)[order.to(pieces[0].device)] for pieces in zip(*layers)]
+            for layers in zip(*parts)
+        ]
+        count = len(self.blocks) + 1 if keep_all else 1
+        return states or [torch.zeros_like(hidden)] * count, joined
 
     def _run(
         self,
         hidden: Tensor,
-        layers: list[list[Tensor]] | None,
+        layers: list[list[Tensor]],
         phase: int,
         resets: Tensor | None,
-        all_hidden: list[Tensor] | None,
-    ) -> tuple[Tensor, list[list[Tensor]]]:
-        """All blocks over rows that are at the same phase."""
-        new_layers = []
+        keep_all: bool,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """All blocks over rows that are at the same phase.
+
+        Returns:
+            Hidden states after the last block, with `keep_all` behind those before each,
+            and the state of each layer after the piece.
+        """
+        states, new_layers = [hidden], []
         for index, block in enumerate(self.blocks):
-            if all_hidden is not None:
-                all_hidden.append(hidden)
-            state = None if layers is None else layers[index]
+            state = layers[index] if layers else None
             hidden, state = block(hidden, state, phase, resets)
+            states = [*states, hidden] if keep_all else [hidden]
             new_layers.append(state)
-        return hidden, new_layers
+        return states, new_layers
 
     def _padding(
-        self, attention_mask: Tensor | None, steps: int, cache: TenCache | None
-    ) -> Tensor | None:
-        """Padded tokens on the left of each row of this piece, [B]; None for no padding."""
+        self, attention_mask: Tensor | None, batch: int, steps: int
+    ) -> list[int]:
+        """Padded tokens on the left of each row of this piece: all of them where it has no
+        other."""
         if attention_mask is None:
-            return None
-        if attention_mask.dim() != 2:
-            raise ValueError("attention_mask must be [B, S], 0 for padding")
+            return [0] * batch
+        if attention_mask.dim() != 2 or attention_mask.shape[1] < steps:
+            raise ValueError("attention_mask must be [B, S], S >= T, 0 for padding")
         mask = attention_mask[:, -steps:].bool()
-        # A row without any token has nothing that padding could disturb.
-        padding = mask.int().argmax(dim=1)
-        return padding if bool(padding.any()) else None
+        first = mask.int().argmax(dim=1)
+        return first.masked_fill(~mask.any(dim=1), steps).tolist()
 
-    def _drops(self, padding: Tensor | None, phases: list[int]) -> list[int]:
-        """Padded tokens that each row leaves out, so that its first token is at a
-        multiple of the largest scale, where pooling begins for a row by itself."""
-        if padding is None:
-            return [0] * len(phases)
+    def _drops(self, padding: list[int], steps: int, before: TenCache) -> list[int]:
+        """Padded tokens that each row leaves out.
+
+        A row that begins behind them leaves out what brings its first token to a multiple
+        of the largest scale, where pooling begins for a row by itself: so rows of all
+        lengths make few groups. One that goes on leaves out all.
+        """
         largest = max(self.config.scales)
-        ends = zip(phases, padding.tolist())
-        return [min(pad, (phase + pad) % largest) for phase, pad in ends]
+        if self.config.mixer == "attention" and any(
+            pad and started for pad, started in zip(padding, before.started)
+        ):
+            raise ValueError(
+                "attention takes no padding behind tokens that it has seen"
+            )
+        begun = [0 if pad == steps else pad % largest for pad in padding]
+        return [
+            pad if started else drop
+            for pad, drop, started in zip(padding, begun, before.started)
+        ]
+
+    def _resets(
+        self,
+        input_ids: Tensor | None,
+        padding: list[int],
+        drops: list[int],
+        steps: int,
+        before: TenCache,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Steps before which a row forgets everything: where a document starts, and at the
+        first token behind padding of a row that begins there.
+
+        Returns:
+            [B, T] bool, None for none, and [B] bool, whether the last token ended a
+            document.
+        """
+        after = before.after_separator
+        # Rows that have seen padding alone; those that have seen nothing are empty anyway.
+        begins = [
+            pad if (pad or before.layers) and not started else steps
+            for pad, started in zip(padding, before.started)
+        ]
+        separator = self.config.document_separator_id
+        if separator is None and min(begins) == steps:
+            return None, after
+        index = torch.arange(steps, device=after.device)
+        pads, firsts, starts = (
+            torch.tensor(columns, device=after.device).unsqueeze(1)
+            for columns in (padding, drops, begins)
+        )
+        resets = index == starts
+        if separator is None:
+            return resets, after
+        # What embeddings stand for is not known.
+        ends = torch.zeros_like(resets)
+        if input_ids is not None:
+            ends = (input_ids == separator) & (index >= pads)
+        resets |= (index == firsts) & after.unsqueeze(1)
+        resets[:, 1:] |= ends[:, :-1]
+        return resets, torch.where(pads.squeeze(1) < steps, ends[:, -1], after)
+
+    def _ends(
+        self, padding: list[int], drops: list[int], steps: int, before: TenCache
+    ) -> tuple[list[int], list[bool]]:
+        """Phases after a piece, and which rows have begun."""
+        largest = max(self.config.scales)
+        started = [was or pad < steps for was, pad in zip(before.started, padding)]
+        phases = [
+            (phase + steps - drop) % largest if begun else 0
+            for phase, drop, begun in zip(before.phases, drops, started)
+        ]
+        return phases, started
 
 
 class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
@@ -885,7 +951,11 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Arguments of the next call: tokens that the cache has not seen yet."""
         cache = kwargs.get(_CACHE_NAME, cache)
-        inputs: dict[str, Any] = {"cache": cache, "use_cache": use_cache is not False}
+        inputs: dict[str, Any] = {
+            "cache": cache,
+            "use_cache": use_cache is not False,
+            "attention_mask": attention_mask,
+        }
         if inputs_embeds is not None and cache is None:
             inputs["inputs_embeds"] = inputs_embeds
         else:
@@ -896,8 +966,6 @@ class TenForCausalLM(TenPreTrainedModel, GenerationMixin):
             # Of a continued text, all of it or what is new can be given.
             new = input_ids[:, unseen:]
             inputs["input_ids"] = new if new.shape[1] else input_ids
-        if cache is None:
-            inputs["attention_mask"] = attention_mask
         if "logits_to_keep" in kwargs:
             inputs["logits_to_keep"] = kwargs["logits_to_keep"]
         return inputs

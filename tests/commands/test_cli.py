@@ -82,6 +82,19 @@ def test_a_checkpoint_is_chosen(capsys, run_folder):
         )
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate", "export"])
+def test_a_checkpoint_of_another_run_is_refused(capsys, run_folder, tmp_path, command):
+    """Of the same shape, but its tokens may mean other words."""
+    other = tmp_path / "step_00000015"
+    shutil.copytree(run_folder / "checkpoints" / other.name, other)
+    record = json.loads((other / "checkpoint.json").read_text())
+    record["state_identity"]["data"] = "other"
+    (other / "checkpoint.json").write_text(json.dumps(record))
+    output = ["--output", tmp_path / "new"] if command == "export" else []
+    line = command_error(capsys, command, run_folder, "--checkpoint", other, *output)
+    assert f"--checkpoint {other} is of another run: data is other there" in line
+
+
 def test_evaluation_is_that_of_every_held_out_token(capsys, run_folder, token_data):
     output = command_output(
         capsys, "evaluate", run_folder, "--json", "--unigram_baseline"

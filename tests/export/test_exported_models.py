@@ -150,6 +150,78 @@ def test_pieces_give_what_the_whole_gives(runs, name):
     assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padding_may_be_longer_than_a_piece(runs, name):
+    """Rows that begin in the first, second and third piece, or right at its start."""
+    model = load(runs, name)
+    ids = torch.randint(256, (4, 24), generator=torch.Generator().manual_seed(2))
+    lengths = [20, 13, 9, 3]
+    mask = torch.ones_like(ids)
+    for row, length in enumerate(lengths):
+        mask[row, : 24 - length] = 0
+        # As a tokenizer pads.
+        ids[row, : 24 - length] = 256
+    pieces, cache, end = [], None, 0
+    for piece in ids.split([7, 4, 4, 5, 4], dim=1):
+        end += piece.shape[1]
+        output = model(piece, attention_mask=mask[:, :end], cache=cache, use_cache=True)
+        pieces.append(output.logits)
+        cache = output.cache
+    logits = torch.cat(pieces, dim=1)
+    for row, length in enumerate(lengths):
+        alone = model(ids[row : row + 1, -length:]).logits[0]
+        assert torch.allclose(logits[row, -length:], alone, atol=1e-5), row
+
+
+@pytest.mark.parametrize("name", ["hten", "everything"])
+def test_more_text_may_be_padded_too(runs, name):
+    """As turns of unequal length in conversations that go on."""
+    model = load(runs, name)
+    ids = torch.randint(256, (3, 12), generator=torch.Generator().manual_seed(3))
+    ids[2, 5] = 256
+    mask = torch.ones_like(ids)
+    mask[1, 6:10], mask[2, 6:] = 0, 0
+    ids[mask == 0] = 256
+    first = model(ids[:, :6], use_cache=True)
+    both = model(ids[:, 6:], attention_mask=mask, cache=first.cache, use_cache=True)
+    last = torch.randint(256, (3, 2))
+    after = model(last, cache=both.cache).logits
+    for row in range(3):
+        text = torch.cat([ids[row][mask[row] == 1], last[row]]).unsqueeze(0)
+        assert torch.allclose(after[row], model(text).logits[0, -2:], atol=1e-5), row
+    if name == "everything":
+        return
+    attention = load(runs, "attention")
+    cache = attention(ids[:, :6], use_cache=True).cache
+    with pytest.raises(ValueError, match="no padding behind tokens"):
+        attention(ids[:, 6:], attention_mask=mask, cache=cache)
+
+
+def test_hidden_states_stand_where_their_tokens_do(runs):
+    model, tokenizer = load(runs, "hten"), load_tokenizer(runs, "hten")
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    states = model(**batch, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    for row, prompt in enumerate(PROMPTS):
+        single = tokenizer(prompt, return_tensors="pt")
+        length = single["input_ids"].shape[1]
+        alone = model(**single, output_hidden_states=True).hidden_states
+        for together, own in zip(states, alone, strict=True):
+            assert together.shape == (3, batch["input_ids"].shape[1], 32)
+            assert torch.allclose(together[row, -length:], own[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["everything", "attention"])
+def test_embeddings_behind_a_separator_are_of_another_document(runs, name):
+    model = load(runs, name)
+    ids = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(4))
+    ids[0, 7] = 256
+    cache = model(ids[:, :8], use_cache=True).cache
+    embeddings = model.get_input_embeddings()(ids[:, 8:])
+    logits = model(inputs_embeds=embeddings, cache=cache).logits
+    assert torch.allclose(logits, model(ids).logits[:, 8:], atol=1e-5)
+
+
 def test_labels_give_the_loss(runs, token_data):
     model = load(runs, "hten")
     ids = torch.randint(257, (3, 20))
