@@ -1,24 +1,27 @@
 """Run by :mod:`ten_dist.export.verification` in a process of its own: asks an exported model.
 
-Imports nothing of ten_dist: what works here works wherever transformers is.
+What works here works wherever transformers is: ten_dist cannot be imported.
 """
 
 import json
 import sys
 
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 
 def main() -> None:
     """Read a question from standard input, and write the answer to the file it names."""
+    # Python then says that there is no such module, wherever it may lie.
+    sys.modules["ten_dist"] = None  # type: ignore[assignment]
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     question = json.load(sys.stdin)
     folder = question["folder"]
     AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32
-    ).eval()
+    )
+    model = model.double().eval()
     with torch.no_grad():
         logits = model(torch.tensor(question["probe"])).logits
         continuation = model.generate(

@@ -7,7 +7,6 @@ and :mod:`ten_dist.export.modeling_ten`, which computes the model in plain torch
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.model_card import model_card
 from ten_dist.export.verification import verify
-from ten_dist.files import write_json, write_text
+from ten_dist.files import new_folder, write_json, write_text
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import RunRecord
 
@@ -67,7 +66,7 @@ def export_huggingface(
 
     Raises:
         ConfigurationError: the output is there already, transformers is not installed, or
-            the tokenizer cannot be exported.
+            weights are too large for the type.
         TrainingError: the exported model does not compute what the run's does.
         OSError: the file system refuses.
     """
@@ -81,11 +80,7 @@ def export_huggingface(
             f"--output {output} is there already: name a new folder"
         )
     record = folder.read()
-    # Beside the output, so that it can be renamed.
-    temporary = output.absolute().with_name(f".{output.absolute().name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(output) as temporary:
         with CheckpointReader(checkpoint) as reader:
             _write_weights(reader, temporary, dtype)
             state = reader.record.state
@@ -94,13 +89,7 @@ def export_huggingface(
         source = Path(__file__).with_name(MODELLING_FILE)
         shutil.copyfile(source, temporary / MODELLING_FILE)
         write_text(temporary / "README.md", model_card(record, state, output.name))
-        difference = verify(temporary, record.model, checkpoint, dtype)
-        if output.exists():
-            output.rmdir()
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return difference
+        return verify(temporary, record.model, checkpoint, dtype)
 
 
 def exported_config(model: TemporalEigenstateConfig) -> dict[str, object]:
@@ -157,9 +146,20 @@ def _save(
     for name in names:
         kept = name.rpartition(".")[2] in _ALWAYS_FLOAT32
         tensor = reader.tensor(WEIGHT, name)
-        tensors[exported_name(name)] = tensor if kept else tensor.to(dtype)
+        tensors[exported_name(name)] = tensor if kept else _as(tensor, dtype, name)
     save_file(tensors, path, metadata={"format": "pt"})
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _as(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A tensor in a type that holds its values."""
+    converted = tensor.to(dtype)
+    if not converted.isfinite().all() and tensor.isfinite().all():
+        raise ConfigurationError(
+            f"{name} has weights of up to {float(tensor.abs().max()):.3g}, more than "
+            f"{_DTYPES[dtype]} holds: give --dtype bf16 or fp32"
+        )
+    return converted
 
 
 def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> list[int]:

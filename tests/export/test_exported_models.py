@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ten_dist.cli import main
 from ten_dist.generation import Sampling, generate
@@ -403,7 +405,61 @@ def test_an_export_that_differs_is_an_error(runs, tmp_path, monkeypatch, capsys)
         "exported_config",
         lambda model: {**right(model), "selection_range": [4.0, 0.1]},
     )
-    output = tmp_path / "wrong"
+    output = tmp_path / "of" / "parents" / "wrong"
     assert main(["export", str(runs / "everything"), "--output", str(output)]) == 1
     assert "differs from the run's by" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_rounding_of_many_layers_is_no_difference(token_data, tmp_path, capsys):
+    deep = [*SMALL_MODEL, "--hten_scales", "1,2,4", "--n_layers", 24]
+    arguments = [*deep, *COMMON, "--data", token_data, "--output_dir", tmp_path / "run"]
+    arguments += ["--steps", 1, "--global_batch_size", 1]
+    assert main(["train", *map(str, arguments)]) == 0
+    output = str(tmp_path / "exported")
+    assert main(["export", str(tmp_path / "run"), "--output", output]) == 0
+    difference = capsys.readouterr().out.split("logits within ")[1].split()[0]
+    assert float(difference) < 1e-10
+
+
+def test_it_is_loaded_without_ten_dist_by_the_transformers_of_the_user(
+    runs, tmp_path, monkeypatch, capsys
+):
+    """Also where that lies on a relative PYTHONPATH."""
+
+    def error():
+        output = str(tmp_path / "new")
+        assert main(["export", str(runs / "ten"), "--output", output]) == 1
+        return capsys.readouterr().err
+
+    from ten_dist.export import huggingface
+
+    with monkeypatch.context() as patch:
+
+        def copy(source, destination):
+            text = source.read_text() + "\nimport ten_dist.model\n"
+            destination.write_text(text)
+
+        patch.setattr(huggingface.shutil, "copyfile", copy)
+        assert "cannot load" in (line := error()) and "ten_dist" in line
+    (tmp_path / "library" / "transformers").mkdir(parents=True)
+    module = tmp_path / "library" / "transformers" / "__init__.py"
+    module.write_text("raise RuntimeError('of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "library")
+    assert "RuntimeError: of the user" in error()
+
+
+def test_weights_that_float16_cannot_hold_are_named(runs, token_data, tmp_path, capsys):
+    large = tmp_path / "large"
+    shutil.copytree(runs / "ten-exported", large)
+    weights = load_file(large / "model.safetensors")
+    weights["model.final_norm.weight"] *= 1e5
+    save_file(weights, large / "model.safetensors", metadata={"format": "pt"})
+    arguments = [*VARIANTS["ten"], *COMMON, "--data", token_data, "--init_from", large]
+    arguments += ["--output_dir", tmp_path / "run", "--steps", 1]
+    assert main(["train", *map(str, arguments)]) == 0
+    output = ["--output", tmp_path / "new", "--dtype", "fp16"]
+    line = refusal(capsys, tmp_path / "run", *output)
+    assert "final_norm.weight has weights of up to 1" in line
+    assert "--dtype bf16" in line
