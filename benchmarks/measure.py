@@ -97,6 +97,11 @@ def processor() -> str:
     return next(names, platform.machine())
 
 
+def _rounded(value: float) -> float:
+    """To four places, small figures to three digits."""
+    return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.3g}")
+
+
 class Report:
     """Figures in the order they were measured; printed at once, written at the end."""
 
@@ -105,7 +110,7 @@ class Report:
 
     def add(self, name: str, value: float) -> None:
         """Record and print one figure."""
-        self.figures[name] = round(value, 4)
+        self.figures[name] = _rounded(value)
         print(f"{name:58s} {value:12.4g}", flush=True)
 
     def row(self, name: str, columns: dict[str, float | None]) -> None:
@@ -113,7 +118,7 @@ class Report:
         cells = []
         for column, value in columns.items():
             self.figures[f"{name}: {column}"] = (
-                value if value is None else round(value, 4)
+                value if value is None else _rounded(value)
             )
             cells.append(f"{'-' if value is None else f'{value:.4g}':>10s} {column}")
         print(f"{name:44s}", *cells, flush=True)

@@ -17,7 +17,7 @@ def main() -> None:
 
     question = json.load(sys.stdin)
     folder = question["folder"]
-    AutoTokenizer.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32
     )

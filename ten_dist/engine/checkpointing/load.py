@@ -57,7 +57,8 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
         _check_longer(recorded.pop("steps"), now.pop("steps"))
     changed = describe_changes(recorded, now)
     if changed:
-        only_longer = recorded | {"steps": now.get("steps")} == now
+        steps = now.get("steps", 0)
+        only_longer = recorded | {"steps": steps} == now and steps > recorded["steps"]
         raise ConfigurationError(
             f"--output_dir {folder.path} holds a run with other options: {changed}: "
             "give the same ones, or choose another folder"
