@@ -32,6 +32,7 @@ from benchmarks.trainings import (
 )
 from ten_dist.checkpoint import CheckpointReader
 from ten_dist.cli import main as ten_dist
+from ten_dist.generation import Sampling, generate
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
 
@@ -74,13 +75,14 @@ def write_question(run: Path, path: Path) -> None:
     separator = network.config.document_separator_id
     if separator is not None:
         probe[:, PROBE_TOKENS // 2] = separator
-    prompt = probe[:, :PROMPT_TOKENS].clone()
+    prompt = probe[0, :PROMPT_TOKENS].tolist()
+    (added,) = generate(network, [prompt], NEW_TOKENS, Sampling(temperature=0))
     with torch.no_grad():
         answers = {
             "probe": probe,
-            "prompt": prompt,
+            "prompt": torch.tensor([prompt]),
             "logits": network(probe),
-            "continued": network.generate(prompt, NEW_TOKENS, temperature=0),
+            "continued": torch.tensor([prompt + added]),
         }
     save_file({name: tensor.contiguous() for name, tensor in answers.items()}, path)
 

@@ -22,11 +22,16 @@ from ten_dist.checkpoint import WEIGHT, CheckpointReader, damage, read_record
 from ten_dist.checkpoint.record import RECORD_NAME, FileRecord
 from ten_dist.console import warn
 from ten_dist.data.token_matching import matched_tokens, same_tokens
-from ten_dist.data.tokenizer import TOKENIZER_NAME, TextTokenizer, read_tokenizer
+from ten_dist.data.tokenizer import (
+    TOKENIZER_NAME,
+    TextTokenizer,
+    read_tokenizer,
+    read_tokenizer_file,
+)
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
-from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.errors import ConfigurationError
 from ten_dist.export.exported_model import (
     ExportedReader,
     read_exported_config,
@@ -36,6 +41,7 @@ from ten_dist.export.huggingface import exported_config
 from ten_dist.model.network import TokenEmbedding
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import Origin
+from ten_dist.trained_model import tokenizer_of
 
 # These say how a model begins or is trained, not what its weights mean.
 _FREE = {
@@ -152,29 +158,15 @@ def _check_model(run: ResolvedRun, theirs: dict[str, Any], resized: bool) -> Non
 def _tokenizer_of_run(checkpoint: Path) -> TextTokenizer | None:
     """The tokenizer of the run that a checkpoint lies in; None of one by itself."""
     folder = RunFolder(checkpoint.resolve().parent.parent)
-    if not folder.exists():
-        return None
-    separator_id = folder.read().data.separator_id
-    return _read_tokenizer(folder.tokenizer_file, separator_id)
+    return tokenizer_of(folder) if folder.exists() else None
 
 
 def _exported_tokenizer(folder: Path, config: dict[str, Any]) -> TextTokenizer | None:
-    path, end = folder / TOKENIZER_NAME, config.get("eos_token_id")
-    if not path.is_file():
+    path, separator_id = folder / TOKENIZER_NAME, config.get("eos_token_id")
+    if not path.is_file() or not isinstance(separator_id, int):
         return None
-    return _read_tokenizer(path, end if isinstance(end, int) else None)
-
-
-def _read_tokenizer(path: Path, separator_id: int | None) -> TextTokenizer:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-        if separator_id is None:
-            return TextTokenizer(content)
-        return TextTokenizer.with_separator_id(content, separator_id)
-    except (OSError, ValueError, DataError, ConfigurationError) as error:
-        raise ConfigurationError(
-            f"--init_from has a tokenizer that cannot be read, {path}: {error}"
-        ) from None
+    content = read_tokenizer_file(path, f"--init_from {folder}: {path.name}")
+    return TextTokenizer.with_separator_id(content, separator_id)
 
 
 def _check_tokenizer(

@@ -19,13 +19,13 @@ from ten_dist.checkpoint import WEIGHT, CheckpointReader
 from ten_dist.config.model import EIGENSTATE_FIELDS, TemporalEigenstateConfig
 from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.data.manifest import CHAT_TEMPLATE_NAME
-from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.model_card import model_card
 from ten_dist.export.verification import verify
 from ten_dist.files import new_folder, write_json, write_text
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import RunRecord
+from ten_dist.trained_model import tokenizer_of
 
 LARGEST_FILE = 5 * 10**9
 """Bytes of weights in one file."""
@@ -84,7 +84,7 @@ def export_huggingface(
         with CheckpointReader(checkpoint) as reader:
             _write_weights(reader, temporary, dtype)
             state = reader.record.state
-        ends = _write_tokenizer(folder, record, temporary)
+        ends = _write_tokenizer(folder, temporary)
         _write_configuration(record, temporary, dtype, ends)
         source = Path(__file__).with_name(MODELLING_FILE)
         shutil.copyfile(source, temporary / MODELLING_FILE)
@@ -162,14 +162,13 @@ def _as(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return converted
 
 
-def _write_tokenizer(folder: RunFolder, record: RunRecord, output: Path) -> list[int]:
+def _write_tokenizer(folder: RunFolder, output: Path) -> list[int]:
     """The tokenizer as the run's data were made with it, and the chat template.
 
     Returns:
         Ids of the tokens that end what a model writes.
     """
-    content = read_tokenizer_file(folder.tokenizer_file, str(folder.tokenizer_file))
-    tokenizer = TextTokenizer.with_separator_id(content, record.data.separator_id)
+    tokenizer = tokenizer_of(folder)
     write_text(output / "tokenizer.json", tokenizer.to_json())
     names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.separator)
     write_json(
