@@ -53,11 +53,11 @@ def measure_other_data(report: Report, source: Path, other: Path, folder: Path) 
 
 
 def measure_longer_rows(report: Report, source: Path, data: Path, folder: Path) -> None:
-    """Rows of eight times the length, on four ranks, of the same tokens a step."""
+    """Rows of eight times the length, one on each of four ranks."""
     longer = 8 * CONTEXT
     options = [
         *(*MODEL, "--data", data, "--init_from", source, "--seq_len", longer),
-        *("--steps", CONTEXT_STEPS, "--global_batch_size", ROWS // 8),
+        *("--steps", CONTEXT_STEPS, "--global_batch_size", 4),
         *("--learning_rate", "1e-3", "--warmup_steps", 5),
         *("--deepspeed_config", "zero3", "--output_dir", folder / "longer"),
     ]
