@@ -97,16 +97,20 @@ class RunRecord:
                 "that wrote it, or go on in another --output_dir with --resume CHECKPOINT"
             )
         try:
+            # Records of earlier releases lack what has a default.
             fields = {
-                field.name: values[field.name] for field in dataclasses.fields(cls)
+                field.name: values[field.name]
+                for field in dataclasses.fields(cls)
+                if field.default is dataclasses.MISSING or field.name in values
             }
             fields["model"] = TemporalEigenstateConfig.from_dict(fields["model"])
             fields["training"] = TrainingConfig.from_dict(fields["training"])
             fields["schedule"] = Schedule(**fields["schedule"])
             fields["data"] = DataRecord(**fields["data"])
-            if fields["origin"] is not None:
+            if fields.get("origin") is not None:
                 fields["origin"] = Origin(**fields["origin"])
-            fields["extensions"] = tuple(Extension(**e) for e in fields["extensions"])
+            extensions = fields.get("extensions", ())
+            fields["extensions"] = tuple(Extension(**e) for e in extensions)
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ConfigurationError(f"is incomplete: {error!r}") from None
