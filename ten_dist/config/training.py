@@ -253,6 +253,31 @@ class WatchingOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOptions(Options):
+    """Benchmarks that are run while the run trains."""
+
+    GROUP: ClassVar[str] = "benchmarks"
+
+    eval_tasks: Annotated[tuple[str, ...] | None, metavar("NAME,NAME")] = None
+    """Tasks of lm-evaluation-harness whose figures are wanted, groups of them, or patterns
+    such as arc_*; those that have the model write text are for `ten-dist evaluate`."""
+    eval_tasks_interval: Annotated[int | None, at_least(1)] = None
+    """Steps between two such evaluations; the last step always has one. By default
+    --eval_interval."""
+    eval_tasks_path: Annotated[str | None, metavar("DIR")] = None
+    """Folder with task files of your own."""
+    eval_tasks_limit: Annotated[int | None, at_least(1)] = None
+    """Use only the first N documents of each task; by default all."""
+
+    def check_together(self) -> None:
+        for name in ("eval_tasks_interval", "eval_tasks_path", "eval_tasks_limit"):
+            if getattr(self, name) is not None and not self.eval_tasks:
+                raise ConfigurationError(
+                    f"--{name} has no effect without --eval_tasks: leave it out"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig(
     RunOptions,
     DataOptions,
@@ -261,6 +286,7 @@ class TrainingConfig(
     ComputeOptions,
     SavingOptions,
     WatchingOptions,
+    TaskOptions,
 ):
     """All options of one run, but for those of its model.
 

@@ -17,6 +17,7 @@ from ten_dist.data import Manifest, Mixture
 from ten_dist.deepspeed_config import derive_deepspeed_config
 from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
+from ten_dist.harness.tasks import Tasks
 from ten_dist.planning.report import describe_model
 from ten_dist.planning.sharding import count, parameters_of
 from ten_dist.run_record import DataRecord, Extension, Origin, RunRecord
@@ -40,6 +41,8 @@ class ResolvedRun:
     validation: dict[str, Manifest]
     """Held-out sets by the source of a mixture that they belong to; of a single token
     set, or where --val_data is given, one under the name ""."""
+    tasks: Tasks | None = None
+    """Benchmarks of --eval_tasks, loaded where the run begins."""
 
     @functools.cached_property
     def parameters(self) -> int:

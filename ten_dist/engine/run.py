@@ -17,6 +17,7 @@ from ten_dist.data.chat_template import read_chat_template
 from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine
+from ten_dist.engine.benchmarks import load_tasks
 from ten_dist.engine.checkpointing.load import (
     check_loadable,
     check_whole,
@@ -132,6 +133,7 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
         return
     with ranks.agreeing():
         check_swap_path(run.deepspeed_config, run.parameters, ranks)
+        run = dataclasses.replace(run, tasks=load_tasks(training))
     for line in run.describe():
         say(line)
     earlier = start and start.before and start.before.schedule

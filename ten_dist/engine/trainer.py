@@ -16,6 +16,7 @@ import deepspeed
 from ten_dist.checkpoint import RunState
 from ten_dist.console import say
 from ten_dist.data import TokenBatch, batch_of_step, training_batches
+from ten_dist.engine.benchmarks import run_benchmarks
 from ten_dist.engine.checkpointing.load import load_checkpoint, newest_whole
 from ten_dist.engine.checkpointing.probe import run_probe
 from ten_dist.engine.checkpointing.save import CheckpointWriter
@@ -81,7 +82,7 @@ class Trainer:
         """Train to the end of the schedule.
 
         Returns:
-            Metrics of the last step and of the last validation.
+            Metrics of the last step and of the last validation and benchmarks.
 
         Raises:
             TrainingError: loss or gradient was wrong and `--on_anomaly` or the number of
@@ -113,8 +114,7 @@ class Trainer:
         stopping = self.stop.requested_of_any(self.ranks)
         try:
             # Stopped in the middle of a validation, the run makes up for it first.
-            if self._metrics.get("validated_step") != self._done:
-                self._validate_if_due()
+            self._evaluate_if_due()
             while self._done < steps and not stopping:
                 result = stepper(self._done + 1, batches, self._excluded)
                 self._done += 1
@@ -126,7 +126,7 @@ class Trainer:
                     self._say_overflow(self._loss_scale)
                 if result.anomaly is not None:
                     self._respond(result.anomaly, result)
-                self._validate_if_due()
+                self._evaluate_if_due()
                 interval = self._training.checkpoint_interval
                 if self._done == steps or self._done % interval == 0:
                     self._save()
@@ -266,19 +266,34 @@ class Trainer:
             dataclasses.replace(state, excluded_batches=excluded, health=health)
         )
 
-    def _validate_if_due(self) -> None:
-        done, interval = self._done, self._training.eval_interval
-        due = done == self._schedule.steps or done % interval == 0
-        # Weights of another run are worth something before the first step.
-        first = done == 0 and self._training.init_from is None
-        if not (self.run.validation and due) or first:
-            return
-        figures = validate(
-            self.engine, self.ranks, self.run, self.stop, self.reporter, done
-        )
-        evaluation = {"step": done, **figures}
+    def _evaluate_if_due(self) -> None:
+        known = (self.engine, self.ranks, self.run, self.stop, self.reporter)
+        every = self._training.eval_interval
+        if self.run.validation and self._is_due("validated_step", every):
+            self._record("validated_step", validate(*known, self._done))
+        every = self._training.eval_tasks_interval or every
+        if self.run.tasks and self._is_due("benchmarked_step", every):
+            self._record("benchmarked_step", run_benchmarks(*known, self._done))
+
+    def _is_due(self, last: str, interval: int) -> bool:
+        """Whether something is due that is done at an interval, and at the end.
+
+        Args:
+            last: name of the metric that tells when it was done last.
+            interval: in steps.
+        """
+        done = self._done
+        if self._metrics.get(last) == done:
+            return False
+        if done == 0:
+            # Weights of another run are worth something before the first step.
+            return self._training.init_from is not None
+        return done == self._schedule.steps or done % interval == 0
+
+    def _record(self, last: str, figures: dict[str, float]) -> None:
+        evaluation = {"step": self._done, **figures}
         self.reporter.record(evaluation)
-        self._metrics.update({**evaluation, "validated_step": done})
+        self._metrics.update({**evaluation, last: self._done})
 
 
 @dataclasses.dataclass

@@ -50,6 +50,8 @@ _OF_SOURCES = {
     "ce_loss": "train/ce_loss",
     "epochs": "data/epochs",
     "val_loss": "validation/loss",
+    # Of a task and what is measured of it.
+    "task": "tasks",
 }
 
 
@@ -115,7 +117,7 @@ class RunMonitor:
         self._bar.update(1)
 
     def record(self, metrics: dict[str, Any]) -> None:
-        """Report a validation, a complete checkpoint, or the recurrence at a checkpoint.
+        """Report a validation, benchmarks, a complete checkpoint, or the recurrence at one.
 
         Args:
             metrics: step, and the figures by the names of metrics.jsonl.
@@ -134,7 +136,14 @@ class RunMonitor:
                 f"{metrics['checkpoint_held_seconds']:.2f} s"
             )
         else:
-            return
+            tasks = {
+                name.removeprefix("task/"): value
+                for name, value in metrics.items()
+                if name.startswith("task/")
+            }
+            if not tasks:
+                return
+            words = ", ".join(f"{name} {value:.4f}" for name, value in tasks.items())
         tqdm.write(f"step {metrics['step']:,}: {words}", file=sys.stdout)
 
     def total_dollars(self, step: int) -> float | None:

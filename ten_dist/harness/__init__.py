@@ -1,0 +1,1 @@
+"""Benchmarks: a model as lm-evaluation-harness asks it."""
