@@ -1,11 +1,12 @@
 """Benchmarks through lm-evaluation-harness beside a plain loop, and long documents.
 
-    python -m benchmarks.harness [scores] [memory] [--output FILE]
+    python -m benchmarks.harness [scores] [time] [memory] [--output FILE]
 
 `scores` is of two tasks, 200 multiple-choice questions and 20 documents: the largest
 difference of a log-likelihood from that of a loop, which reads each text whole and by
-itself, the figures that lm_eval makes of both, and the time of both. `memory` is the peak
-of a process that scores one document of 5,000 or 50,000 tokens in pieces, or in one pass.
+itself, and the figures that lm_eval makes of both; `time` is that of both. `memory` is the
+peak of a process that scores one document of 5,000 or 50,000 tokens in pieces, or in one
+pass.
 Models are `pico` of initial weights and a vocabulary of bytes, on the CPU.
 """
 
@@ -17,11 +18,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from lm_eval.api.instance import Instance
 
 from benchmarks.measure import Report, paired, run_measurements
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
@@ -33,6 +33,7 @@ from ten_dist.harness.tasks import Tasks
 VARIANTS: dict[str, dict] = {"TEN": {}, "HTEN 1,2,4": {"hten_scales": (1, 2, 4)}}
 CPU = torch.device("cpu")
 LENGTHS = (5_000, 50_000)
+TASKS = ("choosing", "reading")
 _WORDS = [
     "the",
     "state",
@@ -122,45 +123,56 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(content)
 
 
-def _answers(model: HarnessModel, tasks: Tasks) -> list[float]:
-    """Log-likelihoods of all requests of the tasks, as they were built last."""
-    by_kind: dict[str, list[Instance]] = {}
-    for task in tasks.loaded["tasks"].values():
-        for request in task.instances:
-            by_kind.setdefault(request.request_type, []).append(request)
-    pairs = model.loglikelihood(by_kind["loglikelihood"])
-    rolling = model.loglikelihood_rolling(by_kind["loglikelihood_rolling"])
-    return [value for value, _ in pairs] + rolling
+def _answers(tasks: Tasks) -> list[float]:
+    """Log-likelihoods of all requests of the tasks, as they were answered last."""
+    requests = [r for task in tasks.loaded["tasks"].values() for r in task.instances]
+    found = [request.resps[-1] for request in requests]
+    return [value[0] if isinstance(value, tuple) else value for value in found]
 
 
-def measure_scores(report: Report, folder: Path) -> None:
-    """Differences from a plain loop, the figures of both, and how much faster."""
+def _both(folder: Path) -> Iterator[tuple[str, Tasks, dict[str, HarnessModel]]]:
+    """Of each variant its name, the tasks, and the model with either way of scoring."""
     write_tasks(folder)
-    names = ("choosing", "reading")
-    tasks = Tasks.load(names, str(folder), ("--tasks", "--include_path"))
+    tasks = Tasks.load(TASKS, str(folder), ("--tasks", "--include_path"))
     tokenizer = TextTokenizer(byte_tokenizer().to_str())
     for variant in VARIANTS:
         network = make_network(variant)
+        scorers = {"harness": Scorer, "loop": LoopScorer}
         models = {
             name: HarnessModel(kind(network, network.config.vocab_size, CPU), tokenizer)
-            for name, kind in (("harness", Scorer), ("loop", LoopScorer))
+            for name, kind in scorers.items()
         }
-        found = {name: tasks.run(model, quiet=True) for name, model in models.items()}
-        for task in names:
+        yield variant, tasks, models
+
+
+def measure_scores(report: Report, folder: Path) -> None:
+    """Figures of lm_eval by both ways, and the largest difference of a log-likelihood."""
+    for variant, tasks, models in _both(folder):
+        answers, found = {}, {}
+        for name, model in models.items():
+            found[name] = tasks.run(model, quiet=True, bootstrap_iterations=0)
+            answers[name] = _answers(tasks)
+        for task in TASKS:
             for figure, value in found["harness"][task].items():
                 columns = {"harness": value, "loop": found["loop"][task][figure]}
                 report.row(f"{variant}, {task} {figure}", columns)
-        answers = {name: _answers(model, tasks) for name, model in models.items()}
-        sides = {
-            name: functools.partial(_answers, model, tasks)
-            for name, model in models.items()
-        }
-        seconds = paired(sides, repeats=3)
         pairs = list(zip(answers["harness"], answers["loop"], strict=True))
         difference = max(abs(a - b) for a, b in pairs)
         relative = max(abs(a - b) / abs(b) for a, b in pairs)
         report.add(f"{variant}: largest difference, 1e-5 nats", difference / 1e-5)
         report.add(f"{variant}: largest relative difference, 1e-5", relative / 1e-5)
+
+
+def measure_time(report: Report, folder: Path) -> None:
+    """Time of the tasks by a loop beside that by the harness."""
+    for variant, tasks, models in _both(folder):
+        sides = {
+            name: functools.partial(
+                tasks.run, model, quiet=True, bootstrap_iterations=0
+            )
+            for name, model in models.items()
+        }
+        seconds = paired(sides, repeats=3)
         report.add(
             f"{variant}: time of loop / harness", seconds["loop"] / seconds["harness"]
         )
@@ -168,16 +180,16 @@ def measure_scores(report: Report, folder: Path) -> None:
 
 def score_document(variant: str, length: int, kind: str) -> None:
     """Score one document of random bytes, and print the peak memory of this process."""
-    import resource
-
     network = make_network(variant)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(256, (length,), generator=generator).tolist()
     chosen = Scorer if kind == "pieces" else LoopScorer
     scorer = chosen(network, network.config.vocab_size, CPU)
     (score,) = scorer.score([TokenSequence(tokens, 1)])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([peak, score.log_likelihood]))
+    # What getrusage tells of a process begins with the peak of the one that started it.
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.partition("VmHWM:")[2].split()[0])
+    print(json.dumps([kibibytes / 1024, score.log_likelihood]))
 
 
 def measure_memory(report: Report, folder: Path) -> None:
@@ -195,7 +207,7 @@ def measure_memory(report: Report, folder: Path) -> None:
                     [sys.executable, "-c", code], cwd=root, env=environment, text=True
                 )
                 peak, value = json.loads(output.splitlines()[-1])
-                peaks[f"MiB in {kind}"] = peak / 2**20
+                peaks[f"MiB in {kind}"] = peak
                 values.append(value)
             report.row(f"{variant}, {length:,} tokens", peaks)
             relative = abs(values[0] / values[1] - 1)
@@ -205,7 +217,11 @@ def measure_memory(report: Report, folder: Path) -> None:
             )
 
 
-MEASUREMENTS = {"scores": measure_scores, "memory": measure_memory}
+MEASUREMENTS = {
+    "scores": measure_scores,
+    "time": measure_time,
+    "memory": measure_memory,
+}
 
 if __name__ == "__main__":
     run_measurements(__doc__, MEASUREMENTS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import deepspeed
 import torch
+from torch import Tensor
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data.tokenizer import set_tokenizer
@@ -60,15 +62,16 @@ def run_benchmarks(
     """
     from ten_dist.harness.language_model import HarnessModel
 
-    def after_batch() -> None:
-        # Every rank has as many.
-        reporter.progress("benchmarks", step)
+    def asked(ids: Tensor, **options: Any) -> Any:
+        # Every rank as often.
         if stop.requested_of_any(ranks):
             raise ValidationStopped
+        reporter.progress("benchmarks", step)
+        return engine(ids, **options)
 
     assert run.tasks is not None
     scorer = Scorer(
-        engine,
+        asked,
         run.model_config.vocab_size,
         engine.device,
         # What training has room for.
@@ -77,9 +80,7 @@ def run_benchmarks(
         world_size=ranks.world_size,
         gather=ranks.gather,
     )
-    model = HarnessModel(
-        scorer, set_tokenizer(run.manifests()[0]), after_batch=after_batch
-    )
+    model = HarnessModel(scorer, set_tokenizer(run.manifests()[0]))
     reporter.progress("benchmarks", step)
     engine.eval()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -38,8 +38,6 @@ class HarnessModel(TemplateLM):
             everything.
         tokenizer: of the model.
         decoder: with the model, for tasks that have it write.
-        after_batch: called on every rank after each batch that is scored; by default a
-            progress bar is shown.
     """
 
     def __init__(
@@ -47,13 +45,11 @@ class HarnessModel(TemplateLM):
         scorer: Scorer,
         tokenizer: TextTokenizer,
         decoder: Decoder | None = None,
-        after_batch: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self._scorer = scorer
         self._tokenizer = tokenizer
         self._decoder = decoder
-        self._after_batch = after_batch
 
     @property
     def eot_token_id(self) -> int:
@@ -76,7 +72,7 @@ class HarnessModel(TemplateLM):
             TokenSequence([*context, *continuation], len(context))
             for _, context, continuation in requests
         ]
-        scores = self._score(sequences, "log-likelihoods")
+        scores = self._score(sequences, "log-likelihoods", disable_tqdm)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
     def loglikelihood_rolling(
@@ -87,19 +83,14 @@ class HarnessModel(TemplateLM):
             TokenSequence([self.prefix_token_id, *self.tok_encode(request.args[0])], 1)
             for request in requests
         ]
-        scores = self._score(sequences, "rolling log-likelihoods")
+        scores = self._score(sequences, "rolling log-likelihoods", disable_tqdm)
         return [score.log_likelihood for score in scores]
 
-    def _score(self, sequences: Sequence[TokenSequence], what: str) -> list[Score]:
-        silent = self._after_batch is not None
+    def _score(
+        self, sequences: Sequence[TokenSequence], what: str, silent: bool
+    ) -> list[Score]:
         with tqdm(total=len(sequences), desc=what, disable=silent) as bar:
-
-            def after_batch(count: int) -> None:
-                bar.update(count)
-                if self._after_batch is not None:
-                    self._after_batch()
-
-            return self._scorer.score(sequences, after_batch)
+            return self._scorer.score(sequences, bar.update)
 
     def generate_until(
         self, requests: list[Instance], disable_tqdm: bool = False

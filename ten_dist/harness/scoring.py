@@ -61,7 +61,7 @@ class Scorer:
     def score(
         self,
         sequences: Sequence[TokenSequence],
-        after_batch: Callable[[int], None] = lambda count: None,
+        after_batch: Callable[[int], object] = lambda count: None,
     ) -> list[Score]:
         """Score sequences; every rank gives all of them and gets all scores.
 
