@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
@@ -42,6 +43,13 @@ def tokenizer_of(folder: RunFolder) -> TextTokenizer:
     return TextTokenizer.with_separator_id(content, separator_id)
 
 
+class WeightReader(Protocol):
+    """What has the weights of a model."""
+
+    def load_into(self, model: nn.Module) -> None:
+        """Set all parameters and buffers of `model`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """A network with the weights of a checkpoint, computing as it was trained."""
@@ -72,15 +80,35 @@ class TrainedModel:
             raise ConfigurationError(
                 f"{found}: remove {path}, and the one before is used"
             )
+        with CheckpointReader(path) as reader:
+            return cls.read(reader, path, record.model, record.training.precision)
+
+    @classmethod
+    def read(
+        cls,
+        reader: WeightReader,
+        path: Path,
+        config: TemporalEigenstateConfig,
+        precision: str,
+    ) -> TrainedModel:
+        """A model whose weights a reader has.
+
+        Args:
+            reader: of the weights.
+            path: where they lie.
+            config: of the model.
+            precision: of its training.
+
+        Raises:
+            ConfigurationError: they are damaged, or of a model of another shape.
+        """
         # Values come from the file; making initial ones would take longer than reading.
         with torch.device("meta"):
-            network = TemporalEigenstateNetwork(record.model)
+            network = TemporalEigenstateNetwork(config)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = network.to_empty(device=device).eval()
         network.head.tie(network.embedding)
-        with CheckpointReader(path) as reader:
-            reader.load_into(network)
-        precision = record.training.precision
+        reader.load_into(network)
         if precision == "fp16" and device.type == "cpu":
             warn("computing in fp32: processors are many times slower in fp16")
             precision = "fp32"

@@ -23,10 +23,8 @@ from ten_dist.checkpoint.record import RECORD_NAME, FileRecord
 from ten_dist.console import warn
 from ten_dist.data.token_matching import matched_tokens, same_tokens
 from ten_dist.data.tokenizer import (
-    TOKENIZER_NAME,
     TextTokenizer,
     read_tokenizer,
-    read_tokenizer_file,
 )
 from ten_dist.engine.checkpointing.held_state import held_state
 from ten_dist.engine.distributed import Ranks
@@ -34,6 +32,7 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.exported_model import (
     ExportedReader,
+    exported_tokenizer,
     read_exported_config,
     weight_files,
 )
@@ -88,7 +87,7 @@ def find_initial_weights(run: ResolvedRun) -> InitialWeights:
     theirs = read_exported_config(given)
     if theirs is not None:
         path, step, files = given, None, _files_of_exported(given)
-        tokenizer = _exported_tokenizer(given, theirs)
+        tokenizer = exported_tokenizer(given, theirs)
         if theirs.get("tie_word_embeddings") is False:
             raise ConfigurationError(
                 f"--init_from {given} has a head of its own, where ours shares the "
@@ -159,14 +158,6 @@ def _tokenizer_of_run(checkpoint: Path) -> TextTokenizer | None:
     """The tokenizer of the run that a checkpoint lies in; None of one by itself."""
     folder = RunFolder(checkpoint.resolve().parent.parent)
     return tokenizer_of(folder) if folder.exists() else None
-
-
-def _exported_tokenizer(folder: Path, config: dict[str, Any]) -> TextTokenizer | None:
-    path, separator_id = folder / TOKENIZER_NAME, config.get("eos_token_id")
-    if not path.is_file() or not isinstance(separator_id, int):
-        return None
-    content = read_tokenizer_file(path, f"--init_from {folder}: {path.name}")
-    return TextTokenizer.with_separator_id(content, separator_id)
 
 
 def _check_tokenizer(

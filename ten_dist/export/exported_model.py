@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from ten_dist.checkpoint import WEIGHT
+from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.data.tokenizer import (
+    TOKENIZER_NAME,
+    TextTokenizer,
+    read_tokenizer_file,
+)
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.huggingface import INDEX_NAME, WEIGHTS_NAME, exported_name
+from ten_dist.trained_model import TrainedModel
+
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+"""What a model computes in, by the type of its weights; others in fp32."""
 
 
 def read_exported_config(folder: Path) -> dict[str, Any] | None:
@@ -72,6 +85,18 @@ class ExportedReader(contextlib.ExitStack):
             self._last = (name, self._files[key].get_tensor(key).float())
         return self._last[1]
 
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> None:
+        """Set all parameters and buffers of `model`.
+
+        Raises:
+            ConfigurationError: it is of a model of another shape.
+        """
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.check_shapes({name: tensor.shape for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            tensor.copy_(self.tensor(WEIGHT, name))
+
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a weight in row-major order, float32."""
         return self.tensor(kind, name).flatten()[start:stop]
@@ -92,3 +117,43 @@ class ExportedReader(contextlib.ExitStack):
                     f"{self._folder} is of another model: {name} is {found}, "
                     f"not {list(shape)}"
                 )
+
+
+def load_exported(folder: Path) -> tuple[TrainedModel, TextTokenizer]:
+    """The model and the tokenizer of a folder that `ten-dist export` wrote.
+
+    Raises:
+        ConfigurationError: it is no such folder, or damaged.
+    """
+    content = read_exported_config(folder)
+    if content is None:
+        raise ConfigurationError(
+            f"{folder} is neither the folder of a run nor of an exported model"
+        )
+    known = {field.name for field in dataclasses.fields(TemporalEigenstateConfig)}
+    config = TemporalEigenstateConfig.from_dict(
+        {name: value for name, value in content.items() if name in known}
+    )
+    precision = _PRECISIONS.get(str(content.get("dtype")), "fp32")
+    with ExportedReader(folder) as reader:
+        model = TrainedModel.read(reader, folder, config, precision)
+    tokenizer = exported_tokenizer(folder, content)
+    if tokenizer is None:
+        raise ConfigurationError(f"{folder} has no {TOKENIZER_NAME}")
+    return model, tokenizer
+
+
+def exported_tokenizer(
+    folder: Path, content: Mapping[str, Any]
+) -> TextTokenizer | None:
+    """The tokenizer of an exported model; None where there is none.
+
+    Args:
+        folder: of the model.
+        content: of its `config.json`.
+    """
+    path, separator_id = folder / TOKENIZER_NAME, content.get("eos_token_id")
+    if not path.is_file() or not isinstance(separator_id, int):
+        return None
+    text = read_tokenizer_file(path, f"{folder}: {path.name}")
+    return TextTokenizer.with_separator_id(text, separator_id)
