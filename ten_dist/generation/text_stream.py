@@ -39,11 +39,11 @@ class TextStream:
         self.stopped = False
         """Whether a stop string has come; nothing comes behind it."""
 
-    def push(self, token: int) -> str:
-        """The text that is certain now that `token` has come; often one word, or none."""
+    def push(self, *tokens: int) -> str:
+        """The text that is certain now that these have come; often one word, or none."""
         if self.stopped:
             return ""
-        self._held.append(token)
+        self._held += tokens
         text = self._certain_text()
         return self._up_to_stop(text) if text else ""
 
