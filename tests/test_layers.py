@@ -16,6 +16,7 @@ LAYERS = [
     "data schedule",
     "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
     "planning supervision export harness",
+    "serving",
     "engine",
     "commands",
     "cli __main__",

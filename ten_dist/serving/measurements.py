@@ -1,0 +1,93 @@
+"""What the server tells Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from ten_dist.serving.answer import Answer, Piece
+from ten_dist.serving.prefix_cache import PrefixCache
+from ten_dist.serving.worker import Worker
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Measurements:
+    """Counters of one server.
+
+    Args:
+        worker: whose slots, queue and tokens are told.
+        cache: whose use is told.
+    """
+
+    media_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, worker: Worker, cache: PrefixCache) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "ten_requests",
+            "Requests by the status of their answer",
+            ["status"],
+            registry=self._registry,
+        )
+        self._first = Histogram(
+            "ten_first_token_seconds",
+            "From a request to its first token",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._whole = Histogram(
+            "ten_request_seconds",
+            "From a request to its last token",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._tell(
+            "ten_slots_used", "Sequences that are continued", lambda: worker.running
+        )
+        self._tell("ten_queue_length", "Sequences that wait", lambda: worker.waiting)
+        self._tell("ten_generated_tokens", "Tokens generated", lambda: worker.tokens)
+        self._tell(
+            "ten_prompt_tokens", "Tokens of prompts", lambda: worker.prompt_tokens
+        )
+        self._tell("ten_steps", "Steps of the model", lambda: worker.steps)
+        self._tell(
+            "ten_cache_hits", "Prompts with a known beginning", lambda: cache.hits
+        )
+        self._tell(
+            "ten_cache_saved_tokens",
+            "Tokens not read again",
+            lambda: cache.tokens_saved,
+        )
+        self._tell("ten_cache_bytes", "Bytes of known states", lambda: cache.bytes)
+
+    def count_request(self, status: int) -> None:
+        """Take note of the status of an answer."""
+        self._requests.labels(status=status).inc()
+
+    async def pieces(self, answer: Answer) -> AsyncIterator[Piece]:
+        """The pieces of an answer, and how long they took."""
+        start = time.perf_counter()
+        first = True
+        async for piece in answer.pieces():
+            if first:
+                self._first.observe(time.perf_counter() - start)
+                first = False
+            yield piece
+        self._whole.observe(time.perf_counter() - start)
+
+    def text(self) -> bytes:
+        """All of it, in the format of Prometheus."""
+        return generate_latest(self._registry)
+
+    def _tell(self, name: str, what: str, value: Callable[[], float]) -> None:
+        Gauge(name, what, registry=self._registry).set_function(value)
