@@ -119,6 +119,12 @@ def check_text(arguments: Sequence[str]) -> None:
             raise ConfigurationError(f"{place} {what}: {_shortened(argument)}")
 
 
+def text_of(argument: str) -> str:
+    """An argument as text: where the locale is not of UTF-8, what is not ASCII came as
+    single bytes."""
+    return os.fsencode(argument).decode("utf-8")
+
+
 def refused_name(error: OSError, arguments: Sequence[str]) -> str | None:
     """What to say of a text that cannot be the name of a file, whatever files there are;
     None where that is not the error."""

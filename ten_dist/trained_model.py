@@ -21,6 +21,8 @@ from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.precision import autocast
 from ten_dist.run_folder import RunFolder
 
+_PARAMETERS_FOR_THREADS = 50_000_000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(Options):
@@ -117,6 +119,11 @@ class TrainedModel:
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in its precision."""
         return autocast(self.device, self.precision)
+
+    def prefers_one_thread(self, rows: int) -> bool:
+        """Whether one token of so many rows is too little work to share: threads would only
+        wait for each other."""
+        return self.network.num_parameters() * rows < _PARAMETERS_FOR_THREADS
 
     def decoder(self, cache: StateCache | None = None) -> Decoder:
         """What continues prompts with this model, which is of no other use from then on."""

@@ -1,0 +1,1 @@
+"""Using a trained model on text: many prompts at once, and conversations."""
