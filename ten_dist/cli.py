@@ -63,11 +63,12 @@ _COMMANDS = {
     ),
     "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
     "export": ("ten_dist.commands.export", "a run's model for other tools"),
-    "generate": ("ten_dist.commands.generate", "continue a prompt with a run's model"),
+    "generate": ("ten_dist.commands.generate", "continue prompts with a run's model"),
+    "chat": ("ten_dist.commands.chat", "talk with a run's model"),
     "serve": ("ten_dist.commands.serve", "serve a run's model over HTTP"),
 }
 # The others start or watch processes, which settle it for themselves.
-_COMPUTING = ("train", "evaluate", "generate", "export", "serve")
+_COMPUTING = ("train", "evaluate", "generate", "chat", "export", "serve")
 
 # What these do is worth more than what they print about it.
 _LASTING = ("train", "supervise", "launch", "droplets", "serve")

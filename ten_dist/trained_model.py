@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ten_dist.checkpoint import WEIGHT, CheckpointReader, checksum_damage
+from ten_dist.checkpoint import (
+    WEIGHT,
+    CheckpointReader,
+    checksum_damage,
+    read_record,
+)
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
@@ -115,6 +122,13 @@ class TrainedModel:
             warn("computing in fp32: processors are many times slower in fp16")
             precision = "fp32"
         return cls(network, path, device, precision)
+
+    def fingerprint(self) -> str:
+        """What tells the weights of a run's checkpoint from any others, by the checksums of
+        their files."""
+        files = read_record(self.checkpoint).files
+        content = [(name, *dataclasses.astuple(files[name])) for name in sorted(files)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def autocast(self) -> torch.autocast:
         """Context in which the model computes in its precision."""

@@ -17,7 +17,7 @@ class PseudoTerminal:
         text: what it has shown so far, in UTF-8.
     """
 
-    def __init__(self, command, timeout=120):
+    def __init__(self, command, timeout=60):
         self._deadline = time.monotonic() + timeout
         self._terminal, other = pty.openpty()
         self.text = ""
@@ -50,7 +50,7 @@ class PseudoTerminal:
         """Wait until what is shown beyond what was waited for matches a pattern; returns it."""
         start = getattr(self, "_seen", 0)
         while not (found := re.compile(pattern, re.DOTALL).search(self.text, start)):
-            assert self._read(), self.text
+            assert self._read(), self.text[-2000:]
         self._seen = found.end()
         return self.text[start : found.end()]
 
@@ -63,7 +63,7 @@ class PseudoTerminal:
     def _read(self):
         """Read one piece; false when the process is gone."""
         left = self._deadline - time.monotonic()
-        assert left > 0 and select.select([self._terminal], [], [], left)[0], self.text
+        assert left > 0 and select.select([self._terminal], [], [], left)[0], self.text[-2000:]
         try:
             piece = os.read(self._terminal, 1 << 16)
         except OSError:
