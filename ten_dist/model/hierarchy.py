@@ -141,12 +141,18 @@ class MixedScale(nn.Module):
             state = _emptied(state, starts.expand(-1, 2))
             state = state._replace(pending=state.pending.masked_fill(starts, 0.0))
         eigenstates, pending, previous, current = state
+        if self.scale == 1:
+            mixed, _, eigenstates = self.ten(inputs, eigenstates)
+            output = self.mixing(mixed).to(current.dtype)
+            state = ScaleState(eigenstates, pending, current, output.squeeze(1))
+            return output, None, state
         pending = pending + at_least_float32(inputs[:, 0])
         phases = positions % self.scale
         ticking = phases == 0
         if ticking.all():
-            mean = inputs if self.scale == 1 else (pending / self.scale).unsqueeze(1)
-            mixed, _, eigenstates = self.ten(mean, eigenstates)
+            mixed, _, eigenstates = self.ten(
+                (pending / self.scale).unsqueeze(1), eigenstates
+            )
             pending, previous = torch.zeros_like(pending), current
             current = self.mixing(mixed).squeeze(1).to(current.dtype)
         elif ticking.any():
@@ -162,7 +168,7 @@ class MixedScale(nn.Module):
             previous = previous.index_copy(0, rows, current[rows])
             current = current.index_copy(0, rows, output)
         weights = ((phases + 1) / self.scale).to(current).unsqueeze(1)
-        outputs = (1 - weights) * previous + weights * current
+        outputs = torch.lerp(previous, current, weights)
         return (
             outputs.unsqueeze(1),
             None,

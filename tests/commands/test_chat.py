@@ -69,7 +69,7 @@ def test_what_cannot_be_done_ends_a_pipe(chat, short_run, tmp_path):
     for line, message in [
         (f"/load {place}", f"{place} is damaged"),
         (f"/load {short_run}", f"{short_run} cannot be read: Is a directory"),
-        (f"/save {tmp_path}/no/file", "no/file cannot be written: No such file"),
+        (f"hello\n/save {tmp_path}/no/file", "no/file cannot be written: No such file"),
         (f"/save {place}", "nothing has been said"),
         ("/save", "/save needs the name of a file"),
         ("/sing", "no command /sing: see /help"),

@@ -63,7 +63,8 @@ class PseudoTerminal:
     def _read(self):
         """Read one piece; false when the process is gone."""
         left = self._deadline - time.monotonic()
-        assert left > 0 and select.select([self._terminal], [], [], left)[0], self.text[-2000:]
+        ready = left > 0 and select.select([self._terminal], [], [], left)[0]
+        assert ready, self.text[-2000:]
         try:
             piece = os.read(self._terminal, 1 << 16)
         except OSError:
