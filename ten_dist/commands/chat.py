@@ -89,9 +89,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _template(folder: RunFolder) -> ChatTemplate:
     path = folder.chat_template_file
-    return (
-        ChatTemplate.read(path, str(path)) if path.exists() else ChatTemplate.default()
-    )
+    if path.exists():
+        return ChatTemplate.read(path, str(path))
+    warn("the run was not trained on conversations: they get ten_dist's own template")
+    return ChatTemplate.default()
 
 
 def _piped_lines() -> Iterator[str]:

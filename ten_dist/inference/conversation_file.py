@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ten_dist.errors import ConfigurationError, DataError
-from ten_dist.files import printable, replaced
+from ten_dist.files import printable, write_bytes
 from ten_dist.inference.conversation import ConversationState
 from ten_dist.model.network import NetworkState
 from ten_dist.model.state import named_leaves, of_named_leaves, state_tensors
@@ -47,9 +47,9 @@ def save_conversation(path: Path, state: ConversationState, model: str) -> int:
     text = json.dumps(values)
     metadata = {"format": _FORMAT, "model": model, "conversation": text}
     metadata["sha256"] = _checksum(tensors, metadata)
-    with replaced(path) as temporary:
-        save_file(tensors, temporary, metadata)
-        return temporary.stat().st_size
+    content = save(tensors, metadata)
+    write_bytes(path, content)
+    return len(content)
 
 
 def load_conversation(path: Path, model: str, like: NetworkState) -> ConversationState:
