@@ -20,6 +20,7 @@ from ten_dist.checkpoint import (
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.options import Options, metavar
 from ten_dist.console import warn
+from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.data.tokenizer import TextTokenizer, read_tokenizer_file
 from ten_dist.errors import ConfigurationError
 from ten_dist.generation import Decoder
@@ -50,6 +51,22 @@ def tokenizer_of(folder: RunFolder) -> TextTokenizer:
     path = folder.tokenizer_file
     content = read_tokenizer_file(path, str(path))
     return TextTokenizer.with_separator_id(content, separator_id)
+
+
+def chat_template_of(folder: RunFolder) -> ChatTemplate:
+    """The chat template of a run or of an exported model, which have it under one name;
+    where there is none the own one, with a warning.
+
+    Raises:
+        ConfigurationError: it cannot be read, or Jinja2 is not installed.
+    """
+    path = folder.chat_template_file
+    if not path.is_file():
+        warn(
+            "the model was not trained on conversations: they get ten_dist's own template"
+        )
+        return ChatTemplate.default()
+    return ChatTemplate.read(path, str(path))
 
 
 class WeightReader(Protocol):

@@ -22,7 +22,6 @@ from ten_dist.arguments import ArgumentParser, text_of
 from ten_dist.config.command_line import add_options, given
 from ten_dist.config.options import at_least, metavar
 from ten_dist.console import warn
-from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.errors import ConfigurationError, DataError
 from ten_dist.files import printable
 from ten_dist.generation import Sampling
@@ -33,7 +32,12 @@ from ten_dist.inference.turn_tokens import TurnTokens
 from ten_dist.run_folder import RunFolder
 from ten_dist.termination import Terminated
 from ten_dist.threads import compute_in_one_thread
-from ten_dist.trained_model import CheckpointOptions, TrainedModel, tokenizer_of
+from ten_dist.trained_model import (
+    CheckpointOptions,
+    TrainedModel,
+    chat_template_of,
+    tokenizer_of,
+)
 
 _HELP = """\
 /reset      forget what was said
@@ -72,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = RunFolder(arguments.run)
     tokenizer = tokenizer_of(folder)
     system = None if options.system is None else text_of(options.system)
-    turns = TurnTokens(_template(folder), tokenizer, system)
+    turns = TurnTokens(chat_template_of(folder), tokenizer, system)
     model = TrainedModel.load(folder, options.checkpoint)
     if model.prefers_one_thread(rows=1):
         compute_in_one_thread()
@@ -85,14 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
     for line in _typed_lines() if on_terminal else _piped_lines():
         if not session.take(line):
             break
-
-
-def _template(folder: RunFolder) -> ChatTemplate:
-    path = folder.chat_template_file
-    if path.exists():
-        return ChatTemplate.read(path, str(path))
-    warn("the run was not trained on conversations: they get ten_dist's own template")
-    return ChatTemplate.default()
 
 
 def _piped_lines() -> Iterator[str]:

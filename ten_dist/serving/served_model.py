@@ -20,7 +20,7 @@ from ten_dist.serving.protocol import (
     ChatRequest,
     CompletionRequest,
 )
-from ten_dist.trained_model import TrainedModel, tokenizer_of
+from ten_dist.trained_model import TrainedModel, chat_template_of, tokenizer_of
 
 
 class Task(NamedTuple):
@@ -68,11 +68,7 @@ class ServedModel:
             raise ConfigurationError(
                 f"--checkpoint is of runs, and {path} holds an exported model"
             )
-        template = ChatTemplate.default()
-        # Both kinds of folders have it under the same name.
-        if folder.chat_template_file.is_file():
-            what = str(folder.chat_template_file)
-            template = ChatTemplate.read(folder.chat_template_file, what)
+        template = chat_template_of(folder)
         return cls(name, model, tokenizer, template, max_new_tokens)
 
     def task(self, asked: CompletionRequest | ChatRequest) -> Task:

@@ -11,12 +11,14 @@ import uvicorn
 
 from ten_dist.console import say, warn
 from ten_dist.errors import ConfigurationError, TrainingError
+from ten_dist.generation import Decoder
 from ten_dist.serving.app import make_app
 from ten_dist.serving.measurements import Measurements
 from ten_dist.serving.prefix_cache import PrefixCache
 from ten_dist.serving.served_model import ServedModel
 from ten_dist.serving.serving_options import ServingOptions
 from ten_dist.serving.worker import Worker
+from ten_dist.threads import compute_in_one_thread
 
 _LOOPBACK = ("127.", "::1", "localhost")
 
@@ -36,7 +38,14 @@ def serve(served: ServedModel, options: ServingOptions) -> None:
             f"{options.api_key_variable} to a key that clients have to send"
         )
     cache = PrefixCache(options.cache_megabytes * 10**6)
-    worker = Worker(lambda: served.model.decoder(cache), options.slots, options.queue)
+
+    def make_decoder() -> Decoder:
+        if served.model.prefers_one_thread(rows=1):
+            # Of this thread; the others answer meanwhile.
+            compute_in_one_thread()
+        return served.model.decoder(cache)
+
+    worker = Worker(make_decoder, options.slots, options.queue)
     measurements = Measurements(worker, cache)
     app = make_app(served, worker, measurements, options.request_timeout, api_key)
     config = uvicorn.Config(
