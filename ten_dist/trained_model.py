@@ -151,10 +151,10 @@ class TrainedModel:
         """Context in which the model computes in its precision."""
         return autocast(self.device, self.precision)
 
-    def prefers_one_thread(self, rows: int) -> bool:
-        """Whether one token of so many rows is too little work to share: threads would only
-        wait for each other."""
-        return self.network.num_parameters() * rows < _PARAMETERS_FOR_THREADS
+    def prefers_one_thread(self) -> bool:
+        """Whether a step of decoding is too little work to share: threads would only wait
+        for each other."""
+        return self.network.num_parameters() < _PARAMETERS_FOR_THREADS
 
     def decoder(self, cache: StateCache | None = None) -> Decoder:
         """What continues prompts with this model, which is of no other use from then on."""

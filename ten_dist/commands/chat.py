@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     system = None if options.system is None else text_of(options.system)
     turns = TurnTokens(chat_template_of(folder), tokenizer, system)
     model = TrainedModel.load(folder, options.checkpoint)
-    if model.prefers_one_thread(rows=1):
+    if model.prefers_one_thread():
         compute_in_one_thread()
     decoder = model.decoder()
     conversation = Conversation(

@@ -131,7 +131,7 @@ def _completed(
     shared = SharedPrompts(options.batch_size) if options.samples > 1 else None
     one = options.samples == 1 and options.prompts is None
     batch = 1 if one else options.batch_size
-    if model.prefers_one_thread(batch) and len(options.prompt or "") <= PROMPT_PIECE:
+    if model.prefers_one_thread() and len(options.prompt or "") <= PROMPT_PIECE:
         compute_in_one_thread()
     return completed_in_order(
         model.decoder(shared),
