@@ -40,7 +40,7 @@ def serve(served: ServedModel, options: ServingOptions) -> None:
     cache = PrefixCache(options.cache_megabytes * 10**6)
 
     def make_decoder() -> Decoder:
-        if served.model.prefers_one_thread(rows=1):
+        if served.model.prefers_one_thread():
             # Of this thread; the others answer meanwhile.
             compute_in_one_thread()
         return served.model.decoder(cache)
