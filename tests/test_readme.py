@@ -185,7 +185,9 @@ def assert_tensorboard_serves(words, environment):
 
 def test_python_example_runs():
     (example,) = code_blocks(ROOT / "docs" / "model.md", "python")
-    shown = "print((logits[:, 20:] - rest).abs().max() < 1e-4, [*map(len, continuations)])"
+    shown = (
+        "print((logits[:, 20:] - rest).abs().max() < 1e-4, [*map(len, continuations)])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", f"{example}\n{shown}"],
         cwd=ROOT,
