@@ -160,6 +160,11 @@ class Answer:
         return sum(map(len, prompts.values()))
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest choice so far."""
+        return max(choice.taken for choice in self.choices)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(choice.taken for choice in self.choices)

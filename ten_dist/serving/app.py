@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from ten_dist.serving.answer import Answer, ModelFailed, TimedOut
 from ten_dist.serving.formats import ChatFormat, CompletionFormat
@@ -151,7 +152,7 @@ class _Service:
             BadRequest: it cannot be answered, now or ever.
         """
         served = self.served
-        asked = parse(await _body(request), kind)
+        asked = parse(await _body(request, self._seconds), kind)
         form = ChatFormat if isinstance(asked, ChatRequest) else CompletionFormat
         # In a thread: to tokenize a long prompt takes longer than others should wait.
         task = await asyncio.to_thread(served.task, asked)
@@ -237,8 +238,25 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _body(request: Request) -> bytes:
-    """The body of a request, as long as it is not too long."""
+async def _body(request: Request, seconds: float) -> bytes:
+    """The body of a request.
+
+    Raises:
+        BadRequest: it is too long, does not come in time, or its client goes away.
+    """
+    body = asyncio.ensure_future(_whole_body(request))
+    try:
+        await asyncio.wait([body], timeout=seconds)
+        if not body.done():
+            raise BadRequest(f"the body took longer than {seconds:g} s", status=408)
+        return body.result()
+    except ClientDisconnect:
+        raise BadRequest("the client has gone away", status=499) from None
+    finally:
+        body.cancel()
+
+
+async def _whole_body(request: Request) -> bytes:
     declared = request.headers.get("content-length", "0")
     size = int(declared) if declared.isdecimal() else math.inf
     parts: list[bytes] = []

@@ -18,7 +18,23 @@ from ten_dist.serving.answer import Answer, Piece
 from ten_dist.serving.prefix_cache import PrefixCache
 from ten_dist.serving.worker import Worker
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+)
 
 
 class Measurements:
@@ -39,17 +55,14 @@ class Measurements:
             ["status"],
             registry=self._registry,
         )
-        self._first = Histogram(
-            "ten_first_token_seconds",
-            "From a request to its first token",
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._first = self._histogram(
+            "ten_first_token_seconds", "From a request to its first token"
         )
-        self._whole = Histogram(
-            "ten_request_seconds",
-            "From a request to its last token",
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._each = self._histogram(
+            "ten_token_seconds", "From a token to the next, on average over a request"
+        )
+        self._whole = self._histogram(
+            "ten_request_seconds", "From a request to its last token"
         )
         self._tell(
             "ten_slots_used", "Sequences that are continued", lambda: worker.running
@@ -77,17 +90,24 @@ class Measurements:
     async def pieces(self, answer: Answer) -> AsyncIterator[Piece]:
         """The pieces of an answer, and how long they took."""
         start = time.perf_counter()
-        first = True
+        first: float | None = None
+        tokens_at_first = 0
         async for piece in answer.pieces():
-            if first:
-                self._first.observe(time.perf_counter() - start)
-                first = False
+            if first is None:
+                first, tokens_at_first = time.perf_counter(), answer.longest
+                self._first.observe(first - start)
             yield piece
-        self._whole.observe(time.perf_counter() - start)
+        end = time.perf_counter()
+        self._whole.observe(end - start)
+        if first is not None and answer.longest > tokens_at_first:
+            self._each.observe((end - first) / (answer.longest - tokens_at_first))
 
     def text(self) -> bytes:
         """All of it, in the format of Prometheus."""
         return generate_latest(self._registry)
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(name, what, buckets=_SECONDS, registry=self._registry)
 
     def _tell(self, name: str, what: str, value: Callable[[], float]) -> None:
         Gauge(name, what, registry=self._registry).set_function(value)

@@ -14,12 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MOST_CHOICES = 128
 """Continuations that one request can ask for, over all its prompts."""
 MOST_LOGPROBS = 20
+_MOST_FIELDS = 1000
+"""Of one object. Faults are collected before one is told, and to collect a million takes
+seconds in which nobody is served: hence this, and lists that end at their first fault."""
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenIds = Annotated[list[int], Field(min_length=1)]
-Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-
+TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+_SomePrompts = Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)
+Stop = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(max_length=16, fail_fast=True)
+]
 
 _SETTINGS = (
     "top_p",
@@ -31,8 +36,8 @@ _SETTINGS = (
 )
 # Fields that take more than one form.
 _FORMS = {
-    "prompt": "a text, a list of texts, a list of token ids or a list of such lists, none "
-    "of the lists empty",
+    "prompt": "a text, a list of texts, a list of token ids or a list of such lists, at "
+    f"most {MOST_CHOICES} and none of the lists empty",
     "stop": "a text or a list of at most 16 texts that are not empty",
     "messages": "a list of objects with a role (system, developer, user or assistant) and "
     "a content that is text",
@@ -121,8 +126,8 @@ class CompletionRequest(_Request):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
+        | Annotated[list[str], _SomePrompts]
+        | Annotated[list[TokenIds], _SomePrompts]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -154,7 +159,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: None = None
 
     def to_dict(self) -> dict[str, str]:
@@ -176,7 +181,7 @@ class ResponseFormat(BaseModel):
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -195,7 +200,11 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
         BadRequest: they are no such request.
     """
     try:
-        content = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_checked_object,
+        )
     except UnicodeDecodeError:
         raise BadRequest("the body is not text in UTF-8") from None
     except RecursionError:
@@ -207,14 +216,20 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise _first_fault(error, content) from None
+        raise _first_fault(error) from None
+
+
+def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_FIELDS:
+        raise BadRequest(f"an object of the body has more than {_MOST_FIELDS} fields")
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _first_fault(error: ValidationError, content: dict[str, Any]) -> BadRequest:
+def _first_fault(error: ValidationError) -> BadRequest:
     fault = error.errors(include_url=False, include_context=False)[0]
     place = [str(part) for part in fault["loc"]]
     field = place[0] if place else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from ten_dist.serving.worker import Worker
 from ten_dist.threads import compute_in_one_thread
 
 _LOOPBACK = ("127.", "::1", "localhost")
+_SECONDS_TO_READ = 2.0
+"""What clients have at least to read the rest of their answers when the server ends."""
 
 
 def serve(served: ServedModel, options: ServingOptions) -> None:
@@ -80,8 +83,15 @@ class _Server(uvicorn.Server):
             self._draining = loop.create_task(self._drain())
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._grace
         await self.worker.drain(self._grace)
         self.should_exit = True
+        # A client that stops to send its request or to read its answer is not waited for.
+        await asyncio.sleep(max(end - loop.time(), _SECONDS_TO_READ))
+        # Nor is it a fault of the application.
+        logging.getLogger("uvicorn.error").disabled = True
+        self.force_exit = True
 
 
 async def _run(server: _Server, listener: socket.socket, served: ServedModel) -> None:

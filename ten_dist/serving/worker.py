@@ -167,7 +167,8 @@ class Worker:
             try:
                 continued = self._decoder.step()
             except Exception as error:  # noqa: BLE001 - told to who waits
-                self._fail(error, [*by_generated.values(), *waiting])
+                assert self._loop is not None, "the worker was started"
+                self._loop.call_soon_threadsafe(self._fail, error)
                 return
             self.steps += 1
             self.tokens += len(continued)
@@ -211,13 +212,13 @@ class Worker:
             waiting.remove(job)
         self._tell([job])
 
-    def _fail(self, error: BaseException, jobs: list[Job]) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """End all jobs; in the event loop, so that none is submitted meanwhile."""
         self.failure = error
-        for job in jobs:
+        for job in self._unfinished:
             job.failure = error
-        self._tell(jobs)
-        assert self._loop is not None, "the worker was started"
-        self._loop.call_soon_threadsafe(self._on_failure)
+        self._hear(list(self._unfinished))
+        self._on_failure()
 
     def _tell(self, jobs: list[Job]) -> None:
         """Tell who waits for these jobs, in one call of the event loop."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -32,6 +33,15 @@ class Server:
         options = {"api_key": "none", "max_retries": 0, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", **options)
 
+    def connection(self, body, length=None):
+        """A connection with a request for a completion, of a longer body if need be."""
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        size = len(body) if length is None else length
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {size}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        return connection
+
     def metric(self, name):
         text = httpx.get(f"{self.url}/metrics").text
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
@@ -59,7 +69,8 @@ def served(run, *options, environment=None):
         yield Server(process, port)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
+    assert "Traceback" not in output, output
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 
 import httpx2 as httpx
 import pytest
@@ -160,6 +161,26 @@ def test_what_is_no_http_does_no_harm(server, beside):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(content)
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompt": [1.5] * 200_000}, "prompt"),
+        ({"prompt": [[{}]] * 200_000}, "prompt"),
+        ({"prompt": "a", "stop": [1] * 200_000}, "stop"),
+        ({"prompt": "a", **{f"field {n}": 1 for n in range(200_000)}}, "fields"),
+    ],
+)
+def test_many_faults_take_no_longer_than_one(changes, named):
+    body = json.dumps({"model": "tiny", **changes}).encode()
+    start = time.thread_time()
+    json.loads(body)
+    read = time.thread_time()
+    with pytest.raises(BadRequest, match=named):
+        parse(body, CompletionRequest)
+    # All are served by one thread: nobody else gets a token meanwhile.
+    assert time.thread_time() - read < 20 * (read - start)
 
 
 def test_numbers_that_are_none_are_refused_wherever_they_stand():

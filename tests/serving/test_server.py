@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import signal
-import socket
 import threading
 import time
 
@@ -166,18 +165,21 @@ def test_models_are_listed(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_times_of_tokens_are_measured(server):
+    names = [f"ten_{part}_seconds" for part in ("first_token", "token", "request")]
+    before = [server.metric(f"{name}_sum") for name in names]
+    server.client().completions.create(**GREEDY, prompt="x", max_tokens=1000, n=2)
+    after = [server.metric(f"{name}_sum") for name in names]
+    first, each, whole = (b - a for a, b in zip(before, after, strict=True))
+    # The first piece of an answer can have several tokens.
+    assert 0.99 * (whole - first) / 1000 <= each < whole - first
+
+
 def test_a_client_that_goes_away_frees_its_slot(server):
     endless = {**GREEDY, "prompt": "a", "max_tokens": 4096}
     for stream in (True, False):
         body = json.dumps({**endless, "stream": stream}).encode()
-        with socket.create_connection(
-            server.url.removeprefix("http://").split(":")
-        ) as s:
-            s.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
-                + f"{len(body)}\r\n\r\n".encode()
-                + body
-            )
+        with server.connection(body):
             wait_until(lambda: server.metric("ten_slots_used") == 1)
         closed_at = server.metric("ten_steps")
         wait_until(lambda: server.metric("ten_slots_used") == 0)
@@ -217,6 +219,8 @@ def test_requests_that_take_too_long_are_ended(run_folder):
             for _ in server.client().completions.create(**endless, stream=True):
                 pass
         wait_until(lambda: server.metric("ten_slots_used") == 0)
+        with server.connection(b"{", length=100) as slow:
+            assert b" 408 " in slow.makefile("rb").readline()
 
 
 def test_only_who_has_the_key_is_served(run_folder):
@@ -248,6 +252,16 @@ def test_a_signal_loses_no_request(run_folder, alone):
             answers = [future.result().choices[0].text for future in under_way]
         assert answers == [alone("a", 400 + n) for n in range(8)]
         assert server.process.wait(timeout=20) == 0
+
+
+def test_clients_that_send_half_a_request_keep_no_server_from_its_end(run_folder):
+    with served(run_folder, "--grace_period", 0.1) as server:
+        with server.connection(b"{", length=100):
+            pass
+        with server.connection(b"{", length=100):
+            wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=20) == 0
 
 
 def test_a_grace_period_ends_what_takes_longer(run_folder):
