@@ -28,6 +28,8 @@ from ten_dist.serving.served_model import ServedModel
 from ten_dist.serving.worker import Draining, QueueFull, Worker
 
 MOST_BODY_BYTES = 8 * 2**20
+_CLIENT_GONE = 499
+"""Status of answers that nobody waited for, as web servers write it in their logs."""
 
 
 def make_app(
@@ -171,7 +173,7 @@ class _Service:
         else:
             content = await _unless_gone(request, self._whole(answer, shape))
             response = JSONResponse(content)
-        self._measurements.count_request(response.status_code)
+            self._measurements.count_request(response.status_code)
         return response
 
     async def _whole(self, answer: Answer, shape: CompletionFormat) -> dict[str, Any]:
@@ -182,18 +184,23 @@ class _Service:
     async def _stream(
         self, answer: Answer, shape: CompletionFormat, usage: bool
     ) -> AsyncIterator[bytes]:
-        for chunk in shape.first_chunks(len(answer.choices)):
-            yield _event(chunk)
+        # Where nobody listens to the end, the client has gone away.
+        status = _CLIENT_GONE
         try:
+            for chunk in shape.first_chunks(len(answer.choices)):
+                yield _event(chunk)
             with _refusals(self._seconds):
                 async for piece in self._measurements.pieces(answer):
                     yield _event(shape.chunk(piece))
+            if usage:
+                yield _event(shape.last_chunk(answer))
+            yield b"data: [DONE]\n\n"
+            status = 200
         except BadRequest as problem:
+            status = problem.status
             yield _event(_problem(problem))
-            return
-        if usage:
-            yield _event(shape.last_chunk(answer))
-        yield b"data: [DONE]\n\n"
+        finally:
+            self._measurements.count_request(status)
 
 
 @contextlib.contextmanager
@@ -225,7 +232,7 @@ async def _unless_gone(
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise BadRequest("the client has gone away", status=499)
+            raise BadRequest("the client has gone away", status=_CLIENT_GONE)
         return task.result()
     finally:
         task.cancel()
@@ -251,7 +258,7 @@ async def _body(request: Request, seconds: float) -> bytes:
             raise BadRequest(f"the body took longer than {seconds:g} s", status=408)
         return body.result()
     except ClientDisconnect:
-        raise BadRequest("the client has gone away", status=499) from None
+        raise BadRequest("the client has gone away", status=_CLIENT_GONE) from None
     finally:
         body.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,6 +13,8 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from ten_dist.serving.answer import Answer, Piece
 from ten_dist.serving.prefix_cache import PrefixCache
@@ -64,24 +66,23 @@ class Measurements:
         self._whole = self._histogram(
             "ten_request_seconds", "From a request to its last token"
         )
-        self._tell(
-            "ten_slots_used", "Sequences that are continued", lambda: worker.running
+        self._gauge("ten_slots_used", "Sequences continued", lambda: worker.running)
+        self._gauge("ten_queue_length", "Sequences that wait", lambda: worker.waiting)
+        self._gauge("ten_cache_bytes", "Bytes of known states", lambda: cache.bytes)
+        self._registry.register(
+            _Totals(
+                {
+                    "ten_generated_tokens": ("Generated", lambda: worker.tokens),
+                    "ten_prompt_tokens": ("Of prompts", lambda: worker.prompt_tokens),
+                    "ten_steps": ("Steps of the model", lambda: worker.steps),
+                    "ten_cache_hits": ("Beginnings known", lambda: cache.hits),
+                    "ten_cache_saved_tokens": (
+                        "Tokens not read again",
+                        lambda: cache.tokens_saved,
+                    ),
+                }
+            )
         )
-        self._tell("ten_queue_length", "Sequences that wait", lambda: worker.waiting)
-        self._tell("ten_generated_tokens", "Tokens generated", lambda: worker.tokens)
-        self._tell(
-            "ten_prompt_tokens", "Tokens of prompts", lambda: worker.prompt_tokens
-        )
-        self._tell("ten_steps", "Steps of the model", lambda: worker.steps)
-        self._tell(
-            "ten_cache_hits", "Prompts with a known beginning", lambda: cache.hits
-        )
-        self._tell(
-            "ten_cache_saved_tokens",
-            "Tokens not read again",
-            lambda: cache.tokens_saved,
-        )
-        self._tell("ten_cache_bytes", "Bytes of known states", lambda: cache.bytes)
 
     def count_request(self, status: int) -> None:
         """Take note of the status of an answer."""
@@ -109,5 +110,21 @@ class Measurements:
     def _histogram(self, name: str, what: str) -> Histogram:
         return Histogram(name, what, buckets=_SECONDS, registry=self._registry)
 
-    def _tell(self, name: str, what: str, value: Callable[[], float]) -> None:
+    def _gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
         Gauge(name, what, registry=self._registry).set_function(value)
+
+
+class _Totals(Collector):
+    """Counters that are kept elsewhere.
+
+    Args:
+        totals: what each counts, and its value now, by name.
+    """
+
+    def __init__(self, totals: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        """Their values now."""
+        for name, (what, value) in self._totals.items():
+            yield CounterMetricFamily(name, what, value())

@@ -30,7 +30,8 @@ class ServingOptions(CheckpointOptions):
     grace_period: Annotated[float, at_least(0), metavar("SECONDS")] = 30.0
     """How long requests under way can go on after SIGTERM."""
     cache_megabytes: Annotated[int, at_least(0)] = 256
-    """Memory for states of prompts, so that what prompts have in common is read once."""
+    """Memory for states of prompts, so that what prompts have in common is read once; taken
+    as a whole when the first prompt is read."""
     api_key_variable: Annotated[str, metavar("NAME")] = "TEN_DIST_API_KEY"
     """Variable of the environment with the key that clients have to send; where it is not
     set, everybody is served."""

@@ -163,8 +163,10 @@ class Worker:
             self._ready.set()
         waiting: deque[Job] = deque()
         by_generated: dict[Generated, Job] = {}
-        while self._take(waiting, by_generated):
+        while True:
             try:
+                if not self._take(waiting, by_generated):
+                    return
                 continued = self._decoder.step()
             except Exception as error:  # noqa: BLE001 - told to who waits
                 assert self._loop is not None, "the worker was started"
