@@ -14,7 +14,7 @@ from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
 from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.short_convolution import ShortConvolution
-from ten_dist.model.weight_initialization import fill_normal
+from ten_dist.model.weight_initialization import OwnValues, fill_normal
 
 
 class BlockState(NamedTuple):
@@ -26,7 +26,7 @@ class BlockState(NamedTuple):
     """[B, width - 1, d], last inputs of the short convolution, where there is one."""
 
 
-class Projection(nn.Linear):
+class Projection(OwnValues, nn.Linear):
     """A linear layer started at N(0, std^2) with zero bias."""
 
     def __init__(self, in_features: int, out_features: int, std: float) -> None:

@@ -35,6 +35,7 @@ from ten_dist.model.document_starts import document_numbers
 from ten_dist.model.linear import linear
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.precision import at_least_float32
+from ten_dist.model.weight_initialization import OwnValues
 
 
 class ScaleState(NamedTuple):
@@ -210,7 +211,7 @@ class MixedScale(nn.Module):
         return sums / scale, at_least_float32(inputs[:, whole:]).sum(dim=1)
 
 
-class MixingMatrix(nn.Linear):
+class MixingMatrix(OwnValues, nn.Linear):
     """W_s, without bias, started at a given matrix."""
 
     def __init__(self, initial: Tensor) -> None:

@@ -16,7 +16,7 @@ from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
 from ten_dist.model.short_convolution import ShortConvolution
-from ten_dist.model.weight_initialization import fill_normal
+from ten_dist.model.weight_initialization import OwnValues, fill_normal
 
 
 class NetworkState(NamedTuple):
@@ -27,7 +27,7 @@ class NetworkState(NamedTuple):
     """[B] bool, whether the last token ended a document, where documents are masked."""
 
 
-class TokenEmbedding(nn.Embedding):
+class TokenEmbedding(OwnValues, nn.Embedding):
     """Token id -> [d]."""
 
     STD = 0.02

@@ -12,6 +12,21 @@ import torch
 from torch import Tensor, nn
 
 
+class OwnValues:
+    """For a module of torch whose weight has initial values of ours.
+
+    Torch's own are drawn first, as what is drawn afterwards depends on it; but not on the
+    meta device, where torch would import its compiler for that: two seconds of a start.
+    """
+
+    weight: Tensor
+
+    def reset_parameters(self) -> None:
+        """Draw torch's own initial values, where there are any."""
+        if not self.weight.is_meta:
+            super().reset_parameters()  # type: ignore[misc]  # of the module beside this
+
+
 @torch.no_grad()
 def fill_normal(parameter: Tensor, std: float) -> None:
     """Set `parameter` to N(0, std^2); nothing happens on the meta device."""

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 
-import psutil
 import pytest
 
 from tests.tools.launching import (
@@ -14,6 +13,7 @@ from tests.tools.launching import (
     descendants,
     kill,
     launch_environment,
+    rank_processes,
     read_metrics,
     step_metrics,
     train,
@@ -75,17 +75,6 @@ class Job:
     def wait_for_step(self, step):
         self.wait_for(lambda: any(m["step"] >= step for m in read_metrics(self.folder)))
 
-    def rank(self, number):
-        """Process of a rank."""
-        for pid in descendants(self.process.pid):
-            process = psutil.Process(pid)
-            names = process.environ()
-            # Data workers are children of a rank and have its environment.
-            of_rank = names.get("RANK") == str(number)
-            if of_rank and process.parent().environ().get("RANK") is None:
-                return pid
-        raise AssertionError(f"rank {number} is not there")
-
     def end(self):
         """Status and output."""
         output = self.process.communicate(timeout=240)[0]
@@ -115,7 +104,7 @@ def stopped(whole, tmp_path_factory):
             if rank is None:
                 os.killpg(job.process.pid, number)
             else:
-                os.kill(job.rank(rank), number)
+                os.kill(rank_processes(job.process.pid)[0][rank], number)
             found[number] = folder, *job.end(), max(step_metrics(folder))
     return found
 

@@ -40,6 +40,7 @@ from tests.tools.launching import (
     descendants,
     kill,
     launch_environment,
+    rank_processes,
     read_ledger,
     read_metrics,
     step_metrics,
@@ -122,22 +123,10 @@ class Campaign:
         while self.supervisor.poll() is None and self._step() < target:
             time.sleep(0.02)
 
-    def _processes(self):
-        """Ranks, and processes that read data for them."""
-        ranks, loaders = [], []
-        for pid in descendants(self.supervisor.pid):
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if process.environ().get("RANK") is None:
-                    continue
-                parent = process.parent()
-                of_rank = parent is not None and parent.environ().get("RANK")
-                (loaders if of_rank else ranks).append(pid)
-        return ranks, loaders
-
     def _strike(self, kind):
         """Make a fault happen; whether it could."""
-        ranks, loaders = self._processes()
+        found, loaders = rank_processes(self.supervisor.pid)
+        ranks = list(found.values())
         if not ranks:
             return False
         if kind in ("job", "truncate", "flip"):

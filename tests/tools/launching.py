@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from ten_dist.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,12 +172,37 @@ def kill(pid):
 
 def descendants(pid):
     """All processes below a process, from the process table."""
-    import psutil
-
     try:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def rank_processes(pid):
+    """What is below a process: {number: process id} of ranks, and ids of what reads data
+    for them."""
+    ranks, loaders = {}, []
+    for below in descendants(pid):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(below)
+            number = _rank_of(process)
+            if number is None:
+                continue
+            # What reads data is a child of a rank and says the same of itself.
+            parent = process.parent()
+            if parent is None or _rank_of(parent) is None:
+                ranks[number] = below
+            else:
+                loaders.append(below)
+    return ranks, loaders
+
+
+def _rank_of(process):
+    name = process.name()
+    if name.startswith("rank "):  # by start_ranks.py
+        return int(name.removeprefix("rank "))
+    number = process.environ().get("RANK")
+    return None if number is None else int(number)
 
 
 def read_metrics(folder):
