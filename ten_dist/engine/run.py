@@ -11,7 +11,7 @@ from typing import Any
 from ten_dist.checkpoint import CheckpointReader, RunState
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.training import TrainingConfig
-from ten_dist.console import say
+from ten_dist.console import say, warn
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
 from ten_dist.data.chat_template import read_chat_template
 from ten_dist.data.verify import miscounted
@@ -316,9 +316,11 @@ def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             origin = None if start.initial is None else start.initial.origin
             folder.write(run.record(start.before, start.step, origin))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
-            templates = filter(None, map(read_chat_template, run.manifests()))
-            if template := next(templates, None):
-                write_bytes(folder.chat_template_file, template)
+            templates = [*filter(None, map(read_chat_template, run.manifests()))]
+            if templates:
+                write_bytes(folder.chat_template_file, templates[0])
+            if len(set(templates)) > 1:
+                warn("the sets have several chat templates: the run keeps the first")
     with ranks.agreeing():
         if not folder.exists():
             raise ConfigurationError(

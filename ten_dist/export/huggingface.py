@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ten_dist.checkpoint import WEIGHT, CheckpointReader
 from ten_dist.config.model import EIGENSTATE_FIELDS, TemporalEigenstateConfig
 from ten_dist.data.chat_template import ChatTemplate
 from ten_dist.data.manifest import CHAT_TEMPLATE_NAME
-from ten_dist.errors import ConfigurationError
+from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.export.model_card import model_card
 from ten_dist.export.verification import verify
 from ten_dist.files import new_folder, write_json, write_text
@@ -147,7 +148,10 @@ def _save(
         kept = name.rpartition(".")[2] in _ALWAYS_FLOAT32
         tensor = reader.tensor(WEIGHT, name)
         tensors[exported_name(name)] = tensor if kept else _as(tensor, dtype, name)
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise TrainingError(f"{path} cannot be written: {error}") from None
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -394,6 +395,20 @@ def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys):
     line = refusal(capsys, runs / "ten", "--output", tmp_path / "full")
     assert "is there already" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(runs, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What a process may write ends as a disk does, but for the word.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        status = main(["export", str(runs / "ten"), "--output", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_differs_is_an_error(runs, tmp_path, monkeypatch, capsys):
