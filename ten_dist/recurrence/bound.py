@@ -7,9 +7,7 @@ not computed the recurrence.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,7 +18,8 @@ from ten_dist.recurrence.inputs import ScanInputs
 
 @dataclasses.dataclass
 class EnergyBound:
-    """What was seen of the scans in a block, those of all layers and scales."""
+    """An observer of scans (:mod:`ten_dist.recurrence.observer`): of those of all layers and
+    scales, the one that is nearest to the bound."""
 
     largest_ratio: float = 0.0
     """Of sqrt(E(t)) to its bound; at most 1 but for rounding."""
@@ -29,7 +28,7 @@ class EnergyBound:
 
     @torch.no_grad()
     def see(self, inputs: ScanInputs, states: Tensor) -> None:
-        """Take in a scan: its arguments, and the states [B, T, 2K] that it gave."""
+        """Take in a scan, as every :class:`ScanObserver` does."""
         inputs = inputs.in_state_dtype()
         terms = eigenvalue_terms(inputs)
         beta = inputs.beta
@@ -49,22 +48,3 @@ class EnergyBound:
         distance = torch.sigmoid(-terms.logit).min().item()
         if not distance >= self.eigenvalue_distance:
             self.eigenvalue_distance = distance
-
-
-_observer: EnergyBound | None = None
-
-
-def current_observer() -> EnergyBound | None:
-    """Who watches the scans of this block, if anybody does."""
-    return _observer
-
-
-@contextlib.contextmanager
-def observed_energy() -> Iterator[EnergyBound]:
-    """Watch all scans of a block, which must not be compiled."""
-    global _observer
-    _observer = EnergyBound()
-    try:
-        yield _observer
-    finally:
-        _observer = None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ten_dist.recurrence import cpu, triton_scan
 from ten_dist.recurrence.blocked import blocked_scan
-from ten_dist.recurrence.bound import current_observer
 from ten_dist.recurrence.inputs import Number, ScanInputs, as_ranges
+from ten_dist.recurrence.observer import current_observer
 from ten_dist.recurrence.reference import reference_scan
 
 _Scan = Callable[[ScanInputs], tuple[Tensor, Tensor, Tensor]]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ten_dist.recurrence import ScanInputs, available_backends, eigenstate_scan
-from ten_dist.recurrence.bound import EnergyBound, observed_energy
+from ten_dist.recurrence.bound import EnergyBound
+from ten_dist.recurrence.observer import observed
 
 
 def arguments(batch=2, length=50, eigenstates=6):
@@ -26,7 +27,7 @@ def arguments(batch=2, length=50, eigenstates=6):
 @pytest.mark.parametrize("input_norm", ["none", "static", "dynamic"])
 @pytest.mark.parametrize("backend", [b for b in available_backends() if b != "triton"])
 def test_every_backend_keeps_it(backend, input_norm):
-    with observed_energy() as bound:
+    with observed(EnergyBound()) as bound:
         eigenstate_scan(**arguments(), input_norm=input_norm, backend=backend)
     assert 0.05 < bound.largest_ratio <= 1 + 1e-6
     assert 0 < bound.eigenvalue_distance < 0.1
@@ -38,14 +39,14 @@ def test_it_is_reached_where_nothing_is_forgotten():
     given["alpha"] = torch.full_like(given["alpha"], 15.0)
     given["omega"] = torch.zeros_like(given["omega"])
     given["beta"] = torch.ones_like(given["beta"])
-    with observed_energy() as bound:
+    with observed(EnergyBound()) as bound:
         eigenstate_scan(**given)
     assert bound.largest_ratio == pytest.approx(1, abs=1e-5)
     assert bound.eigenvalue_distance == pytest.approx(3.06e-7, rel=1e-2)
 
 
 def test_scans_outside_of_the_block_are_not_seen():
-    with observed_energy() as bound:
+    with observed(EnergyBound()) as bound:
         pass
     eigenstate_scan(**arguments())
     assert bound.largest_ratio == 0

@@ -12,7 +12,8 @@ import torch
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import TrainingError
-from ten_dist.recurrence.bound import observed_energy
+from ten_dist.recurrence.bound import EnergyBound
+from ten_dist.recurrence.observer import observed
 
 # Weights are float32 and equal to the bit, but another device, or another version of a
 # kernel, may add up in another order.
@@ -71,7 +72,7 @@ def run_probe(
         if run.training.compile:
             # A graph has no place from where its scans could be watched.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        bound = stack.enter_context(observed_energy())
+        bound = stack.enter_context(observed(EnergyBound()))
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])
     engine.train()
     return Probe(
