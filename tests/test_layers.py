@@ -15,7 +15,7 @@ LAYERS = [
     "generation",
     "data schedule",
     "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation trained_model monitor",
-    "inference planning supervision export harness",
+    "analysis inference planning supervision export harness",
     "serving",
     "engine",
     "commands",

@@ -64,6 +64,7 @@ class EigenstateMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = config.dim
+        self.step = step
         self.num_eigenstates = config.eigenstates_per_scale
         self.num_heads = config.num_heads
         self.gates_state = config.gate == "state"
@@ -159,7 +160,7 @@ class EigenstateMixer(nn.Module):
         )
         states, state, energy = eigenstate_scan_with_energy(scanned, self.scan_backend)
         gate = gate + self.gate_bias.to(gate.dtype)
-        weight = self._coupled_output_weight()
+        weight = self.coupled_output_weight()
         if self.gates_state:
             outputs = linear(F.silu(gate) * states, weight)
         else:
@@ -173,9 +174,9 @@ class EigenstateMixer(nn.Module):
     def freeze(self, dtype: torch.dtype) -> None:
         """Compute W_out [R (+) R] once and for all, and keep it in `dtype`: for one token
         it is as much work as all else."""
-        self._frozen_output_weight = self._coupled_output_weight().to(dtype)
+        self._frozen_output_weight = self.coupled_output_weight().to(dtype)
 
-    def _coupled_output_weight(self) -> Tensor:
+    def coupled_output_weight(self) -> Tensor:
         """W_out [R (+) R], [d, 2K]: coupling by head, real and imaginary half alike."""
         if self._frozen_output_weight is not None:
             return self._frozen_output_weight

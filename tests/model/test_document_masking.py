@@ -222,7 +222,7 @@ def plain_masked_hierarchy(mixer, u, numbers):
         )
         c, *_ = eigenstate_scan_with_energy(inputs, "reference")
         energy = energy + c.square().sum(-1).mean()
-        weight = ten._coupled_output_weight()
+        weight = ten.coupled_output_weight()
         gate = torch.sigmoid(coarse @ w_gate.T + ten.gate_bias)
         z = gate * (c @ weight.T) @ part.mixing.weight.T
         faded = []
