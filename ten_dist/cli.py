@@ -61,6 +61,10 @@ _COMMANDS = {
         "launch.droplets.command",
         "rent the machines of a run from DigitalOcean, and give them back",
     ),
+    "analyze": (
+        "ten_dist.commands.analyze",
+        "what a run's model has learned: eigenvalues, memory, worth, health",
+    ),
     "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
     "export": ("ten_dist.commands.export", "a run's model for other tools"),
     "generate": ("ten_dist.commands.generate", "continue prompts with a run's model"),
@@ -68,7 +72,7 @@ _COMMANDS = {
     "serve": ("ten_dist.commands.serve", "serve a run's model over HTTP"),
 }
 # The others start or watch processes, which settle it for themselves.
-_COMPUTING = ("train", "evaluate", "generate", "chat", "export", "serve")
+_COMPUTING = ("train", "evaluate", "analyze", "generate", "chat", "export", "serve")
 
 # What these do is worth more than what they print about it.
 _LASTING = ("train", "supervise", "launch", "droplets", "serve")

@@ -60,16 +60,16 @@ def measure_context(
     Args:
         network: the model.
         manifest: of the set.
-        tokens: to read for each context, which bounds the work. A context is left out
-            where they allow fewer than 4 places, or the set is shorter than two of it.
+        tokens: to read for each context, which bounds the work, but for long ones at least
+            at 4 places; 0 measures nothing. A context of which the set has not two is left
+            out.
 
     Returns:
         By context, from the shortest; empty where there is none.
     """
-    stream, targets = _start_of(manifest, 2 * tokens)
-    longest = min(LONGEST, tokens // _FEWEST_PLACES - SCORED, len(stream) // 2)
-    contexts = [2**n for n in range(4, 16) if 2**n <= longest]
-    if not contexts:
+    stream, targets = _start_of(manifest, 2 * max(tokens, LONGEST))
+    contexts = [2**n for n in range(4, 16) if 2**n <= min(LONGEST, len(stream) // 2)]
+    if not contexts or tokens == 0:
         return []
     blocks = np.arange(contexts[-1] // SCORED, len(stream) // SCORED)
     drawn = np.random.default_rng(0).permutation(blocks)[:_MOST_PLACES] * SCORED
@@ -78,7 +78,7 @@ def measure_context(
     found: list[ContextLoss] = []
     before = np.empty(0)
     for context in contexts:
-        places = order[: tokens // (context + SCORED)]
+        places = order[: max(_FEWEST_PLACES, tokens // (context + SCORED))]
         losses = _losses(network, stream, targets, places, context)
         found.append(_beside(found, context, losses, before))
         before = losses

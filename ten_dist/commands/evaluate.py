@@ -25,7 +25,6 @@ from ten_dist.config.training import CacheOptions
 from ten_dist.console import say
 from ten_dist.data import (
     BatchShape,
-    Manifest,
     RemoteAccess,
     TokenBatch,
     evaluation_batches,
@@ -37,8 +36,8 @@ from ten_dist.data.access import access_of, load_set
 from ten_dist.errors import ConfigurationError
 from ten_dist.evaluation import evaluate
 from ten_dist.harness.tasks import Tasks
+from ten_dist.held_out_data import held_out_data, held_out_place
 from ten_dist.run_folder import RunFolder
-from ten_dist.run_record import RunRecord
 from ten_dist.trained_model import CheckpointOptions, TrainedModel
 
 _ROWS = 8
@@ -143,10 +142,10 @@ def _run_tasks(
 
 def _measure_loss(folder: RunFolder, options: EvaluationOptions) -> None:
     record = folder.read()
-    place = _held_out_place(options.data, record)
+    place = held_out_place(options.data, record)
     trained_on = record.data.train if options.unigram_baseline else {}
     access = access_of(options, [place, *trained_on.values()])
-    manifest = _held_out_data(place, record, access)
+    manifest = held_out_data(place, record, access)
     verify_shards(manifest, 0, 1)
     seq_len = options.seq_len or record.schedule.seq_len
     model = TrainedModel.load(folder, options.checkpoint)
@@ -198,37 +197,6 @@ def _counted(
             np.add(counts, np.bincount(scored, minlength=counts.size), out=counts)
             yield batch
             bar.update(int((batch.rows >= 0).sum()))
-
-
-def _held_out_place(option: str | None, record: RunRecord) -> str:
-    places = record.data.validation
-    if option or "" in places:
-        return option or places[""]
-    if not places:
-        raise ConfigurationError(
-            "the run was trained without validation data: give a folder with --data"
-        )
-    found = ", ".join(f"{place} ({name})" for name, place in places.items())
-    raise ConfigurationError(
-        f"the run was trained on a mixture: say with --data which to use, {found}"
-    )
-
-
-def _held_out_data(place: str, record: RunRecord, access: RemoteAccess) -> Manifest:
-    manifest = load_set(place, access)
-    if manifest.tokenizer_sha256 != record.data.tokenizer_sha256:
-        raise ConfigurationError(
-            f"--data {place} was made with another tokenizer than the run's: prepare "
-            "it with the tokenizer.json of the run folder"
-        )
-    masked = record.model.document_separator_id
-    if masked not in (None, manifest.separator_id):
-        raise ConfigurationError(
-            f"--data {manifest.directory} ends documents with token "
-            f"{manifest.separator_id}, and the run keeps documents apart by token "
-            f"{masked}: prepare it with the run's --separator"
-        )
-    return manifest
 
 
 def _training_counts(
