@@ -250,6 +250,10 @@ class WatchingOptions(Options):
     dollars_per_hour: Annotated[float | None, more_than(0)] = None
     """Price of all machines of the run together: what it has cost, all starts of it, and
     will cost then appears in the progress bar, metrics and TensorBoard."""
+    peak_tflops: Annotated[float | None, more_than(0)] = None
+    """TFLOP/s of a device in the precision of the run, of which model FLOPs utilization
+    (MFU) is the share; by default that of a GPU that is known, in bf16 or fp16, and of
+    others there is no MFU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

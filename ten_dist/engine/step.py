@@ -23,7 +23,8 @@ from ten_dist.engine.loss_scale import LossScale
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
-from ten_dist.monitor.run_monitor import peak_memory_bytes
+from ten_dist.engine.throughput import Throughput
+from ten_dist.monitor.run_monitor import memory_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._schedule = self.run.schedule
+        self._throughput = Throughput.of(self.run, self.ranks)
         self._sharded = self.engine.zero_optimization()
         data = self.run.data
         self._masked = data is not None and data.masked
@@ -137,10 +139,8 @@ class Stepper:
             "gradient_norm": gradient_norm,
             "skipped_steps": self.health.skipped_steps,
             **scaling,
-            "tokens_per_second": self._schedule.tokens_per_step / seconds,
-            "step_seconds": seconds,
-            "data_seconds": sums.data_seconds,
-            "memory_bytes": peak_memory_bytes(),
+            **self._throughput.metrics(seconds, sums.data_seconds),
+            **memory_metrics(),
         }
         return StepResult(metrics, anomaly, overflowed, stops > 0, sums.rows)
 

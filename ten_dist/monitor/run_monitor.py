@@ -24,10 +24,14 @@ TENSORBOARD_TAGS = {
     "learning_rate": "train/learning_rate",
     "gradient_norm": "train/gradient_norm",
     "tokens_per_second": "speed/tokens_per_second",
+    "tokens_per_second_per_device": "speed/tokens_per_second_per_device",
+    "mfu": "speed/mfu",
     "step_seconds": "speed/step_seconds",
     "counted_tokens": "data/counted_tokens",
     "data_seconds": "speed/data_seconds",
+    "data_share": "speed/data_share",
     "memory_bytes": "speed/memory_bytes",
+    "memory_reserved_bytes": "speed/memory_reserved_bytes",
     "skipped_steps": "health/skipped_steps",
     "loss_scale": "health/loss_scale",
     "overflowed_steps": "health/overflowed_steps",
@@ -110,6 +114,8 @@ class RunMonitor:
             f"loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, "
             f"{metrics['tokens_per_second']:,.0f} tok/s"
         )
+        if "mfu" in metrics:
+            words += f", MFU {100 * metrics['mfu']:.1f} %"
         if cost:
             words += f", ${cost['dollars']:.2f} of ${cost['estimated_dollars']:.2f}"
         # refresh=False leaves the pace of drawing to update().
@@ -170,9 +176,14 @@ class RunMonitor:
         self._log.close()
 
 
-def peak_memory_bytes() -> int:
-    """Peak memory of this process: the GPU's where there is one, else the host's."""
+def memory_metrics() -> dict[str, int]:
+    """Peak memory of this process: the GPU's where there is one, with what its allocator
+    holds; else the host's."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return {
+            "memory_bytes": torch.cuda.max_memory_allocated(),
+            "memory_reserved_bytes": torch.cuda.max_memory_reserved(),
+        }
     # Linux counts kibibytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_bytes": peak * 1024}
