@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -43,6 +43,11 @@ class EventFile:
         self._write(Event(file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=first_step + 1, session_log=start))
+
+    def describe(self, summaries: Sequence[Summary]) -> None:
+        """Write what holds for the whole run."""
+        for summary in summaries:
+            self._write(Event(step=0, summary=summary))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the values of a step by their tags."""

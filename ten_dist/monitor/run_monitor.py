@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ten_dist.monitor.event_file import EventFile
 from ten_dist.monitor.metrics_log import MetricsLog
+from ten_dist.monitor.run_description import describe
 from ten_dist.monitor.spending import Spending
 from ten_dist.run_folder import RunFolder
 
@@ -91,6 +92,8 @@ class RunMonitor:
     def _open(self, first_step: int) -> None:
         self._log = MetricsLog(self._folder.metrics_file, first_step)
         self._events = EventFile(self._folder.tensorboard, first_step)
+        name = self._folder.path.resolve().name
+        self._events.describe(describe(self._folder.read(), name))
         self._spending.begin(first_step)
         dollars = self.total_dollars(first_step)
         if dollars is not None:
