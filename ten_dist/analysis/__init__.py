@@ -11,7 +11,7 @@ from ten_dist.analysis.held_out_rows import HeldOutRows
 from ten_dist.analysis.influence import Influence, measure_influence
 from ten_dist.analysis.places import Place, places_of
 from ten_dist.analysis.spectrum import Spectrum, spectrum_of
-from ten_dist.analysis.usage import Usage, observe_usage
+from ten_dist.analysis.usage import Usage, UsageCounter, observe_usage
 from ten_dist.analysis.worth import Worth, measure_worth, row_losses, silenced
 from ten_dist.analysis.writing import Writing, measure_writing
 
@@ -24,6 +24,7 @@ __all__ = [
     "Place",
     "Spectrum",
     "Usage",
+    "UsageCounter",
     "Worth",
     "Writing",
     "analyze",

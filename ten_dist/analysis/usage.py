@@ -84,7 +84,7 @@ def observe_usage(network: TemporalEigenstateNetwork, rows: HeldOutRows) -> list
         One for each place, in the order of :func:`places_of`.
     """
     places = places_of(network)
-    counters = [_Counter(place) for place in places]
+    counters = [UsageCounter(place) for place in places]
     with contextlib.ExitStack() as stack:
         for counter in counters:
             stack.callback(counter.watch_gates().remove)
@@ -95,8 +95,8 @@ def observe_usage(network: TemporalEigenstateNetwork, rows: HeldOutRows) -> list
     return [counter.usage() for counter in counters]
 
 
-class _Counter:
-    """Counts of one place."""
+class UsageCounter:
+    """An observer of the scans of one place, which counts over all that it sees."""
 
     def __init__(self, place: Place) -> None:
         mixer = place.mixer
@@ -127,7 +127,9 @@ class _Counter:
         self._lowest = torch.minimum(self._lowest, gates.amin(dim=(0, 1)))
         self._highest = torch.maximum(self._highest, gates.amax(dim=(0, 1)))
 
+    @torch.no_grad()
     def see(self, inputs: ScanInputs, states: Tensor) -> None:
+        """Take in a scan, as every observer does."""
         self._bound.see(inputs, states)
         self._energy += state_energy(states).sum(dim=0)
         self._steps += states.shape[0] * states.shape[1]
@@ -145,7 +147,7 @@ class _Counter:
         self._at_limit += at_limit.unflatten(-1, (2, -1)).sum(dim=(0, 1, 3))
 
     def usage(self) -> Usage:
-        """What was counted."""
+        """What was counted; of gates nothing, unless they were watched."""
         width = len(self._energy)
         decay, rotation = (self._at_limit / (self._steps * width)).tolist()
         return Usage(

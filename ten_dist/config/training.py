@@ -245,6 +245,10 @@ class WatchingOptions(Options):
     straggler_interval: Annotated[int, at_least(0)] = 100
     """Steps between comparisons of the ranks' times before they first wait for each
     other in a step; 0 compares none."""
+    analysis_interval: Annotated[int, at_least(0)] = 2000
+    """Steps between looks at the eigenstates, for TensorBoard: energy by layer and scale,
+    histograms of memory, and pictures of eigenvalues and memory, which need matplotlib
+    (`ten_dist[analysis]`); 0 never looks."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
     dollars_per_hour: Annotated[float | None, more_than(0)] = None

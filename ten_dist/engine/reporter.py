@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
+
 from ten_dist.data import TokenBatch
 from ten_dist.engine.stragglers import Stragglers
 from ten_dist.monitor.ledger import Ledger
@@ -54,6 +56,11 @@ class Reporter:
         :meth:`RunMonitor.record`."""
         if self.monitor is not None:
             self.monitor.record(metrics)
+
+    def show(self, step: int, summary: Summary) -> None:
+        """Show on TensorBoard what is no figure."""
+        if self.monitor is not None:
+            self.monitor.show(step, summary)
 
     def rewind(self, step: int, attempt: int) -> None:
         """Go on from an earlier step, as another start of the run."""

@@ -22,6 +22,7 @@ from ten_dist.engine.checkpointing.probe import run_probe
 from ten_dist.engine.checkpointing.save import CheckpointWriter
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
+from ten_dist.engine.learned import Learned
 from ten_dist.engine.loss_scale import LossScale
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
@@ -55,6 +56,7 @@ class Trainer:
 
     def __post_init__(self, start: RunState) -> None:
         self._training, self._schedule = self.run.training, self.run.schedule
+        self._learned = Learned(self.engine, self.ranks, self.run, self.reporter)
         self._restore(start)
 
     def _restore(self, state: RunState) -> None:
@@ -127,6 +129,7 @@ class Trainer:
                 if result.anomaly is not None:
                     self._respond(result.anomaly, result)
                 self._evaluate_if_due()
+                self._learned.look_if_due(self._done)
                 interval = self._training.checkpoint_interval
                 if self._done == steps or self._done % interval == 0:
                     self._save()

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -44,16 +44,15 @@ class EventFile:
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=first_step + 1, session_log=start))
 
-    def describe(self, summaries: Sequence[Summary]) -> None:
-        """Write what holds for the whole run."""
-        for summary in summaries:
-            self._write(Event(step=0, summary=summary))
+    def show(self, step: int, summary: Summary) -> None:
+        """Write what is no scalar."""
+        self._write(Event(step=step, summary=summary))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the values of a step by their tags."""
         if scalars:
             values = [Summary.Value(tag=t, simple_value=v) for t, v in scalars.items()]
-            self._write(Event(step=step, summary=Summary(value=values)))
+            self.show(step, Summary(value=values))
 
     def close(self) -> None:
         """Close the file."""

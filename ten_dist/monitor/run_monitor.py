@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from ten_dist.monitor.event_file import EventFile
@@ -55,6 +56,8 @@ _OF_SOURCES = {
     "ce_loss": "train/ce_loss",
     "epochs": "data/epochs",
     "val_loss": "validation/loss",
+    # Of a layer and a scale.
+    "energy": "analysis/energy",
     # Of a task and what is measured of it.
     "task": "tasks",
 }
@@ -93,7 +96,8 @@ class RunMonitor:
         self._log = MetricsLog(self._folder.metrics_file, first_step)
         self._events = EventFile(self._folder.tensorboard, first_step)
         name = self._folder.path.resolve().name
-        self._events.describe(describe(self._folder.read(), name))
+        for summary in describe(self._folder.read(), name):
+            self._events.show(0, summary)
         self._spending.begin(first_step)
         dollars = self.total_dollars(first_step)
         if dollars is not None:
@@ -154,6 +158,10 @@ class RunMonitor:
                 return
             words = ", ".join(f"{name} {value:.4f}" for name, value in tasks.items())
         tqdm.write(f"step {metrics['step']:,}: {words}", file=sys.stdout)
+
+    def show(self, step: int, summary: Summary) -> None:
+        """Show histograms and pictures on TensorBoard."""
+        self._events.show(step, summary)
 
     def total_dollars(self, step: int) -> float | None:
         """Cost of the run after `step` steps; None where the price is not known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 
@@ -11,9 +10,9 @@ import torch
 
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.engine.watched_scans import watched
 from ten_dist.errors import TrainingError
 from ten_dist.recurrence.bound import EnergyBound
-from ten_dist.recurrence.observer import observed
 
 # Weights are float32 and equal to the bit, but another device, or another version of a
 # kernel, may add up in another order.
@@ -67,14 +66,8 @@ def run_probe(
         (_ROWS, run.schedule.seq_len + 1),
         generator=generator,
     ).to(engine.device)
-    engine.eval()
-    with contextlib.ExitStack() as stack:
-        if run.training.compile:
-            # A graph has no place from where its scans could be watched.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        bound = stack.enter_context(observed(EnergyBound()))
+    with watched(engine, run, EnergyBound()) as bound:
         losses = engine(tokens[:, :-1], targets=tokens[:, 1:])
-    engine.train()
     return Probe(
         loss=ranks.mean(losses["ce_loss"].double()).item(),
         energy_bound_ratio=bound.largest_ratio,
