@@ -141,6 +141,8 @@ def _draw_eigenvalues(
             linewidths=0.6,
             label=label if colour != "none" or place.scale == 1 else None,
             rasterized=as_image,
+            # Inside the circle anyway; it would double what a mark takes.
+            clip_on=False,
         )
 
 

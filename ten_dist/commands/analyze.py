@@ -21,7 +21,7 @@ from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given
 from ten_dist.config.options import at_least, metavar
 from ten_dist.config.training import CacheOptions
-from ten_dist.console import say
+from ten_dist.console import say, warn
 from ten_dist.data import Manifest, verify_shards
 from ten_dist.data.access import access_of
 from ten_dist.errors import ConfigurationError
@@ -42,7 +42,7 @@ class AnalysisOptions(CheckpointOptions, CacheOptions):
     """Held-out token shards; by default the run's validation data."""
     text: Annotated[str | None, metavar("FILE")] = None
     """A text to look at token by token; by default the start of the data."""
-    text_tokens: Annotated[int, at_least(1)] = 256
+    text_tokens: Annotated[int, at_least(1, most=4096)] = 256
     """How many of its first tokens."""
     seq_len: Annotated[int | None, at_least(1)] = None
     """Row length; by default the run's."""
@@ -138,5 +138,13 @@ def _tokens_of(folder: RunFolder, text: str | None) -> list[int] | None:
     content = read_user_text(Path(text), f"--text {printable(text)}")
     (ids,) = tokenizer.encode([content])
     if len(ids) == 0:
-        raise ConfigurationError(f"--text {printable(text)} has no tokens")
+        raise ConfigurationError(
+            f"--text {printable(text)} has no tokens: it is empty, or of characters that "
+            "the run's tokenizer does not know"
+        )
+    if lost := sorted(set(content) - set(tokenizer.decode(ids.tolist()))):
+        warn(
+            f"--text {printable(text)} has {len(lost)} kinds of characters that the run's "
+            f"tokenizer does not give back, such as {lost[0]!r}"
+        )
     return [tokenizer.separator_id, *ids.tolist()]
