@@ -9,6 +9,7 @@ OUTPUT_DIR/
   checkpoints/     step_00000500/ ... and `latest`, the name of the newest complete one
   model.safetensors  weights of the end, float32, in one file
   hang/            where each rank is, and its stacks if it hung; gone after an orderly end
+  profile/         traces of --profile_steps with tables; what lay in memory that ran out
   supervisor.jsonl every start by `ten-dist supervise` or `ten-dist launch`
   logs/            start_001/ ... with what every rank printed, by `ten-dist launch`
   COMPLETED        final metrics, written last
@@ -51,6 +52,7 @@ class RunFolder:
         self.hang = self.path / "hang"
         self.supervisor_log = self.path / "supervisor.jsonl"
         self.logs = self.path / "logs"
+        self.profile = self.path / "profile"
         self.completed_file = self.path / "COMPLETED"
 
     def exists(self) -> bool:

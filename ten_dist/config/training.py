@@ -19,6 +19,7 @@ from ten_dist.config.options import (
     metavar,
     more_than,
 )
+from ten_dist.config.step_range import StepRange
 from ten_dist.errors import ConfigurationError
 
 RUN_FORMAT = "ten_dist.run"
@@ -251,6 +252,9 @@ class WatchingOptions(Options):
     (`ten_dist[analysis]`); 0 never looks."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
+    profile_steps: Annotated[str | None, metavar("FIRST:LAST")] = None
+    """Trace these steps, counted from 1, with torch's profiler: OUTPUT_DIR/profile/ gets a
+    trace of each rank, and a table of what its steps spent their time on."""
     dollars_per_hour: Annotated[float | None, more_than(0)] = None
     """Price of all machines of the run together: what it has cost, all starts of it, and
     will cost then appears in the progress bar, metrics and TensorBoard."""
@@ -258,6 +262,10 @@ class WatchingOptions(Options):
     """TFLOP/s of a device in the precision of the run, of which model FLOPs utilization
     (MFU) is the share; by default that of a GPU that is known, in bf16 or fp16, and of
     others there is no MFU."""
+
+    def check_together(self) -> None:
+        if self.profile_steps is not None:
+            StepRange.parse(self.profile_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

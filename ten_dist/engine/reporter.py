@@ -10,6 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from ten_dist.data import TokenBatch
 from ten_dist.engine.stragglers import Stragglers
 from ten_dist.monitor.ledger import Ledger
+from ten_dist.monitor.profiling.step_profiler import StepProfiler
 from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
 
@@ -26,15 +27,24 @@ class Reporter:
     """metrics.jsonl, TensorBoard and progress bar, of rank 0 only."""
     ledger: Ledger | None = None
     """Rows that this rank consumes, with `--ledger` only."""
+    profiler: StepProfiler | None = None
+    """Traces some steps, with `--profile_steps` only."""
 
     def progress(self, phase: str, step: int | None = None) -> None:
         """Say that this rank enters a phase, or goes on in it."""
         if self.watchdog is not None:
             self.watchdog.progress(phase, step)
 
+    def begin_step(self, step: int) -> None:
+        """Say that a step begins."""
+        if self.profiler is not None:
+            self.profiler.begin_step(step)
+
     def enter(self, phase: str, step: int) -> None:
         """Say that a step enters a phase: data, forward, backward or optimizer."""
         self.progress(phase, step)
+        if self.profiler is not None:
+            self.profiler.enter(phase)
         if self.stragglers is not None:
             self.stragglers.enter(phase)
 
@@ -45,6 +55,8 @@ class Reporter:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Report an optimizer step, by the names of metrics.jsonl; every rank must."""
+        if self.profiler is not None:
+            self.profiler.end_step(metrics["step"])
         if self.stragglers is not None:
             seconds = metrics["step_seconds"]
             metrics = metrics | self.stragglers.end_step(metrics["step"], seconds)
@@ -64,6 +76,8 @@ class Reporter:
 
     def rewind(self, step: int, attempt: int) -> None:
         """Go on from an earlier step, as another start of the run."""
+        if self.profiler is not None:
+            self.profiler.finish()
         if self.monitor is not None:
             self.monitor.rewind(step)
         if self.ledger is not None:
@@ -71,6 +85,8 @@ class Reporter:
 
     def close(self) -> None:
         """Bring everything to the disk. The watchdog goes on."""
+        if self.profiler is not None:
+            self.profiler.finish()
         if self.monitor is not None:
             self.monitor.close()
         if self.ledger is not None:

@@ -12,6 +12,7 @@ import shutil
 from typing import Any
 
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.step_range import StepRange
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest, Mixture
 from ten_dist.deepspeed_config import derive_deepspeed_config
@@ -220,6 +221,8 @@ def resolve(
     """
     data, validation = load_data(training)
     schedule = make_schedule(training, world_size, data)
+    if training.profile_steps is not None:
+        StepRange.parse(training.profile_steps).check_within(schedule.steps)
     model_config = _resolve_model(training, model_options, data)
     if training.compile:
         _check_compilable(model_config)

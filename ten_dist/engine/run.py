@@ -10,6 +10,7 @@ from typing import Any
 
 from ten_dist.checkpoint import CheckpointReader, RunState
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.step_range import StepRange
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say, warn
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
@@ -44,6 +45,8 @@ from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.ledger import Ledger
+from ten_dist.monitor.profiling.memory_snapshot import snapshot_when_memory_runs_out
+from ten_dist.monitor.profiling.step_profiler import StepProfiler
 from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
 from ten_dist.own_rank import take_part
@@ -274,7 +277,9 @@ def _run(
     writer = CheckpointWriter(engine, ranks, run, folder, reporter.record)
     try:
         trainer = Trainer(engine, ranks, run, folder, writer, stop, reporter, state)
-        final = trainer.fit()
+        history = run.training.profile_steps is not None
+        with snapshot_when_memory_runs_out(folder.profile, ranks.rank, history=history):
+            final = trainer.fit()
     except RunStoppedError as stopped:
         say(str(stopped))
         stopped.reported = True
@@ -340,4 +345,8 @@ def _reporter(
         sources = run.data.names if isinstance(run.data, Mixture) else ()
         ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)
     stragglers = Stragglers(ranks, training.straggler_interval)
-    return Reporter(watchdog, stragglers, monitor, ledger)
+    profiler = None
+    if training.profile_steps is not None:
+        traced = StepRange.parse(training.profile_steps)
+        profiler = StepProfiler(folder.profile, ranks.rank, traced, state.step)
+    return Reporter(watchdog, stragglers, monitor, ledger, profiler)

@@ -118,6 +118,7 @@ class Trainer:
             # Stopped in the middle of a validation, the run makes up for it first.
             self._evaluate_if_due()
             while self._done < steps and not stopping:
+                self.reporter.begin_step(self._done + 1)
                 result = stepper(self._done + 1, batches, self._excluded)
                 self._done += 1
                 self.reporter.step(result.metrics)
