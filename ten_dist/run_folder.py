@@ -10,6 +10,7 @@ OUTPUT_DIR/
   model.safetensors  weights of the end, float32, in one file
   hang/            where each rank is, and its stacks if it hung; gone after an orderly end
   profile/         traces of --profile_steps with tables; what lay in memory that ran out
+  trackers/        with --tracker, what it was sent, and what its package printed
   supervisor.jsonl every start by `ten-dist supervise` or `ten-dist launch`
   logs/            start_001/ ... with what every rank printed, by `ten-dist launch`
   COMPLETED        final metrics, written last

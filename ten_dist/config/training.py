@@ -252,6 +252,11 @@ class WatchingOptions(Options):
     (`ten_dist[analysis]`); 0 never looks."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
+    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
+    """Also send the figures to this tracker, from a process of its own; keys and servers
+    are taken from the environment, as its package does. Needs the extra of that name."""
+    tracker_project: Annotated[str | None, metavar("NAME")] = None
+    """Project of the run at the tracker, MLflow's experiment; by default ten_dist."""
     profile_steps: Annotated[str | None, metavar("FIRST:LAST")] = None
     """Trace these steps, counted from 1, with torch's profiler: OUTPUT_DIR/profile/ gets a
     trace of each rank, and a table of what its steps spent their time on."""
@@ -264,6 +269,12 @@ class WatchingOptions(Options):
     others there is no MFU."""
 
     def check_together(self) -> None:
+        if self.tracker_project is not None and self.tracker is None:
+            raise ConfigurationError(
+                "--tracker_project has no effect without --tracker: leave it out"
+            )
+        if self.tracker_project == "":
+            raise ConfigurationError("--tracker_project is empty: leave it out")
         if self.profile_steps is not None:
             StepRange.parse(self.profile_steps)
 

@@ -48,6 +48,8 @@ from ten_dist.monitor.ledger import Ledger
 from ten_dist.monitor.profiling.memory_snapshot import snapshot_when_memory_runs_out
 from ten_dist.monitor.profiling.step_profiler import StepProfiler
 from ten_dist.monitor.run_monitor import RunMonitor
+from ten_dist.monitor.trackers.tracker import check_installed
+from ten_dist.monitor.trackers.tracker_process import TrackerProcess
 from ten_dist.monitor.watchdog import Watchdog
 from ten_dist.own_rank import take_part
 from ten_dist.run_folder import RunFolder
@@ -122,6 +124,10 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
 
 def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     training = run.training
+    with ranks.agreeing():
+        # Only rank 0 has one.
+        if ranks.is_first and training.tracker is not None:
+            check_installed(training.tracker)
     _agree_on_data(ranks, run)
     start = None
     if training.data is not None and training.output_dir is not None:
@@ -340,7 +346,11 @@ def _reporter(
     training, folder, monitor, ledger = run.training, start.folder, None, None
     if ranks.is_first:
         steps, dollars = run.schedule.steps, training.dollars_per_hour
-        monitor = RunMonitor(folder, state.step, steps, dollars)
+        tracker = None
+        if training.tracker is not None:
+            project = training.tracker_project or "ten_dist"
+            tracker = TrackerProcess(training.tracker, project, folder.path)
+        monitor = RunMonitor(folder, state.step, steps, dollars, tracker)
     if training.ledger:
         sources = run.data.names if isinstance(run.data, Mixture) else ()
         ledger = Ledger(folder.ledger, ranks.rank, start.attempt, sources)

@@ -15,6 +15,7 @@ from ten_dist.monitor.event_file import EventFile
 from ten_dist.monitor.metrics_log import MetricsLog
 from ten_dist.monitor.run_description import describe
 from ten_dist.monitor.spending import Spending
+from ten_dist.monitor.trackers.tracker_process import TrackerProcess
 from ten_dist.run_folder import RunFolder
 
 TENSORBOARD_TAGS = {
@@ -71,6 +72,7 @@ class RunMonitor:
         first_step: steps done before this start.
         last_step: steps of the whole run.
         dollars_per_hour: price of all machines of the run, or None where not known.
+        tracker: that of `--tracker`; it is told what TensorBoard is, and closed.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class RunMonitor:
         first_step: int,
         last_step: int,
         dollars_per_hour: float | None = None,
+        tracker: TrackerProcess | None = None,
     ) -> None:
+        self._tracker = tracker
         self._folder = folder
         # Before lines of steps that will be done again are removed: they were paid.
         self._spending = Spending(dollars_per_hour, folder.metrics_file, last_step)
@@ -179,12 +183,16 @@ class RunMonitor:
             if tag is not None and value is not None and math.isfinite(value):
                 scalars[tag] = value
         self._events.write(metrics["step"], scalars)
+        if self._tracker is not None:
+            self._tracker.write(metrics["step"], scalars)
 
     def close(self) -> None:
         """Finish the bar and bring everything to the disk."""
         self._bar.close()
         self._events.close()
         self._log.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def memory_metrics() -> dict[str, int]:
