@@ -14,7 +14,7 @@ from tests.tools.launching import SMALL_MODEL, step_metrics, train_here
 OPTIONS = [
     *SMALL_MODEL,
     *("--precision", "fp32", "--global_batch_size", 4, "--seq_len", 32),
-    *("--num_workers", 0, "--steps", 6),
+    *("--num_workers", 0, "--steps", 6, "--eval_rows", 4),
 ]
 
 
