@@ -97,7 +97,10 @@ def test_a_conversation_at_a_terminal(short_run, tmp_path):
         terminal.read_until("no command /sing.*> ")
         terminal.type("/load nothing\n")
         terminal.read_until("nothing cannot be read.*> ")
-        terminal.type("abandoned\x03")
+        # Who sees what they type is in the line, where an interrupt gives it up.
+        terminal.type("abandoned")
+        terminal.read_until("abandoned")
+        terminal.type("\x03")
         terminal.read_until("Ctrl-D or /quit ends.*> ")
         terminal.type("\x04")
         assert terminal.read_to_end() == 0
