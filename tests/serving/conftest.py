@@ -85,5 +85,5 @@ def run_folder(token_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(run_folder):
     """A server that the tests share."""
-    with served(run_folder, "--slots", 16, "--max_new_tokens", 10**6) as server:
+    with served(run_folder, "--slots", 16, "--max_new_tokens", 10**5) as server:
         yield server
