@@ -65,6 +65,7 @@ _COMMANDS = {
         "ten_dist.commands.analyze",
         "what a run's model has learned: eigenvalues, memory, worth, health",
     ),
+    "report": ("ten_dist.commands.report_runs", "compare runs on one page"),
     "data": ("ten_dist.commands.data", "inspect, verify or sample token shards"),
     "export": ("ten_dist.commands.export", "a run's model for other tools"),
     "generate": ("ten_dist.commands.generate", "continue prompts with a run's model"),

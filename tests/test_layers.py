@@ -15,7 +15,7 @@ LAYERS = [
     "generation",
     "data schedule",
     "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation held_out_data trained_model monitor",
-    "analysis inference planning supervision export harness",
+    "analysis inference planning supervision export harness report",
     "serving",
     "engine",
     "commands",
