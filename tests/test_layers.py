@@ -8,7 +8,7 @@ from tests.tools.launching import ROOT
 
 # Bottom up: a file imports those of its own layer and of the layers before it.
 LAYERS = [
-    "errors arguments files own_rank streams termination threads library_settings console",
+    "errors arguments extras files own_rank streams termination threads library_settings console",
     "native",
     "config recurrence",
     "model",

@@ -12,8 +12,9 @@ import sys
 
 from docs.generate.pages import ROOT
 from ten_dist.analysis import HeldOutRows, observe_usage, places_of, spectrum_of
-from ten_dist.analysis.figures import PERCENTILES, eigenvalue_figure, memory_figure
+from ten_dist.analysis.figures import eigenvalue_figure, memory_figure
 from ten_dist.analysis.page import svg_of
+from ten_dist.analysis.usage import PERCENTILES
 from ten_dist.data import Manifest
 from ten_dist.files import write_text
 from ten_dist.run_folder import RunFolder

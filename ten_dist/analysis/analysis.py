@@ -19,15 +19,13 @@ from ten_dist.analysis.held_out_rows import HeldOutRows
 from ten_dist.analysis.influence import Influence, measure_influence
 from ten_dist.analysis.places import Place, places_of
 from ten_dist.analysis.spectrum import Spectrum, spectrum_of
-from ten_dist.analysis.usage import Usage, observe_usage
+from ten_dist.analysis.usage import PERCENTILES, Usage, observe_usage
 from ten_dist.analysis.worth import Worth, measure_worth, row_losses
 from ten_dist.analysis.writing import Writing, measure_writing
 from ten_dist.data import Manifest
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
 
-PERCENTILES = (5, 50, 95)
-"""Of the memory as used."""
 _DIGITS = 5
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ten_dist.analysis.places import Place
 from ten_dist.analysis.spectrum import Spectrum
+from ten_dist.analysis.usage import PERCENTILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,6 @@ COLOURS = ("#2b8cc4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "os^Dvp"
 _MOST_POINTS = 4000
 """In a figure as vectors; more of them become an image in it."""
-PERCENTILES = (5, 50, 95)
 
 
 _STYLE: Any = {

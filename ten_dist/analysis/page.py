@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from ten_dist.analysis.analysis import PERCENTILES, Analysis
+from ten_dist.analysis.analysis import Analysis
 from ten_dist.analysis.charts import (
     context_figure,
     energy_figure,
@@ -24,6 +24,7 @@ from ten_dist.analysis.charts import (
 )
 from ten_dist.analysis.context_length import where_it_stops
 from ten_dist.analysis.figures import INK, eigenvalue_figure, memory_figure, styled
+from ten_dist.analysis.usage import PERCENTILES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,14 +11,13 @@ from tensorboard.compat.proto.histogram_pb2 import HistogramProto
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ten_dist.analysis.figures import (
-    PERCENTILES,
     eigenvalue_figure,
     memory_figure,
     styled,
 )
 from ten_dist.analysis.places import Place
 from ten_dist.analysis.spectrum import Spectrum
-from ten_dist.analysis.usage import Usage
+from ten_dist.analysis.usage import PERCENTILES, Usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,6 +31,8 @@ MEMORY_EDGES = np.exp(np.linspace(0, _LONGEST, _BINS + 1))
 PLANE_SIDE = 64
 """Cells along each side of the histograms of eigenvalues, which are of the square from
 -1 - i to 1 + i."""
+PERCENTILES = (5, 50, 95)
+"""Of memory, that figures show."""
 AT_LIMIT = 0.99
 """Size of tanh from which the selection counts as at its limit."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from ten_dist.console import say, warn
 from ten_dist.data import Manifest, verify_shards
 from ten_dist.data.access import access_of
 from ten_dist.errors import ConfigurationError
+from ten_dist.extras import require_packages
 from ten_dist.files import printable, read_user_text, unwritable, write_json, write_text
 from ten_dist.held_out_data import held_out_data, held_out_place
 from ten_dist.run_folder import RunFolder
@@ -70,12 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         OSError: the page cannot be written.
     """
     options = given(arguments, AnalysisOptions)
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(
-            f"the page needs packages that are not installed, {', '.join(missing)}: "
-            "pip install 'ten_dist[analysis]'"
-        )
+    require_packages("an analysis", _PACKAGES, "analysis")
     folder = RunFolder(arguments.run)
     record = folder.read()
     output = Path(options.output) if options.output else folder.path / "analysis"

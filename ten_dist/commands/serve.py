@@ -8,12 +8,11 @@ is under way and takes nothing new.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from ten_dist.arguments import ArgumentParser
 from ten_dist.config.command_line import add_options, given
-from ten_dist.errors import ConfigurationError
+from ten_dist.extras import require_packages
 from ten_dist.serving.serving_options import ServingOptions
 
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "jinja2")
@@ -37,12 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
             a package is missing.
     """
     options = given(arguments, ServingOptions)
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(
-            f"serving needs packages that are not installed, {', '.join(missing)}: "
-            "pip install 'ten_dist[serve]'"
-        )
+    require_packages("serving", _PACKAGES, "serve")
     from ten_dist.serving.served_model import ServedModel
     from ten_dist.serving.server import serve
 

@@ -6,7 +6,6 @@ and :mod:`ten_dist.export.modeling_ten`, which computes the model in plain torch
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from ten_dist.data.manifest import CHAT_TEMPLATE_NAME
 from ten_dist.errors import ConfigurationError, TrainingError
 from ten_dist.export.model_card import model_card
 from ten_dist.export.verification import verify
+from ten_dist.extras import require_packages
 from ten_dist.files import new_folder, write_json, write_text
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import RunRecord
@@ -71,11 +71,8 @@ def export_huggingface(
         TrainingError: the exported model does not compute what the run's does.
         OSError: the file system refuses.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigurationError(
-            "an export is loaded by transformers before it is done, which is not "
-            "installed: pip install 'ten_dist[export]'"
-        )
+    # Which loads the export before it is done.
+    require_packages("an export", ["transformers"], "export")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(
             f"--output {output} is there already: name a new folder"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import logging
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ten_dist.config.options import alike
 from ten_dist.console import warn
 from ten_dist.errors import ConfigurationError
+from ten_dist.extras import require_packages
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -47,11 +47,7 @@ class Tasks:
             ConfigurationError: lm_eval is not installed, the folder or a task is not
                 there, or a task or its data cannot be read.
         """
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ConfigurationError(
-                f"{options[0]} needs lm-evaluation-harness, which is not installed: pip "
-                "install 'ten_dist[evaluation]'"
-            )
+        require_packages(options[0], ["lm_eval"], "evaluation")
         if include_path is not None and not Path(include_path).is_dir():
             raise ConfigurationError(f"{options[1]} {include_path} is no folder")
         # It warns of every default that a task file relies on.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ten_dist.errors import ConfigurationError
+from ten_dist.extras import require_packages
 
 _PACKAGES = ("wandb", "mlflow", "trackio")
 """Each is the name of an extra and of what it installs, with a file here."""
@@ -30,11 +29,7 @@ class Tracker(Protocol):
 def check_installed(name: str) -> None:
     """Raise a ConfigurationError unless the package of a tracker is installed."""
     assert name in _PACKAGES
-    if importlib.util.find_spec(name) is None:
-        raise ConfigurationError(
-            f"--tracker {name} needs a package that is not installed: "
-            f"pip install 'ten_dist[{name}]'"
-        )
+    require_packages(f"--tracker {name}", [name], name)
 
 
 def open_tracker(
