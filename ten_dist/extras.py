@@ -22,6 +22,6 @@ def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
-            f"{what} needs what is not installed, {', '.join(missing)}: "
+            f"{what} needs packages that are not installed, {', '.join(missing)}: "
             f"pip install 'ten_dist[{extra}]'"
         )
