@@ -51,5 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise refused[0]
     for reason_for_one in refused:
         warn(f"left out: {reason_for_one}")
-    write_text(output, page_of(named_apart(runs)))
-    say(f"{output}: {len(runs)} runs")
+    named = named_apart(runs)
+    write_text(output, page_of(named))
+    say(f"{output}: {', '.join(run.name for run in named)}")
