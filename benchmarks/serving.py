@@ -140,7 +140,7 @@ def measure_streams(report: Report, folder: Path) -> None:
                 "served": lambda: asyncio.run(at_once(url, range(CLIENTS))),
                 "offline": continued,
             },
-            repeats=7,
+            repeats=15,
         )
     tokens = sum(map(len, wanted))
     report.add("served, tokens/s", tokens / seconds["served"])

@@ -11,7 +11,7 @@ from ten_dist.generation import Request, Token
 from ten_dist.generation.text_stream import TextStream
 from ten_dist.serving.worker import Draining, Job, Worker, happens_within
 
-_MOST_PIECES_A_SECOND = 300
+_MOST_PIECES_A_SECOND = 200
 """Of all answers together: where many come about at once, a piece has several tokens, and
 the time of the processor goes into the model."""
 

@@ -238,6 +238,8 @@ class Worker:
 
 async def happens_within(event: asyncio.Event, seconds: float) -> bool:
     """Wait for an event, so long at most; returns whether it has happened."""
+    if event.is_set():
+        return True
     waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait([waiting], timeout=seconds)
