@@ -250,6 +250,9 @@ class WatchingOptions(Options):
     """Steps between looks at the eigenstates, for TensorBoard: energy by layer and scale,
     histograms of memory, and pictures of eigenvalues and memory, which need matplotlib
     (`ten_dist[analysis]`); 0 never looks."""
+    sample_prompts: Annotated[str | None, metavar("FILE")] = None
+    """Show on TensorBoard, at --analysis_interval and after the last step, how the model
+    continues these prompts, JSON objects a line with a "prompt", 16 at most."""
     ledger: bool = False
     """Write which rows each rank consumed to OUTPUT_DIR/ledger/."""
     tracker: Literal["wandb", "mlflow", "trackio"] | None = None

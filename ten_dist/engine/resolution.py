@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -9,7 +10,10 @@ import json
 import os
 import platform
 import shutil
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.step_range import StepRange
@@ -44,6 +48,8 @@ class ResolvedRun:
     set, or where --val_data is given, one under the name ""."""
     tasks: Tasks | None = None
     """Benchmarks of --eval_tasks, loaded where the run begins."""
+    sample_prompts: tuple[tuple[int, ...], ...] = ()
+    """Token ids of --sample_prompts, read by rank 0 where the run begins."""
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -280,11 +286,23 @@ def _check_compilable(config: TemporalEigenstateConfig) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
+    """What decides a run's numbers besides its options: device, Python and packages."""
+    found = {"device": _device_name(), "python": platform.python_version()}
     for name in _VERSIONED_PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def _device_name() -> str:
+    """The model of this machine's GPUs, or of its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()

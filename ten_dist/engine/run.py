@@ -38,6 +38,7 @@ from ten_dist.engine.initial_weights import (
 )
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun, resolve
+from ten_dist.engine.samples import load_sample_prompts
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.stragglers import Stragglers
 from ten_dist.engine.swap_folder import check_swap_path, swap_folder
@@ -143,6 +144,10 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     with ranks.agreeing():
         check_swap_path(run.deepspeed_config, run.parameters, ranks)
         run = dataclasses.replace(run, tasks=load_tasks(training))
+        prompts: tuple[tuple[int, ...], ...] = ()
+        if ranks.is_first and (manifests := run.manifests()):
+            prompts = load_sample_prompts(training, manifests[0])
+    run = dataclasses.replace(run, sample_prompts=ranks.from_first(prompts))
     for line in run.describe():
         say(line)
     earlier = start and start.before and start.before.schedule

@@ -26,6 +26,7 @@ from ten_dist.engine.learned import Learned
 from ten_dist.engine.loss_scale import LossScale
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
+from ten_dist.engine.samples import Samples
 from ten_dist.engine.step import Stepper, StepResult
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.validation import ValidationStopped, readable, validate
@@ -57,6 +58,7 @@ class Trainer:
     def __post_init__(self, start: RunState) -> None:
         self._training, self._schedule = self.run.training, self.run.schedule
         self._learned = Learned(self.engine, self.ranks, self.run, self.reporter)
+        self._samples = Samples(self.engine, self.run, self.reporter)
         self._restore(start)
 
     def _restore(self, state: RunState) -> None:
@@ -131,6 +133,7 @@ class Trainer:
                     self._respond(result.anomaly, result)
                 self._evaluate_if_due()
                 self._learned.look_if_due(self._done)
+                self._samples.write_if_due(self._done)
                 interval = self._training.checkpoint_interval
                 if self._done == steps or self._done % interval == 0:
                     self._save()

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -112,6 +112,8 @@ class Decoder:
         network: in evaluation mode, not sharded.
         autocast: makes the context in which it computes.
         cache: of states, to read what prompts have in common once.
+        compute: is called for the logits, as the network is, and then the network may be
+            sharded: an engine that has it whole while it computes.
     """
 
     def __init__(
@@ -121,8 +123,11 @@ class Decoder:
             [], contextlib.AbstractContextManager
         ] = contextlib.nullcontext,
         cache: StateCache | None = None,
+        compute: Callable[..., Any] | None = None,
     ) -> None:
-        self._network = network
+        self._compute = network if compute is None else compute
+        # Weights that are gathered in inference mode could not be trained afterwards.
+        self._gradless = torch.inference_mode if compute is None else torch.no_grad
         self._autocast = autocast
         self._cache = cache
         self._device = network.embedding.weight.device
@@ -148,20 +153,23 @@ class Decoder:
             generated.finish_reason = "cancelled"
             self._remove_ended()
 
-    @torch.inference_mode()
     def step(self) -> list[Generated]:
         """One token more of every sequence whose prompt is read.
 
         Returns:
             those sequences; they have ended where they have a finish_reason.
         """
+        with self._gradless():
+            return self._step()
+
+    def _step(self) -> list[Generated]:
         with self._autocast():
             self._read_prompts()
             if not self._running:
                 return []
             ids = [generated._last_token() for generated in self._running]
             column = torch.tensor(ids, device=self._device).unsqueeze(1)
-            logits = self._rows.step(self._network, column).float()
+            logits = self._rows.step(self._compute, column).float()
         drawn = draw(logits, [generated._sampler for generated in self._running])
         continued = list(self._running)
         for generated, row, token in zip(continued, logits, drawn, strict=True):
@@ -169,12 +177,11 @@ class Decoder:
         self._remove_ended()
         return continued
 
-    @torch.inference_mode()
     def empty_state(self) -> NetworkState:
         """The state of one row that has read nothing."""
         token = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
-        with self._autocast():
-            _, state = self._network(token, return_state=True, last_only=True)
+        with self._gradless(), self._autocast():
+            _, state = self._compute(token, return_state=True, last_only=True)
         return empty_like(state)
 
     def _read_prompts(self) -> None:
@@ -188,7 +195,7 @@ class Decoder:
             piece = prompt[generated._read : generated._read + left]
             left -= max(len(piece), 1)
             if piece:
-                _, generated._state = self._network(
+                _, generated._state = self._compute(
                     torch.tensor([piece], device=self._device),
                     state=generated._state,
                     return_state=True,
@@ -245,9 +252,9 @@ class _JoinedRows:
             new if self._joined is None else [self._joined, *new]
         )
 
-    def step(self, network: TemporalEigenstateNetwork, ids: Tensor) -> Tensor:
+    def step(self, compute: Callable[..., Any], ids: Tensor) -> Tensor:
         """Logits [B, V] after one token more of each row, [B, 1]."""
-        logits, self._joined = network(ids, state=self._joined, return_state=True)
+        logits, self._joined = compute(ids, state=self._joined, return_state=True)
         return logits[:, -1]
 
     def state(self, row: int) -> NetworkState:
@@ -267,11 +274,11 @@ class _SeparateRows:
     def add(self, state: NetworkState | None) -> None:
         self._states.append(state)
 
-    def step(self, network: TemporalEigenstateNetwork, ids: Tensor) -> Tensor:
+    def step(self, compute: Callable[..., Any], ids: Tensor) -> Tensor:
         """Logits [B, V] after one token more of each row, [B, 1]."""
         all_logits = []
         for row, token in enumerate(ids.split(1)):
-            logits, self._states[row] = network(
+            logits, self._states[row] = compute(
                 token, state=self._states[row], return_state=True
             )
             all_logits.append(logits[:, -1])

@@ -19,8 +19,12 @@ OUTPUT_FIELDS = ("sample", "text", "tokens", "finish_reason", "logprobs")
 """Fields that a line of output has of its own, beside those of its prompt."""
 
 
-def check_prompts(place: str) -> None:
+def check_prompts(place: str, option: str = "--prompts") -> None:
     """Read a file of prompts through, if it can be read again.
+
+    Args:
+        place: the file, or :data:`STANDARD`.
+        option: that names it.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -36,10 +40,10 @@ def check_prompts(place: str) -> None:
         count = sum(1 for _ in read_prompts(place))
     except OSError as error:
         raise ConfigurationError(
-            f"--prompts {printable(place)} cannot be read: {error.strerror}"
+            f"{option} {printable(place)} cannot be read: {error.strerror}"
         ) from None
     if not count:
-        raise DataError(f"--prompts {printable(place)} has no prompts")
+        raise DataError(f"{option} {printable(place)} has no prompts")
 
 
 def read_prompts(place: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -56,7 +56,7 @@ def describe(record: RunRecord, name: str) -> list[Summary]:
     return [
         hparams.hparams_config_pb(columns, metrics),
         hparams.hparams_pb(options, trial_id=printable(name)),
-        _text("options", _table(options)),
+        text_summary("options", _table(options)),
         _layout(),
     ]
 
@@ -82,7 +82,8 @@ def _table(options: dict[str, Any]) -> str:
     return "\n".join(["| option | value |", "|---|---|", *rows])
 
 
-def _text(tag: str, text: str) -> Summary:
+def text_summary(tag: str, text: str) -> Summary:
+    """Text in Markdown."""
     metadata = text_metadata.create_summary_metadata(tag, "")
     tensor = make_tensor_proto(text.encode())
     return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])

@@ -89,7 +89,7 @@ def _summary(runs: Sequence[RunHistory]) -> list[list[str]]:
         "starts": [str(max(len(r.starts), 1)) for r in runs],
         "anomalies": [_anomalies(r) for r in runs],
         "checkpoints at steps": [_listed(r.checkpoints) for r in runs],
-        "versions": [_versions(r) for r in runs],
+        "device, versions": [_versions(r) for r in runs],
     }
     rows |= _tasks(runs)
     return [[name, *values] for name, values in rows.items() if set(values) != {"-"}]
