@@ -62,6 +62,9 @@ class TemporalEigenstateConfig(Options):
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     ffn_multiplier: float = 4
     """Hidden width of the MLP as a multiple of dim."""
+    ffn_gate: bool = False
+    """Gate the MLP by its input (SwiGLU), with two thirds of the hidden width, in which
+    it has as many weights."""
     dropout: Annotated[float, at_least(0, below=1)] = 0.0
     """Dropout probability on the output of each mixer and MLP."""
     energy_reg_weight: Annotated[float, at_least(0)] = 0.01
@@ -165,8 +168,10 @@ class TemporalEigenstateConfig(Options):
 
     @property
     def ffn_dim(self) -> int:
-        """Hidden width of the MLP."""
-        return int(self.ffn_multiplier * self.dim)
+        """Hidden width of the MLP; of a gated one a multiple of 8, which GPUs multiply
+        best."""
+        width = int(self.ffn_multiplier * self.dim)
+        return max(8, round(2 * width / 3 / 8) * 8) if self.ffn_gate else width
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TemporalEigenstateConfig:

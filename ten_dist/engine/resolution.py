@@ -63,10 +63,12 @@ class ResolvedRun:
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
-        # The separator is that of the data; None as in runs from before the option.
+        # None as in runs from before these options; the separator is that of the data.
+        gate = model.pop("ffn_gate") or None
         masking = model.pop("document_separator_id") is not None or None
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
+            "ffn_gate": gate,
             "document_masking": masking,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,

@@ -49,6 +49,7 @@ class TenConfig(PreTrainedConfig):
     mixer: str = "eigenstate"
     hten_scales: list[int] | None = None
     ffn_multiplier: float = 4.0
+    ffn_gate: bool = False
     dropout: float = 0.0
     eigenvalue_init: str = "timescale"
     max_timescale: float = 2048.0
@@ -538,17 +539,24 @@ class TenShortConvolution(nn.Module):
 
 
 class TenFeedForward(nn.Module):
-    """MLP d -> ffn_multiplier d -> d with SiLU."""
+    """MLP d -> ffn_multiplier d -> d with SiLU, or SwiGLU with as many weights."""
 
     def __init__(self, config: TenConfig) -> None:
         super().__init__()
         width = int(config.ffn_multiplier * config.dim)
-        self.up = nn.Linear(config.dim, width)
+        self.gated = config.ffn_gate
+        if self.gated:
+            width = max(8, round(2 * width / 3 / 8) * 8)
+        self.up = nn.Linear(config.dim, 2 * width if self.gated else width)
         self.down = nn.Linear(width, config.dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        return self.down(F.silu(self.up(inputs)))
+        hidden = self.up(inputs)
+        if not self.gated:
+            return self.down(F.silu(hidden))
+        gate, up = hidden.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class TenBlock(GradientCheckpointingLayer):

@@ -40,11 +40,15 @@ class Projection(OwnValues, nn.Linear):
 
 
 class FeedForward(nn.Module):
-    """MLP d -> ffn_dim -> d with SiLU."""
+    """MLP d -> ffn_dim -> d: W_down silu(W_up x), or with `ffn_gate` SwiGLU,
+    W_down (silu(W_gate x) * W_up x) (Shazeer, arXiv 2002.05202, equation 6), with biases."""
 
     def __init__(self, config: TemporalEigenstateConfig) -> None:
         super().__init__()
-        self.up = Projection(config.dim, config.ffn_dim, std=0.02)
+        self.gated = config.ffn_gate
+        # W_gate and W_up one above the other: one product, one copy of its input.
+        width = 2 * config.ffn_dim if self.gated else config.ffn_dim
+        self.up = Projection(config.dim, width, std=0.02)
         # 2 n_layers branches add to the residual stream: its variance at the start
         # does not grow with depth.
         std = 0.02 / math.sqrt(2 * config.n_layers)
@@ -52,7 +56,11 @@ class FeedForward(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        return self.down(F.silu(self.up(inputs)))
+        hidden = self.up(inputs)
+        if not self.gated:
+            return self.down(F.silu(hidden))
+        gate, up = hidden.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):

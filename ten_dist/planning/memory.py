@@ -91,13 +91,14 @@ def kept_by_block(
     else:
         mixer = _kept_by_eigenstates(config, p, seq_len)
     # Of both norms the input, mean and deviation; of the MLP its input, and the hidden
-    # values before and after SiLU.
-    per_token = 2 * p.parameters * (d + 2) + p.products * (d + 2 * ffn)
+    # values before and after SiLU, and of a gated one what these gate, and the product.
+    hidden, matrices = (4, 3) if config.ffn_gate else (2, 2)
+    per_token = 2 * p.parameters * (d + 2) + p.products * (d + hidden * ffn)
     if config.dropout:
         per_token += 2 * p.products * d
     per_row = per_token * seq_len + mixer.per_row
     per_row += _kept_by_convolution(config, p, seq_len)
-    copies = p.products * 2 * ffn * d if p.copies_weights else 0
+    copies = p.products * matrices * ffn * d if p.copies_weights else 0
     return Kept(per_row, mixer.fixed, mixer.copies + copies)
 
 
@@ -387,7 +388,9 @@ class _Step:
     def _working(self) -> float:
         """What the backward of a block works with."""
         config, p = self.config, self.precision
-        width = max(2 * config.ffn_dim, 8 * config.num_eigenstates)
+        width = max(
+            (4 if config.ffn_gate else 2) * config.ffn_dim, 8 * config.num_eigenstates
+        )
         working = self.tokens * (p.products * width + 2 * p.parameters * config.dim)
         if config.gradient_checkpointing == "block":
             return working + self.block.bytes(self.work.rows)

@@ -32,6 +32,7 @@ VARIANTS = {
         *("--hten_scales", "1,2,4", "--short_convolution", 4, "--gate", "state"),
         *("--document_masking", "--input_norm", "static"),
         "--no-learnable_selection_range",
+        "--ffn_gate",
     ],
     "attention": [
         *("--config", "pico", "--dim", 32, "--n_layers", 2, "--num_heads", 2),

@@ -17,6 +17,7 @@ QUALITY_OPTIONS = {
     "paper": PAPER,
     "short_convolution": {"short_convolution": 4},
     "state_gate": {"gate": "state"},
+    "gated_mlp": {"ffn_gate": True},
     "static_norm": {"input_norm": "static"},
     "fixed_selection_range": {
         "learnable_selection_range": False,
@@ -200,7 +201,11 @@ def plain_loss(model, ids, targets):
             w["feed_forward_norm.weight"],
             w["feed_forward_norm.bias"],
         )
-        v = F.silu(v @ w["feed_forward.up.weight"].T + w["feed_forward.up.bias"])
+        up = v @ w["feed_forward.up.weight"].T + w["feed_forward.up.bias"]
+        if config.ffn_gate:
+            v = F.silu(up[..., : config.ffn_dim]) * up[..., config.ffn_dim :]
+        else:
+            v = F.silu(up)
         hidden = (
             hidden + v @ w["feed_forward.down.weight"].T + w["feed_forward.down.bias"]
         )
