@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.model import LATER_FIELDS, TemporalEigenstateConfig
 from ten_dist.config.step_range import StepRange
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest, Mixture
@@ -64,11 +64,12 @@ class ResolvedRun:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
         # None as in runs from before these options; the separator is that of the data.
-        gate = model.pop("ffn_gate") or None
+        for name, before in LATER_FIELDS.items():
+            if model[name] == before:
+                model[name] = None
         masking = model.pop("document_separator_id") is not None or None
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
-            "ffn_gate": gate,
             "document_masking": masking,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -14,6 +15,7 @@ from ten_dist.data.tokenizer import set_tokenizer
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError, DataError
+from ten_dist.files import printable
 from ten_dist.generation import Decoder, Request, Sampling
 from ten_dist.inference.prompt_lines import STANDARD, check_prompts, read_prompts
 from ten_dist.monitor.run_description import text_summary
@@ -39,8 +41,10 @@ def load_sample_prompts(
     place = training.sample_prompts
     if place is None:
         return ()
-    if place == STANDARD:
-        raise ConfigurationError(f"{_OPTION} - is no file: a run may start many times")
+    if place == STANDARD or Path(place).exists() and not Path(place).is_file():
+        raise ConfigurationError(
+            f"{_OPTION} {printable(place)} is no file: a run may start many times"
+        )
     check_prompts(place, _OPTION)
     tokenizer = set_tokenizer(manifest)
     prompts = []

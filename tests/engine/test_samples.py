@@ -77,7 +77,7 @@ def test_on_sharded_ranks_the_same_is_written(token_data, prompts, tmp_path):
         ("", "has no prompts"),
         ('{"text": "a"}', "line 1"),
         ('{"prompt": "a"}\n' * 17, "leave 16 at most"),
-        (None, "--sample_prompts"),
+        (None, "cannot be read"),
     ],
 )
 def test_what_is_no_file_of_prompts_is_refused(
