@@ -228,6 +228,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
                 reason = lacking_space(folder, run.parameters)
                 if reason is not None:
                     raise ConfigurationError(reason)
+    completed = ranks.from_first(completed)
     checkpoint = newest_whole(ranks, checkpoints)
     if checkpoint is None and completed is None and resume not in ("auto", "never"):
         checkpoint = Path(resume)

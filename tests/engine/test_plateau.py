@@ -7,7 +7,13 @@ from safetensors.torch import load_file
 
 from ten_dist.cli import main
 from ten_dist.run_folder import RunFolder, checkpoint_step
-from tests.tools.launching import SMALL_MODEL, checkpoint_of, step_metrics, train_here
+from tests.tools.launching import (
+    SMALL_MODEL,
+    checkpoint_of,
+    step_metrics,
+    train_here,
+    train_in_turn,
+)
 
 SHORT, LONG = 8, 16
 OPTIONS = [
@@ -112,6 +118,15 @@ def test_two_decays_branch_off_from_one_checkpoint(runs, data, tmp_path):
     extensions = RunFolder(tmp_path / "longer").read().extensions
     assert [(e.step, e.steps_before) for e in extensions] == [(PLATEAU, SHORT)]
     assert RunFolder(tmp_path / "longer").read().attempts == 1
+
+
+def test_ranks_agree_on_a_branch_and_on_its_end(runs, data, tmp_path):
+    options = [*data, *WSD, "--steps", 7, "--output_dir", tmp_path / "run"]
+    branch = [*options, "--resume", checkpoint_of(runs / "short", PLATEAU - 2)]
+    output = train_in_turn([branch, branch], timeout=120)
+    assert output.count("branching off at step 4") == 1
+    assert "is complete: 7 steps" in output
+    assert sorted(step_metrics(tmp_path / "run")) == [5, 6, 7]
 
 
 def test_a_branch_tells_what_it_changes(runs, data, tmp_path):
