@@ -26,7 +26,7 @@ _OPTION_OF_KEY = {
     "gradient_accumulation_steps": "--global_batch_size and --micro_batch_size",
     "gradient_clipping": "--gradient_clipping",
     "optimizer": "--learning_rate, --weight_decay, --adam_beta1 and --adam_beta2",
-    "scheduler": "--learning_rate, --min_learning_rate and --warmup_steps",
+    "scheduler": "--schedule, --learning_rate, --min_learning_rate and --warmup_steps",
     "fp16": "--precision",
     "bf16": "--precision",
     "torch_autocast": "--precision",

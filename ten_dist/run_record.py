@@ -44,7 +44,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """That a run was made longer with `--extend`."""
+    """That a run was given another length, mostly a greater one with `--extend`."""
 
     step: int
     """Steps it had done: later ones have the learning rates of the new length."""
@@ -71,6 +71,18 @@ class RunRecord:
     """What it began with; None of a run that began anew or with `--resume PATH`."""
     extensions: tuple[Extension, ...] = ()
     """How it came to its length, oldest first."""
+
+    def common_steps(self, schedule: Schedule) -> int:
+        """Steps, from the first on, that had the learning rates of another schedule.
+
+        A run that was extended had those of each of its lengths up to that step.
+        """
+        common = self.schedule.common_steps(schedule)
+        for length in self.extensions:
+            then = dataclasses.replace(self.schedule, steps=length.steps_before)
+            had = then.common_steps(schedule)
+            common = min(common, had) if had < length.step else common
+        return common
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -106,6 +118,12 @@ class RunRecord:
             fields["model"] = TemporalEigenstateConfig.from_dict(fields["model"])
             fields["training"] = TrainingConfig.from_dict(fields["training"])
             fields["schedule"] = Schedule(**fields["schedule"])
+            # There were cosines only.
+            fields["identity"] = {
+                "schedule": "cosine",
+                "decay_fraction": None,
+                **fields["identity"],
+            }
             fields["data"] = DataRecord(**fields["data"])
             if fields.get("origin") is not None:
                 fields["origin"] = Origin(**fields["origin"])

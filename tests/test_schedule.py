@@ -66,6 +66,77 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine():
     assert schedule.learning_rate(99) == pytest.approx(0.2)
 
 
+def rates(schedule, steps=20, **options):
+    """Learning rates of all steps of a run with a peak of 1, a warm-up of 4 steps."""
+    options = {"learning_rate": 1.0, "warmup_steps": 4, **options}
+    plan = make_schedule(training(steps=steps, schedule=schedule, **options), 1, None)
+    return [plan.learning_rate(step) for step in range(steps)]
+
+
+def test_linear_falls_to_zero_or_to_the_minimum():
+    found = rates("linear")
+    assert found[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    # Fifteen equal steps down from the fifth.
+    assert found[5] == pytest.approx(14 / 15) and found[10] == pytest.approx(9 / 15)
+    assert found[19] == 0
+    assert rates("linear", min_learning_rate=0.4)[19] == pytest.approx(0.4)
+
+
+def test_wsd_stays_at_the_peak_and_decays_at_the_end():
+    found = rates("wsd")
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert found[4:16] == [1.0] * 12
+    # A fifth of the run: 1 - sqrt of 1/4, 2/4, 3/4 and 4/4.
+    assert found[16:] == pytest.approx([0.5, 1 - 0.5**0.5, 1 - 0.75**0.5, 0.0])
+    least = rates("wsd", decay_fraction=0.8, min_learning_rate=0.2)
+    assert least[3] == 1 and least[4] == pytest.approx(0.2 + 0.8 * 0.75)
+    assert least[19] == pytest.approx(0.2)
+    # However short, the last step has the minimum.
+    assert rates("wsd", decay_fraction=0.01)[18:] == [1.0, 0.0]
+
+
+def test_constant_and_inverse_sqrt_do_not_depend_on_the_length():
+    assert rates("constant") == [0.25, 0.5, 0.75] + [1.0] * 17
+    found = rates("inverse_sqrt")
+    assert found[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert found[4] == pytest.approx((4 / 5) ** 0.5)
+    assert found[15] == pytest.approx(0.5)
+    assert rates("inverse_sqrt", min_learning_rate=0.6)[15] == 0.6
+    for schedule in ("constant", "inverse_sqrt"):
+        assert rates(schedule, 50)[:20] == rates(schedule)
+    assert rates("wsd", 50)[:16] == rates("wsd")[:16]
+
+
+def test_a_plateau_has_a_warm_up_of_the_same_length_in_every_run():
+    def warmup(schedule, steps, **options):
+        options = training(schedule=schedule, steps=steps, **options)
+        return make_schedule(options, 1, None).warmup_steps
+
+    assert [warmup("wsd", n) for n in (100, 100_000)] == [40, 40]
+    assert warmup("constant", 5000, adam_beta2=0.99) == 200
+    assert warmup("inverse_sqrt", 5000) == 4000
+    assert [warmup("linear", n) for n in (100, 100_000)] == [10, 2000]
+    with pytest.raises(ConfigurationError, match="40, the default with"):
+        warmup("wsd", 40)
+    assert warmup("wsd", 40, warmup_steps=32) == 32
+    with pytest.raises(ConfigurationError, match="--decay_fraction 0.2 of 40 steps"):
+        warmup("wsd", 40, warmup_steps=33)
+
+
+def test_description_names_the_schedule():
+    def described(schedule, **options):
+        options = training(
+            schedule=schedule, steps=100, warmup_steps=25, learning_rate=1e-3, **options
+        )
+        return make_schedule(options, 1, None).describe_learning_rate()
+
+    assert described("cosine") == "25 steps up to 0.001, then a cosine to 0.0001"
+    assert described("linear").endswith("then a line to 0")
+    assert "0.001 up to step 80, then 1 - sqrt over 20 steps to 0" in described("wsd")
+    assert described("constant").endswith("then constant")
+    assert "to 0.0005 at the end" in described("inverse_sqrt")
+
+
 def test_description_shows_the_arithmetic(token_data):
     schedule = make_schedule(
         training(steps=10, global_batch_size=32, micro_batch_size=4),

@@ -52,7 +52,8 @@ class RunOptions(Options):
     extend: bool = False
     """Make the run in the output folder longer, finished or not: with more --steps,
     --tokens or --epochs it goes on from its newest checkpoint, and the learning rate of
-    each further step is that of a run of the new length."""
+    each further step is that of a run of the new length. With --resume PATH, the run of
+    that checkpoint, from there on and in a new output folder."""
     seed: Annotated[int, at_least(0, below=2**32)] = 0
     """Seed of initial weights, dropout and the order of rows."""
     dry_run: bool = False
@@ -69,10 +70,9 @@ class RunOptions(Options):
             raise ConfigurationError(
                 "--init_tokenizer_mismatch has no effect without --init_from: leave it out"
             )
-        if self.extend and self.resume != "auto":
+        if self.extend and self.resume == "never":
             raise ConfigurationError(
-                f"--extend continues the run in --output_dir, and --resume {self.resume} "
-                "does not: keep one"
+                "--extend continues a run, and --resume never does not: keep one"
             )
 
 
@@ -151,10 +151,22 @@ class OptimizerOptions(Options):
 
     learning_rate: Annotated[float, more_than(0)] = 1e-3
     """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "wsd", "linear", "constant", "inverse_sqrt"] = "cosine"
+    """Learning rate after the warm-up: cosine or linear falls to the minimum at the last
+    step; wsd (warmup-stable-decay) stays at the peak and falls over the last steps, so
+    that the length may be chosen late; constant stays; inverse_sqrt falls with the
+    inverse square root of the step."""
+    decay_fraction: Annotated[float | None, more_than(0, most=1)] = None
+    """With --schedule wsd, the last part of the run, in which the learning rate falls; by
+    default 0.2 (Hägele et al., arXiv 2405.18392)."""
     min_learning_rate: Annotated[float | None, at_least(0)] = None
-    """Learning rate at the end of the cosine; by default a tenth of the peak."""
+    """Learning rate at the end; by default a tenth of the peak with cosine, and 0 with
+    linear and wsd. With inverse_sqrt the least that it falls to, by default 0."""
     warmup_steps: Annotated[int | None, at_least(0)] = None
-    """Steps of linear warm-up; by default 2 % of the run, at least 10."""
+    """Steps of linear warm-up. By default 2 % of the run, at least 10, with cosine and
+    linear. With wsd and constant, which say nothing of the length: 2 / (1 -
+    --adam_beta2), 40 (Ma and Yarats, arXiv 1910.04209); with inverse_sqrt 4,000 (Vaswani
+    et al., arXiv 1706.03762)."""
     weight_decay: Annotated[float, at_least(0)] = 0.1
     """Weight decay of matrices; recurrence parameters, norms and biases take none."""
     adam_beta1: Annotated[float, at_least(0, below=1)] = 0.9
@@ -169,6 +181,19 @@ class OptimizerOptions(Options):
         if least is not None and least > self.learning_rate:
             raise ConfigurationError(
                 f"--min_learning_rate must be between 0 and --learning_rate, not {least}"
+            )
+        if least is not None and self.schedule == "constant":
+            raise ConfigurationError(
+                "--min_learning_rate has no effect with --schedule constant: leave it out"
+            )
+        if self.decay_fraction is not None and self.schedule != "wsd":
+            raise ConfigurationError(
+                "--decay_fraction has no effect without --schedule wsd: leave it out"
+            )
+        if self.warmup_steps == 0 and self.schedule == "inverse_sqrt":
+            raise ConfigurationError(
+                "--schedule inverse_sqrt falls with the root of --warmup_steps over the "
+                "step: give 1 or more"
             )
 
 

@@ -49,6 +49,9 @@ def dry_run(ranks: Ranks, run: ResolvedRun) -> None:
         steps=1,
         tokens=None,
         epochs=None,
+        schedule="constant",
+        decay_fraction=None,
+        min_learning_rate=None,
         warmup_steps=0,
     )
     schedule = make_schedule(training, ranks.world_size, run.data)

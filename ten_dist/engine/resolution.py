@@ -83,6 +83,8 @@ class ResolvedRun:
         return {
             **self.state_identity(),
             "steps": schedule.steps,
+            "schedule": schedule.kind,
+            "decay_fraction": schedule.decay_fraction,
             "warmup_steps": schedule.warmup_steps,
             "learning_rate": schedule.peak_learning_rate,
             "min_learning_rate": schedule.min_learning_rate,
@@ -115,12 +117,13 @@ class ResolvedRun:
         )
 
     def record(
-        self, before: RunRecord | None, step: int, origin: Origin | None
+        self, before: RunRecord | None, attempt: int, step: int, origin: Origin | None
     ) -> RunRecord:
         """The content of config.json.
 
         Args:
-            before: what an earlier start of the run has recorded, if there was one.
+            before: what the run was until now, if there was any of it.
+            attempt: which start of the run this is, from 1.
             step: steps done.
             origin: what this start begins with, where that is not what `before` says.
         """
@@ -129,10 +132,9 @@ class ResolvedRun:
         shares = None
         if isinstance(data, Mixture):
             shares = dict(zip(data.names, data.shares))
-        attempts = 0
         extensions: tuple[Extension, ...] = ()
         if before is not None:
-            attempts, extensions = before.attempts, before.extensions
+            extensions = before.extensions
             origin = origin or before.origin
             if self.schedule.steps != before.schedule.steps:
                 extensions += (Extension(step, before.schedule.steps),)
@@ -152,7 +154,7 @@ class ResolvedRun:
             ),
             identity=self.identity(),
             versions=versions(),
-            attempts=attempts + 1,
+            attempts=attempt,
             origin=origin,
             extensions=extensions,
         )

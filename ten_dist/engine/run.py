@@ -19,6 +19,12 @@ from ten_dist.data.verify import miscounted
 from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
 from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.benchmarks import load_tasks
+from ten_dist.engine.checkpointing.branching import (
+    Parent,
+    describe_branch,
+    describe_late_extension,
+    find_parent,
+)
 from ten_dist.engine.checkpointing.load import (
     check_loadable,
     check_whole,
@@ -77,6 +83,28 @@ class Start:
     """Final metrics, where there is nothing left to do."""
     initial: InitialWeights | None = None
     """What `--init_from` names, where a run without a checkpoint begins with it."""
+    parent: Parent | None = None
+    """The run of the checkpoint that `--resume PATH` has a new run begin with."""
+
+    def past(self, training: TrainingConfig) -> RunRecord | None:
+        """What the run was until now: here, or where `--extend` takes it from."""
+        if self.before is None and self.parent is not None and training.extend:
+            return self.parent.record
+        return self.before
+
+    def describe(self, run: ResolvedRun) -> str:
+        """What becomes of the steps that are done; empty where they simply go on."""
+        past, parent = self.past(run.training), self.parent
+        text = ""
+        if parent is not None:
+            text = describe_branch(run, parent, self.step)
+        elif past is not None and past.schedule.steps != run.schedule.steps:
+            common = past.common_steps(run.schedule)
+            text = run.schedule.describe_extension(past.schedule, self.step, common)
+        if text and past is not None:
+            folder = self.folder if parent is None else parent.folder
+            text += describe_late_extension(run, folder, past, self.step)
+        return text
 
     @property
     def attempt(self) -> int:
@@ -134,7 +162,7 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     if training.data is not None and training.output_dir is not None:
         # Of a dry run as well: whether there is one is part of what it finds out.
         start = _find_start(ranks, run, RunFolder(training.output_dir))
-        run = run.continuing(start.before)
+        run = run.continuing(start.past(training))
     if not training.dry_run and start is not None and start.completed is not None:
         say(
             f"{training.output_dir} is complete: {start.completed['step']:,} steps, "
@@ -150,9 +178,8 @@ def _train(ranks: Ranks, run: ResolvedRun, watchdog: Watchdog) -> None:
     run = dataclasses.replace(run, sample_prompts=ranks.from_first(prompts))
     for line in run.describe():
         say(line)
-    earlier = start and start.before and start.before.schedule
-    if start and earlier and earlier.steps != run.schedule.steps:
-        say(run.schedule.describe_extension(earlier, start.step))
+    if start is not None and (becomes := start.describe(run)):
+        say(becomes)
     if training.precision == "fp16" and ranks.device.type == "cpu":
         say(
             "--precision fp16 is for GPUs: processors rarely multiply in float16, "
@@ -193,7 +220,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
         ConfigurationError: the output folder or a checkpoint cannot be used.
     """
     resume = run.training.resume
-    before, completed = None, None
+    before, completed, parent = None, None, None
     checkpoints: list[Path] = []
     with ranks.agreeing():
         if ranks.is_first:
@@ -206,10 +233,14 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
                 reason = lacking_space(folder, run.parameters)
                 if reason is not None:
                     raise ConfigurationError(reason)
+    completed = ranks.from_first(completed)
     checkpoint = newest_whole(ranks, checkpoints)
     if checkpoint is None and completed is None and resume not in ("auto", "never"):
         checkpoint = Path(resume)
         check_whole(ranks, checkpoint)
+        with ranks.agreeing():
+            if ranks.is_first and before is None:
+                parent = find_parent(run)
     step, initial = 0, None
     with ranks.agreeing():
         if ranks.is_first and checkpoint is not None:
@@ -217,7 +248,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
         elif ranks.is_first and completed is None:
             initial = _find_initial_weights(run, before)
     start = ranks.from_first(
-        Start(folder, before, checkpoint, step, completed, initial)
+        Start(folder, before, checkpoint, step, completed, initial, parent)
     )
     if start.initial is not None and not start.initial.exported:
         check_whole(ranks, start.initial.path)
@@ -330,7 +361,8 @@ def _make_folder(ranks: Ranks, run: ResolvedRun, start: Start) -> None:
             # made complete again.
             folder.completed_file.unlink(missing_ok=True)
             origin = None if start.initial is None else start.initial.origin
-            folder.write(run.record(start.before, start.step, origin))
+            past = start.past(run.training)
+            folder.write(run.record(past, start.attempt, start.step, origin))
             write_bytes(folder.tokenizer_file, read_tokenizer(run.manifests()[0]))
             templates = [*filter(None, map(read_chat_template, run.manifests()))]
             if templates:

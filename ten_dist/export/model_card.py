@@ -55,6 +55,7 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
     }
     training = record.training.to_dict()
     facts |= {name.replace("_", " "): training[name] for name in _SETTINGS}
+    facts["schedule"] = schedule.describe_learning_rate()
     for key, text in (
         ("ce_loss", "training loss"),
         ("val_loss", "held-out loss"),

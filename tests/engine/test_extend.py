@@ -105,6 +105,21 @@ def test_an_unfinished_run_is_extended(runs, options):
     assert step_metrics(folder, "learning_rate")[4] == longer[4]
 
 
+def test_a_run_of_before_there_were_other_schedules_goes_on(options):
+    path = options[-1] / "config.json"
+    record = json.loads(path.read_text())
+    for part in ("training", "identity"):
+        del record[part]["schedule"], record[part]["decay_fraction"]
+    del record["schedule"]["kind"], record["schedule"]["decay_fraction"]
+    path.write_text(json.dumps(record))
+    assert "is complete: 4 steps" in train_here([*options, "--steps", 4])
+    more = [*options, "--steps", STEPS, "--extend", "--dry_run"]
+    assert "extended from 4 to 12 steps: from step 5 on" in train_here(more)
+    branch = ["--resume", checkpoint_of(options[-1], 2), "--steps", STEPS, "--dry_run"]
+    output = train_here([*options[:-1], path.parent.with_name("new"), *branch])
+    assert "branching off at step 2" in output and "warmup_steps was 2, now 6" in output
+
+
 @pytest.mark.slow
 def test_it_goes_on_with_other_ranks_and_stages(runs, token_data, tmp_path):
     """Without dropout, whose masks are drawn a micro-batch at a time."""

@@ -68,6 +68,22 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"vocab_size": "200"}, "--vocab_size 200 is smaller"),
         ({"seq_len": "10000000"}, "--seq_len"),
         ({"warmup_steps": "2"}, "--warmup_steps 2 does not fit"),
+        ({"schedule": "step"}, "--schedule must be one of cosine, wsd, linear"),
+        ({"decay_fraction": "0.1"}, "--decay_fraction has no effect without"),
+        ({"schedule": "wsd", "decay_fraction": "0"}, "--decay_fraction must be more"),
+        ({"schedule": "wsd"}, "--warmup_steps 40, the default with --schedule wsd,"),
+        (
+            {"schedule": "wsd", "warmup_steps": "1", "decay_fraction": "1"},
+            "--decay_fraction 1 of 2 steps is 2, more than the 1 after the warm-up",
+        ),
+        (
+            {"schedule": "constant", "min_learning_rate": "0"},
+            "--min_learning_rate has no effect with --schedule constant",
+        ),
+        (
+            {"schedule": "inverse_sqrt", "warmup_steps": "0"},
+            "--schedule inverse_sqrt falls with the root of --warmup_steps",
+        ),
         ({"grace_seconds": "0"}, "--grace_seconds must be more than 0"),
         ({"on_anomaly": "ignore"}, "--on_anomaly must be one of skip, rollback, stop"),
         ({"spike_threshold": "-1"}, "--spike_threshold must be 0 or more"),

@@ -25,7 +25,7 @@ from ten_dist.engine.checkpointing.probe import check_probe, run_probe
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError
-from ten_dist.run_folder import RunFolder
+from ten_dist.run_folder import RunFolder, checkpoint_step
 from ten_dist.run_record import RunRecord
 
 
@@ -38,7 +38,7 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
     """
     training = run.training
     if not folder.exists():
-        if training.extend:
+        if training.extend and training.resume == "auto":
             raise ConfigurationError(
                 f"--extend makes a run longer, and --output_dir {folder.path} holds none: "
                 "give the folder of a run, or leave --extend out"
@@ -51,20 +51,52 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
         )
     before = folder.read()
     _check_origin(folder, training, before)
-    now = run.continuing(before).identity()
-    recorded = dict(before.identity)
-    if training.extend:
-        _check_longer(recorded.pop("steps"), now.pop("steps"))
+    inside = Path(training.resume).resolve().parent == folder.checkpoints.resolve()
+    if training.extend and training.resume != "auto" and inside:
+        raise ConfigurationError(
+            f"--extend continues the run in --output_dir {folder.path} from its newest "
+            f"checkpoint, and not from --resume {training.resume}: give another "
+            "--output_dir to branch off there, or leave --resume out"
+        )
+    check_same_run(f"--output_dir {folder.path} holds a run", folder, before, run)
+    return before
+
+
+def check_same_run(
+    what: str, folder: RunFolder, before: RunRecord, run: ResolvedRun
+) -> None:
+    """Refuse other options than a run had.
+
+    Another length is none where `--extend` asks for a greater one, or where no step that
+    is done had a learning rate that depends on it.
+
+    Args:
+        what: names the run in the error.
+        folder, before: of that run, with what it has recorded.
+        run: what is to go on with it.
+
+    Raises:
+        ConfigurationError: options differ.
+    """
+    run = run.continuing(before)
+    recorded, now = dict(before.identity), run.identity()
+    if run.training.extend:
+        _check_longer(recorded["steps"], now["steps"])
+        recorded["steps"] = now["steps"]
+    elif recorded["steps"] != now["steps"]:
+        newest = folder.newest_checkpoint()
+        done = checkpoint_step(newest) if newest else 0
+        if done <= before.common_steps(run.schedule):
+            recorded["steps"] = now["steps"]
     changed = describe_changes(recorded, now)
     if changed:
-        steps = now.get("steps", 0)
+        steps = now["steps"]
         only_longer = recorded | {"steps": steps} == now and steps > recorded["steps"]
         raise ConfigurationError(
-            f"--output_dir {folder.path} holds a run with other options: {changed}: "
-            "give the same ones, or choose another folder"
+            f"{what} with other options: {changed}: give the same ones, or choose "
+            "another folder"
             + ("; --extend makes the run longer" if only_longer else "")
         )
-    return before
 
 
 def _check_origin(
