@@ -31,6 +31,7 @@ class Projection(OwnValues, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, std: float) -> None:
         super().__init__(in_features, out_features)
+        self.matrix_rows = {"weight": (out_features,)}
         fill_normal(self.weight, std)
         nn.init.zeros_(self.bias)
 
