@@ -143,16 +143,27 @@ class BatchOptions(Options):
     """Length of the run in passes over the data (1 if no length is given)."""
 
 
+MUON_LEARNING_RATE, MUON_MOMENTUM = 4e-3, 0.95
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(Options):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rates."""
 
     GROUP: ClassVar[str] = "optimizer"
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon: orthogonal updates with one moment for the matrices of the blocks,
+    and AdamW for everything else."""
     learning_rate: Annotated[float, more_than(0)] = 1e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: Annotated[float | None, more_than(0)] = None
+    """Peak learning rate of Muon, by default 0.004; it follows the schedule of
+    --learning_rate in proportion."""
+    muon_momentum: Annotated[float | None, at_least(0, below=1)] = None
+    """Muon's decay of the mean of gradients, by default 0.95."""
     min_learning_rate: Annotated[float | None, at_least(0)] = None
-    """Learning rate at the end of the cosine; by default a tenth of the peak."""
+    """Learning rate of AdamW at the end of the cosine; by default a tenth of the peak."""
     warmup_steps: Annotated[int | None, at_least(0)] = None
     """Steps of linear warm-up; by default 2 % of the run, at least 10."""
     weight_decay: Annotated[float, at_least(0)] = 0.1
@@ -170,6 +181,26 @@ class OptimizerOptions(Options):
             raise ConfigurationError(
                 f"--min_learning_rate must be between 0 and --learning_rate, not {least}"
             )
+        for name in ("muon_learning_rate", "muon_momentum"):
+            if getattr(self, name) is not None and self.optimizer != "muon":
+                raise ConfigurationError(
+                    f"--{name} has no effect without --optimizer muon: leave it out"
+                )
+
+    @property
+    def peak_of_muon(self) -> float | None:
+        """Its learning rate, where it is the optimizer."""
+        return self._of_muon(self.muon_learning_rate, MUON_LEARNING_RATE)
+
+    @property
+    def momentum_of_muon(self) -> float | None:
+        """Its momentum, where it is the optimizer."""
+        return self._of_muon(self.muon_momentum, MUON_MOMENTUM)
+
+    def _of_muon(self, given: float | None, default: float) -> float | None:
+        if self.optimizer != "muon":
+            return None
+        return default if given is None else given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

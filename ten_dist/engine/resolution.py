@@ -20,7 +20,12 @@ from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.harness.tasks import Tasks
 from ten_dist.planning.report import describe_model
-from ten_dist.planning.sharding import count, parameters_of
+from ten_dist.planning.sharding import (
+    count,
+    count_moments,
+    matrices_of,
+    parameters_of,
+)
 from ten_dist.run_record import DataRecord, Extension, Origin, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
@@ -50,6 +55,11 @@ class ResolvedRun:
         """Weights of the model, buffers aside."""
         return count(parameters_of(self.model_config))
 
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimizer keeps of them."""
+        return count_moments(self.model_config, self.training.optimizer)
+
     def manifests(self) -> list[Manifest]:
         """The token sets of the run: training data, then validation data."""
         return [*sets_of(self.data), *self.validation.values()]
@@ -62,6 +72,7 @@ class ResolvedRun:
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
             "document_masking": masking,
+            "optimizer": self.training.optimizer,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,
             "seq_len": self.schedule.seq_len,
@@ -77,6 +88,8 @@ class ResolvedRun:
             "warmup_steps": schedule.warmup_steps,
             "learning_rate": schedule.peak_learning_rate,
             "min_learning_rate": schedule.min_learning_rate,
+            "muon_learning_rate": training.peak_of_muon,
+            "muon_momentum": training.momentum_of_muon,
             "weight_decay": training.weight_decay,
             "adam_beta1": training.adam_beta1,
             "adam_beta2": training.adam_beta2,
@@ -154,7 +167,19 @@ class ResolvedRun:
             describe_model(self.training.config, self.model_config),
             *self._describe_data(),
             *self.schedule.describe(),
+            *self._describe_muon(),
             f"deepspeed: {json.dumps(self.deepspeed_config)}",
+        ]
+
+    def _describe_muon(self) -> list[str]:
+        peak = self.training.peak_of_muon
+        if peak is None:
+            return []
+        matrices = matrices_of(self.model_config)
+        elements = sum(matrix.elements for matrix in matrices)
+        return [
+            f"optimizer: Muon for {len(matrices)} matrices, {elements:,} parameters, at a "
+            f"learning rate of {peak:g} where that of all others, AdamW's, is at its peak"
         ]
 
     def _describe_data(self) -> list[str]:

@@ -28,6 +28,9 @@ from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder
 from ten_dist.run_record import RunRecord
 
+# What was so before it could be told by an option.
+_BEFORE_OPTIONS = {"optimizer": "adamw"}
+
 
 def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
     """What an earlier start of this run has recorded; None where there was none.
@@ -52,7 +55,7 @@ def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
     before = folder.read()
     _check_origin(folder, training, before)
     now = run.continuing(before).identity()
-    recorded = dict(before.identity)
+    recorded = {**_BEFORE_OPTIONS, **before.identity}
     if training.extend:
         _check_longer(recorded.pop("steps"), now.pop("steps"))
     changed = describe_changes(recorded, now)
@@ -150,7 +153,9 @@ def check_loadable(path: Path, run: ResolvedRun) -> int:
         ConfigurationError: it is one.
     """
     record = read_record(path)
-    changed = describe_changes(record.state_identity, run.state_identity())
+    changed = describe_changes(
+        {**_BEFORE_OPTIONS, **record.state_identity}, run.state_identity()
+    )
     if changed:
         raise ConfigurationError(
             f"{path} is of a run with other options: {changed}: give the same ones"
