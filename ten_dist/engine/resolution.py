@@ -178,8 +178,10 @@ class ResolvedRun:
         matrices = matrices_of(self.model_config)
         elements = sum(matrix.elements for matrix in matrices)
         return [
-            f"optimizer: Muon for {len(matrices)} matrices, {elements:,} parameters, at a "
-            f"learning rate of {peak:g} where that of all others, AdamW's, is at its peak"
+            (
+                f"optimizer: Muon for {len(matrices)} matrices, {elements:,} parameters, "
+                f"up to a learning rate of {peak:g}; AdamW for all others"
+            )
         ]
 
     def _describe_data(self) -> list[str]:
