@@ -25,7 +25,7 @@ _OPTION_OF_KEY = {
     "train_micro_batch_size_per_gpu": "--micro_batch_size",
     "gradient_accumulation_steps": "--global_batch_size and --micro_batch_size",
     "gradient_clipping": "--gradient_clipping",
-    "optimizer": "--learning_rate, --weight_decay, --adam_beta1 and --adam_beta2",
+    "optimizer": "--optimizer, --learning_rate, --weight_decay and those of each",
     "scheduler": "--schedule, --learning_rate, --min_learning_rate and --warmup_steps",
     "fp16": "--precision",
     "bf16": "--precision",
@@ -208,6 +208,31 @@ def check_nvme_path(file_config: dict[str, Any], options: ComputeOptions) -> Non
         )
 
 
+def check_optimizer(file_config: dict[str, Any], training: TrainingConfig) -> None:
+    """Refuse `--optimizer muon` where DeepSpeed would not leave the update to it.
+
+    Raises:
+        ConfigurationError: the optimizer is on NVMe, or partly or wholly replaced.
+    """
+    if training.optimizer != "muon":
+        return
+    moved = _offload(file_config, "offload_optimizer")
+    faults = {
+        "offload_optimizer.device nvme": moved.get("device") == "nvme",
+        "offload_optimizer.ratio": float(moved.get("ratio", 1.0)) != 1.0,
+        "offload_optimizer.super_offload": bool(moved.get("super_offload")),
+        "zenflow": bool(file_config.get("zero_optimization", {}).get("zenflow")),
+    }
+    for key, present in faults.items():
+        if present:
+            raise ConfigurationError(
+                f"--optimizer muon does not go with {key} of --deepspeed_config "
+                f"{training.deepspeed_config}, which has DeepSpeed's own AdamW or a disk "
+                "in the middle of an update: choose another file, such as offload, or "
+                "--optimizer adamw"
+            )
+
+
 def with_nvme_path(config: dict[str, Any], path: str | None) -> dict[str, Any]:
     """A configuration that swaps to NVMe, with the folder to swap to."""
     zero = config["zero_optimization"]
@@ -259,6 +284,9 @@ def derive_deepspeed_config(
     }
     if swaps_to_nvme(file_config):
         derived = with_nvme_path(derived, training.nvme_path)
+    if training.optimizer == "muon":
+        # Ours is none of those that DeepSpeed knows.
+        derived["zero_allow_untested_optimizer"] = True
     if training.precision == "bf16":
         # Not DeepSpeed's `bf16`: that casts every parameter, those of the recurrence
         # included, and at stage 0 its first step is wrong.

@@ -10,6 +10,13 @@ from ten_dist.config.training import RUN_FORMAT, TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.schedule import Schedule
 
+BEFORE_OPTIONS: dict[str, Any] = {
+    "ffn_gate": False,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "decay_fraction": None,
+}
+"""What runs did before there was an option for it, by its name in their identity."""
 _VERSION = 2
 
 
@@ -118,12 +125,7 @@ class RunRecord:
             fields["model"] = TemporalEigenstateConfig.from_dict(fields["model"])
             fields["training"] = TrainingConfig.from_dict(fields["training"])
             fields["schedule"] = Schedule(**fields["schedule"])
-            # There were cosines only.
-            fields["identity"] = {
-                "schedule": "cosine",
-                "decay_fraction": None,
-                **fields["identity"],
-            }
+            fields["identity"] = {**BEFORE_OPTIONS, **fields["identity"]}
             fields["data"] = DataRecord(**fields["data"])
             if fields.get("origin") is not None:
                 fields["origin"] = Origin(**fields["origin"])

@@ -14,7 +14,7 @@ LAYERS = [
     "model",
     "generation",
     "data schedule",
-    "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation held_out_data trained_model monitor",
+    "checkpoint config_file deepspeed_check deepspeed_config run_record run_folder evaluation held_out_data trained_model monitor optimizer",
     "analysis inference planning supervision export harness report",
     "serving",
     "engine",

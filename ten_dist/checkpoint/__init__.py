@@ -4,9 +4,12 @@ Nothing here needs DeepSpeed: a model is loaded from a checkpoint with torch alo
 """
 
 from ten_dist.checkpoint.layout import (
+    ADAMW_MOMENTS,
     EXP_AVG,
     EXP_AVG_SQ,
     MOMENTS,
+    MOMENTUM,
+    MUON_MOMENTS,
     WEIGHT,
     TensorSlice,
     checksum_damage,
@@ -24,9 +27,12 @@ from ten_dist.checkpoint.record import (
 from ten_dist.checkpoint.tensor_file import write_tensors
 
 __all__ = [
+    "ADAMW_MOMENTS",
     "EXP_AVG",
     "EXP_AVG_SQ",
     "MOMENTS",
+    "MOMENTUM",
+    "MUON_MOMENTS",
     "WEIGHT",
     "CheckpointReader",
     "CheckpointRecord",

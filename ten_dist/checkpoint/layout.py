@@ -6,7 +6,8 @@ step_00000500/
                                     the run, loss of the probe, files with their checksums
   index.json                        shape of every tensor, and which slices of it lie where
   weights-00000-of-00004.safetensors   slices that rank 0 wrote, float32
-  moments-00000-of-00004.safetensors   AdamW's two moments of the same slices
+  moments-00000-of-00004.safetensors   moments of the same slices: two of
+                                    AdamW, one of Muon
   ...
 ```
 A slice is a range of the elements of one tensor in row-major order. Which rank wrote
@@ -26,7 +27,11 @@ INDEX_NAME = "index.json"
 WEIGHT = "weight"
 EXP_AVG = "exp_avg"
 EXP_AVG_SQ = "exp_avg_sq"
-MOMENTS = (EXP_AVG, EXP_AVG_SQ)
+MOMENTUM = "momentum_buffer"
+ADAMW_MOMENTS = (EXP_AVG, EXP_AVG_SQ)
+MUON_MOMENTS = (MOMENTUM,)
+MOMENTS = (*ADAMW_MOMENTS, *MUON_MOMENTS)
+"""Of which each tensor has those of the optimizer that updates it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ class CheckpointReader(contextlib.ExitStack):
         """Elements [start, stop) of a tensor in row-major order, float32 [stop - start].
 
         Args:
-            kind: "weight", or one of the moments of AdamW.
+            kind: "weight", or one of the moments, which a buffer has none of.
             name: of the tensor.
 
         Raises:

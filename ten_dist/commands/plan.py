@@ -22,6 +22,7 @@ from ten_dist.config.run_options import add_model_options, given_model_options
 from ten_dist.config.training import TrainingConfig
 from ten_dist.console import say
 from ten_dist.deepspeed_config import (
+    check_optimizer,
     check_precision,
     load_deepspeed_file,
     swaps_to_nvme,
@@ -41,6 +42,7 @@ _RUN_OPTIONS = (
     "global_batch_size",
     "micro_batch_size",
     "precision",
+    "optimizer",
 )
 _SHIPPED = ("zero0", "zero1", "zero2", "zero3", "offload")
 
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan = CostPlan(
         training,
         _configs(arguments, training.config),
-        _stages(run_options.get("deepspeed_config"), training.precision),
+        _stages(run_options.get("deepspeed_config"), training),
         given(arguments, MachineOptions),
     )
     if arguments.json is not None:
@@ -105,7 +107,9 @@ def _configs(
     )
 
 
-def _stages(name: str | None, precision: str) -> tuple[tuple[str, Sharding], ...]:
+def _stages(
+    name: str | None, training: TrainingConfig
+) -> tuple[tuple[str, Sharding], ...]:
     """The DeepSpeed configurations that may be chosen, one if it was asked for."""
     if name is not None:
         content = load_deepspeed_file(name)
@@ -114,10 +118,11 @@ def _stages(name: str | None, precision: str) -> tuple[tuple[str, Sharding], ...
                 f"--deepspeed_config {name} swaps to NVMe, whose speed decides and is not "
                 "known here: plan with offload, which needs the same memory of a GPU"
             )
-        check_precision(precision, content, name)
+        check_precision(training.precision, content, name)
+        check_optimizer(content, training)
         return ((Path(name).stem, Sharding.from_file(content)),)
     return tuple(
         (shipped, Sharding.from_file(load_deepspeed_file(shipped)))
         for shipped in _SHIPPED
-        if not (precision == "bf16_params" and shipped == "zero0")
+        if not (training.precision == "bf16_params" and shipped == "zero0")
     )

@@ -29,8 +29,6 @@ EIGENSTATE_FIELDS = (
     "scan_backend",
 )
 """Fields that say something of mixer `eigenstate` alone."""
-LATER_FIELDS: dict[str, Any] = {"ffn_gate": False}
-"""Fields that runs of 0.1.0 do not have, with what such a run does."""
 DEFAULT_HTEN_SCALES = (1, 2, 4)
 # More than anyone builds; torch cannot count the elements of much larger ones.
 _SIZE = at_least(1, most=2**24)

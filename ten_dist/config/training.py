@@ -143,14 +143,25 @@ class BatchOptions(Options):
     """Length of the run in passes over the data (1 if no length is given)."""
 
 
+MUON_LEARNING_RATE, MUON_MOMENTUM = 4e-3, 0.95
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(Options):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rates."""
 
     GROUP: ClassVar[str] = "optimizer"
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon: orthogonal updates with one moment for the matrices of the blocks,
+    and AdamW for everything else."""
     learning_rate: Annotated[float, more_than(0)] = 1e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: Annotated[float | None, more_than(0)] = None
+    """Peak learning rate of Muon, by default 0.004; it follows the schedule of
+    --learning_rate in proportion."""
+    muon_momentum: Annotated[float | None, at_least(0, below=1)] = None
+    """Muon's decay of the mean of gradients, by default 0.95."""
     schedule: Literal["cosine", "wsd", "linear", "constant", "inverse_sqrt"] = "cosine"
     """Learning rate after the warm-up: cosine or linear falls to the minimum at the last
     step; wsd (warmup-stable-decay) stays at the peak and falls over the last steps, so
@@ -182,6 +193,11 @@ class OptimizerOptions(Options):
             raise ConfigurationError(
                 f"--min_learning_rate must be between 0 and --learning_rate, not {least}"
             )
+        for name in ("muon_learning_rate", "muon_momentum"):
+            if getattr(self, name) is not None and self.optimizer != "muon":
+                raise ConfigurationError(
+                    f"--{name} has no effect without --optimizer muon: leave it out"
+                )
         if least is not None and self.schedule == "constant":
             raise ConfigurationError(
                 "--min_learning_rate has no effect with --schedule constant: leave it out"
@@ -195,6 +211,21 @@ class OptimizerOptions(Options):
                 "--schedule inverse_sqrt falls with the root of --warmup_steps over the "
                 "step: give 1 or more"
             )
+
+    @property
+    def peak_of_muon(self) -> float | None:
+        """Its learning rate, where it is the optimizer."""
+        return self._of_muon(self.muon_learning_rate, MUON_LEARNING_RATE)
+
+    @property
+    def momentum_of_muon(self) -> float | None:
+        """Its momentum, where it is the optimizer."""
+        return self._of_muon(self.muon_momentum, MUON_MOMENTUM)
+
+    def _of_muon(self, given: float | None, default: float) -> float | None:
+        if self.optimizer != "muon":
+            return None
+        return default if given is None else given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,15 @@ from ten_dist.config.training import OptimizerOptions
 from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.engine.deepspeed_internals import import_muon
 from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.muon_ranks import distribute
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
 from ten_dist.model.precision import autocast
+from ten_dist.optimizer.muon import Muon
+
+RATE_FACTOR = "rate_factor"
+"""Key of a parameter group whose learning rate is that of the schedule times a number."""
 
 
 def build_engine(
@@ -52,6 +57,8 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config
     )
+    if isinstance(optimizer, Muon):
+        distribute(optimizer, engine, ranks, training.precision)
     return engine
 
 
@@ -76,15 +83,23 @@ def _make_optimizer(
     deepspeed_config: dict[str, Any],
     device: torch.device,
 ) -> torch.optim.Optimizer:
-    """AdamW over two groups: matrices with weight decay, everything else without.
+    """AdamW over two groups: matrices with weight decay, everything else without; or Muon
+    for the matrices of the blocks, with AdamW for everything else.
 
     Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
-    is set at every step by the trainer.
+    is set at every step by the trainer, for Muon's matrices times :data:`RATE_FACTOR`.
     """
-    groups = model.parameter_groups(options.weight_decay)
-    rate = options.learning_rate
+    rate, peak_of_muon = options.learning_rate, options.peak_of_muon
+    groups = model.parameter_groups(options.weight_decay, peak_of_muon is not None)
+    matrices = groups.pop(0) if peak_of_muon is not None else None
     betas = (options.adam_beta1, options.adam_beta2)
+    adamw: torch.optim.Optimizer
     if device.type == "cuda" and offloads(deepspeed_config, "offload_optimizer"):
-        return DeepSpeedCPUAdam(groups, lr=rate, betas=betas, adamw_mode=True)
-    # One pass over each tensor, without copies of it on the way, on CPUs as well.
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        adamw = DeepSpeedCPUAdam(groups, lr=rate, betas=betas, adamw_mode=True)
+    else:
+        # One pass over each tensor, without copies of it on the way, on CPUs as well.
+        adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    if matrices is None or peak_of_muon is None:
+        return adamw
+    matrices |= {"lr": peak_of_muon, "momentum": options.momentum_of_muon}
+    return Muon({**matrices, RATE_FACTOR: peak_of_muon / rate}, adamw)

@@ -89,6 +89,7 @@ def estimate_memory(ranks: Ranks, run: ResolvedRun) -> dict[str, float]:
         seq_len=run.schedule.seq_len,
         accumulation_steps=run.schedule.accumulation_steps,
         precision=run.training.precision,
+        optimizer=run.training.optimizer,
         on_cpu=ranks.device.type == "cpu",
     )
     sharding = Sharding.from_file(run.deepspeed_config, ranks.world_size)

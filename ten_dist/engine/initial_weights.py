@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ten_dist.checkpoint import WEIGHT, CheckpointReader, damage, read_record
 from ten_dist.checkpoint.record import RECORD_NAME, FileRecord
-from ten_dist.config.model import LATER_FIELDS
 from ten_dist.console import warn
 from ten_dist.data.token_matching import matched_tokens, same_tokens
 from ten_dist.data.tokenizer import (
@@ -40,7 +39,7 @@ from ten_dist.export.exported_model import (
 from ten_dist.export.huggingface import exported_config
 from ten_dist.model.network import TokenEmbedding
 from ten_dist.run_folder import RunFolder
-from ten_dist.run_record import Origin
+from ten_dist.run_record import BEFORE_OPTIONS, Origin
 from ten_dist.trained_model import tokenizer_of
 
 # These say how a model begins or is trained, not what its weights mean.
@@ -143,8 +142,7 @@ def _files_of_exported(folder: Path) -> dict[str, FileRecord]:
 def _check_model(run: ResolvedRun, theirs: dict[str, Any], resized: bool) -> None:
     """Refuse weights of a model with other fields."""
     free = _FREE | {"vocab_size"} if resized else _FREE
-    known = {n: value for n, value in theirs.items() if value is not None}
-    theirs = LATER_FIELDS | known
+    theirs = BEFORE_OPTIONS | theirs
     differ = [
         f"{name} is {theirs.get(name)} there and {value} here"
         for name, value in exported_config(run.model_config).items()

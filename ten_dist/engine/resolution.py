@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ten_dist.config.model import LATER_FIELDS, TemporalEigenstateConfig
+from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.config.step_range import StepRange
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest, Mixture
@@ -24,7 +24,12 @@ from ten_dist.engine.data_sets import load_data, names_of, sets_of
 from ten_dist.errors import ConfigurationError
 from ten_dist.harness.tasks import Tasks
 from ten_dist.planning.report import describe_model
-from ten_dist.planning.sharding import count, parameters_of
+from ten_dist.planning.sharding import (
+    count,
+    count_moments,
+    matrices_of,
+    parameters_of,
+)
 from ten_dist.run_record import DataRecord, Extension, Origin, RunRecord
 from ten_dist.schedule import Schedule, make_schedule
 
@@ -56,6 +61,11 @@ class ResolvedRun:
         """Weights of the model, buffers aside."""
         return count(parameters_of(self.model_config))
 
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimizer keeps of them."""
+        return count_moments(self.model_config, self.training.optimizer)
+
     def manifests(self) -> list[Manifest]:
         """The token sets of the run: training data, then validation data."""
         return [*sets_of(self.data), *self.validation.values()]
@@ -63,14 +73,12 @@ class ResolvedRun:
     def state_identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to make sense, by option name."""
         model = self.model_config.to_dict()
-        # None as in runs from before these options; the separator is that of the data.
-        for name, before in LATER_FIELDS.items():
-            if model[name] == before:
-                model[name] = None
+        # The separator is that of the data; None as in runs from before the option.
         masking = model.pop("document_separator_id") is not None or None
         return {
             **{name: model[name] for name in model if name not in _NOT_IDENTITY},
             "document_masking": masking,
+            "optimizer": self.training.optimizer,
             "data": self.data.fingerprint if self.data else None,
             "seed": self.training.seed,
             "seq_len": self.schedule.seq_len,
@@ -88,6 +96,8 @@ class ResolvedRun:
             "warmup_steps": schedule.warmup_steps,
             "learning_rate": schedule.peak_learning_rate,
             "min_learning_rate": schedule.min_learning_rate,
+            "muon_learning_rate": training.peak_of_muon,
+            "muon_momentum": training.momentum_of_muon,
             "weight_decay": training.weight_decay,
             "adam_beta1": training.adam_beta1,
             "adam_beta2": training.adam_beta2,
@@ -165,7 +175,21 @@ class ResolvedRun:
             describe_model(self.training.config, self.model_config),
             *self._describe_data(),
             *self.schedule.describe(),
+            *self._describe_muon(),
             f"deepspeed: {json.dumps(self.deepspeed_config)}",
+        ]
+
+    def _describe_muon(self) -> list[str]:
+        peak = self.training.peak_of_muon
+        if peak is None:
+            return []
+        matrices = matrices_of(self.model_config)
+        elements = sum(matrix.elements for matrix in matrices)
+        return [
+            (
+                f"optimizer: Muon for {len(matrices)} matrices, {elements:,} parameters, "
+                f"up to a learning rate of {peak:g}; AdamW for all others"
+            )
         ]
 
     def _describe_data(self) -> list[str]:

@@ -16,7 +16,11 @@ from ten_dist.console import say, warn
 from ten_dist.data import Mixture, is_url, read_tokenizer, verify_shards
 from ten_dist.data.chat_template import read_chat_template
 from ten_dist.data.verify import miscounted
-from ten_dist.deepspeed_config import check_nvme_path, load_deepspeed_file
+from ten_dist.deepspeed_config import (
+    check_nvme_path,
+    check_optimizer,
+    load_deepspeed_file,
+)
 from ten_dist.engine.assembly import build_engine
 from ten_dist.engine.benchmarks import load_tasks
 from ten_dist.engine.checkpointing.branching import (
@@ -130,6 +134,7 @@ def train(training: TrainingConfig, model_options: dict[str, Any]) -> None:
     # connect: a mistyped option then costs a second.
     deepspeed_file = load_deepspeed_file(training.deepspeed_config)
     check_nvme_path(deepspeed_file, training)
+    check_optimizer(deepspeed_file, training)
     TemporalEigenstateConfig.preset(training.config, **model_options)
     make_schedule(dataclasses.replace(training, epochs=None), own.world_size, None)
 
@@ -230,7 +235,7 @@ def _find_start(ranks: Ranks, run: ResolvedRun, folder: RunFolder) -> Start:
                 completed = folder.completed()
             if completed is None:
                 checkpoints = folder.all_checkpoints()
-                reason = lacking_space(folder, run.parameters)
+                reason = lacking_space(folder, run)
                 if reason is not None:
                     raise ConfigurationError(reason)
     completed = ranks.from_first(completed)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
+from ten_dist.engine.assembly import RATE_FACTOR
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
@@ -101,7 +102,7 @@ class Stepper:
         started = time.perf_counter()
         learning_rate = self._schedule.learning_rate(number - 1)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
         scale = 1.0
         if self.loss_scale is not None:
             scale = self.loss_scale.value

@@ -9,6 +9,7 @@ from ten_dist.checkpoint.record import RunState
 from ten_dist.run_record import RunRecord
 
 _SETTINGS = (
+    "optimizer",
     "learning_rate",
     "weight_decay",
     "adam_beta1",
@@ -56,6 +57,8 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
     training = record.training.to_dict()
     facts |= {name.replace("_", " "): training[name] for name in _SETTINGS}
     facts["schedule"] = schedule.describe_learning_rate()
+    if record.training.peak_of_muon is not None:
+        facts["muon learning rate"] = record.training.peak_of_muon
     for key, text in (
         ("ce_loss", "training loss"),
         ("val_loss", "held-out loss"),

@@ -50,6 +50,10 @@ class CausalSelfAttention(nn.Module):
         self.num_heads = config.num_heads
         self.input_weight = nn.Parameter(torch.empty(3 * config.dim, config.dim))
         self.output_weight = nn.Parameter(torch.empty(config.dim, config.dim))
+        self.matrix_rows = {
+            "input_weight": (config.dim,) * 3,
+            "output_weight": (config.dim,),
+        }
         fill_normal(self.input_weight, 0.02)
         fill_normal(self.output_weight, 0.02 / (2 * config.n_layers) ** 0.5)
 

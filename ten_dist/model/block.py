@@ -31,6 +31,7 @@ class Projection(OwnValues, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, std: float) -> None:
         super().__init__(in_features, out_features)
+        self.matrix_rows: dict[str, tuple[int, ...]] = {"weight": (out_features,)}
         fill_normal(self.weight, std)
         nn.init.zeros_(self.bias)
 
@@ -49,6 +50,8 @@ class FeedForward(nn.Module):
         # W_gate and W_up one above the other: one product, one copy of its input.
         width = 2 * config.ffn_dim if self.gated else config.ffn_dim
         self.up = Projection(config.dim, width, std=0.02)
+        if self.gated:
+            self.up.matrix_rows = {"weight": (config.ffn_dim, config.ffn_dim)}
         # 2 n_layers branches add to the residual stream: its variance at the start
         # does not grow with depth.
         std = 0.02 / math.sqrt(2 * config.n_layers)

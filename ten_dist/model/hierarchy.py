@@ -216,6 +216,7 @@ class MixingMatrix(OwnValues, nn.Linear):
 
     def __init__(self, initial: Tensor) -> None:
         super().__init__(initial.shape[1], initial.shape[0], bias=False)
+        self.matrix_rows = {"weight": (self.out_features,)}
         with torch.no_grad():
             self.weight.copy_(initial)
 

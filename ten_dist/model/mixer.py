@@ -94,6 +94,10 @@ class EigenstateMixer(nn.Module):
             self.register_parameter("selection", None)
         self.coupling = nn.Parameter(torch.empty(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.full((1,), COUPLING_STRENGTH))
+        self.matrix_rows = {
+            "input_weight": (width, width, gate_width),
+            "output_weight": (self.dim,),
+        }
         self._frozen_output_weight: Tensor | None = None
         self._initialize()
 

@@ -14,8 +14,7 @@ from ten_dist.model.block import Block, BlockState
 from ten_dist.model.document_starts import document_starts
 from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
-from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
-from ten_dist.model.short_convolution import ShortConvolution
+from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.model.weight_initialization import OwnValues, fill_normal
 
 
@@ -208,11 +207,10 @@ class TemporalEigenstateNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, EigenstateMixer):
                 module.freeze(dtype)
-        matrices = self.parameter_groups(0.0)[0]["params"]
-        for matrix in matrices:
-            # A token's embedding enters the residual stream as it is.
-            if matrix is not self.embedding.weight:
-                matrix.data = matrix.data.to(dtype)
+        # A token's embedding enters the residual stream as it is.
+        for name in self.hidden_matrices():
+            matrix = self.get_parameter(name)
+            matrix.data = matrix.data.to(dtype)
         head = self.embedding.weight.to(dtype)
         self.head.weight = nn.Parameter(head, requires_grad=False)
         self.requires_grad_(False)
@@ -221,27 +219,46 @@ class TemporalEigenstateNetwork(nn.Module):
         """Number of parameters, the tied weight once, sharded ones in full."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters())
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer: parameters with `weight_decay`, then those without."""
-        exempt = set(self.parameters_without_weight_decay())
-        named = list(self.named_parameters())
-        decayed = [parameter for name, parameter in named if name not in exempt]
-        others = [parameter for name, parameter in named if name in exempt]
+    def parameter_groups(
+        self, weight_decay: float, matrices_apart: bool = False
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimizer: parameters with `weight_decay`, then those without.
+
+        With `matrices_apart` the hidden matrices are a group of their own, the first.
+        """
+        exempt, hidden = set(self.parameters_without_weight_decay()), set[str]()
+        if matrices_apart:
+            hidden = set(self.hidden_matrices())
+        named = dict(self.named_parameters())
+        decayed = named.keys() - exempt - hidden
+        kinds = ((hidden, weight_decay), (decayed, weight_decay), (exempt, 0.0))
         return [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {
+                "params": [p for name, p in named.items() if name in names],
+                "weight_decay": decay,
+            }
+            for names, decay in kinds
+            if names
         ]
+
+    def hidden_matrices(self) -> dict[str, tuple[int, ...]]:
+        """The matrices of the blocks, by name of the parameter: rows of each projection.
+
+        A layer says which of its parameters are matrices in its attribute `matrix_rows`, by
+        name: one number of rows, or several where the parameter holds several projections,
+        one below the other. These and the embedding take weight decay, and these alone are
+        for Muon.
+        """
+        return {
+            f"{module_name}.{name}": rows
+            for module_name, module in self.named_modules()
+            for name, rows in getattr(module, "matrix_rows", {}).items()
+        }
 
     def parameters_without_weight_decay(self) -> Iterator[str]:
         """Names of the parameters that take no weight decay.
 
         Those of the recurrence, norms, short convolutions and biases.
         """
-        for module_name, module in self.named_modules():
-            for name, _ in module.named_parameters(recurse=False):
-                if (
-                    isinstance(module, (nn.LayerNorm, ShortConvolution))
-                    or name in RECURRENCE_PARAMETERS
-                    or name.endswith("bias")
-                ):
-                    yield f"{module_name}.{name}"
+        decayed = {"embedding.weight", *self.hidden_matrices()}
+        return (name for name, _ in self.named_parameters() if name not in decayed)

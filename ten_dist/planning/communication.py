@@ -17,6 +17,8 @@ the parameters (float32, but with `bf16_params`), nothing beside the computation
     stage 2   the same, but gradients are reduced in every micro-batch
     stage 3   weights gathered and gradients reduced to their owners in every micro-batch
 
+Muon adds two exchanges of its matrices at stages 1 to 3 and one at stage 0, in float32.
+
 Stages 1 and 2 reduce to every rank, too, although each needs its own part alone
 (`use_multi_rank_bucket_allreduce`).
 """
@@ -33,7 +35,9 @@ from ten_dist.planning.sharding import (
     Workload,
     count,
     gathered_again,
+    matrices_of,
     parameters_of,
+    rounds_of_muon,
 )
 
 
@@ -70,6 +74,7 @@ class Topology:
 
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all_reduce", "all_gather", "reduce_scatter"
+ALL_TO_ALL = "all_to_all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Collective:
     what: str
     """Is sent, in words."""
     bytes: float
-    """Of the whole: of what is reduced, or of what all ranks have gathered."""
+    """Of the whole: of what is reduced, or of what all ranks have gathered; of an
+    all-to-all, from one rank to all."""
     calls: int
     """In which it is sent."""
 
@@ -104,9 +110,28 @@ def collectives_of_step(
         return [
             collective(ALL_GATHER, "weights", elements + again, micro_steps),
             collective(REDUCE_SCATTER, "gradients", elements, micro_steps),
+            *_exchanges_of_muon(config, sharding, work),
         ]
     reductions = micro_steps if sharding.stage == 2 else 1
     sent = [collective(ALL_REDUCE, "gradients", elements, reductions)]
+    sent += _exchanges_of_muon(config, sharding, work)
     if sharding.stage > 0:
         sent.append(collective(ALL_GATHER, "weights", elements, 1))
     return sent
+
+
+def _exchanges_of_muon(
+    config: TemporalEigenstateConfig, sharding: Sharding, work: Workload
+) -> list[Collective]:
+    """Matrices to their owners and back, in float32; at stage 0 from them to all."""
+    if work.optimizer != "muon":
+        return []
+    matrices, ranks = matrices_of(config), sharding.ranks
+    elements, calls = (
+        sum(m.elements for m in matrices),
+        len(rounds_of_muon(config, ranks)),
+    )
+    if not sharding.stage:
+        return [Collective(ALL_TO_ALL, "orthogonal matrices", 4.0 * elements, calls)]
+    there_and_back = 2 * 4.0 * elements / ranks
+    return [Collective(ALL_TO_ALL, "matrices", there_and_back, 2 * calls)]

@@ -198,7 +198,9 @@ class CostPlan:
         sharding = dataclasses.replace(sharding, ranks=ranks)
         for rows in self._micro_batches(ranks):
             steps = training.global_batch_size // (ranks * rows)
-            work = Workload(rows, training.seq_len, steps, training.precision)
+            work = Workload(
+                rows, training.seq_len, steps, training.precision, training.optimizer
+            )
             memory = peak_memory(config, sharding, work)
             if fits := memory.total <= self.memory_bytes:
                 break

@@ -35,8 +35,11 @@ from ten_dist.planning.sharding import (
     Sharding,
     Workload,
     count,
+    count_moments,
     gathered_again,
+    matrices_of,
     parameters_of,
+    rounds_of_muon,
     touched_elements,
 )
 
@@ -201,7 +204,7 @@ class Memory:
     master_copies: float
     """Float32 weights that the optimizer updates, where it has its own."""
     moments: float
-    """AdamW's two, in float32."""
+    """AdamW's two, in float32; of matrices with Muon one."""
     gradients: float
     activations: float
     """What autograd keeps, and what the last or the first block works with."""
@@ -254,8 +257,9 @@ class _Step:
     ) -> None:
         self.config, self.sharding, self.work = config, sharding, work
         self.precision = Precision.of(work.precision)
-        parameters = parameters_of(config)
+        parameters = parameters_of(config, work.optimizer)
         self.elements = count(parameters)
+        self.moment_elements = count_moments(config, work.optimizer)
         self.share = self.elements / sharding.ranks
         self.touched = touched_elements(parameters, sharding.ranks)
         self.persistent = sum(
@@ -292,7 +296,11 @@ class _Step:
         )
         # Stages without an accumulator of their own hold all gradients of a step now.
         fresh = 0.0 if self.held.gradients else _FLOAT * self.elements
-        yield self._at("update", gradients=self._gradients_of_update(fresh))
+        yield self._at(
+            "update",
+            gradients=self._gradients_of_update(fresh),
+            buffers=self.held.buffers + self._orthogonalization(),
+        )
         if stage == 3:
             # One that is scattered, beside the one that it is gathered in.
             yield self._at("reduction", parameters=gathered, buffers=bucket)
@@ -318,10 +326,10 @@ class _Step:
         """What is there from the first step to the last."""
         stage, low = self.sharding.stage, self.precision.parameters
         buffers = gradients = master = host = 0.0
-        moments: float = 2 * _FLOAT * self.elements
+        moments: float = _FLOAT * self.moment_elements
         parameters: float = low * self.elements
         if stage >= 1:
-            master, moments = _FLOAT * self.share, 2 * _FLOAT * self.share
+            master, moments = _FLOAT * self.share, moments / self.sharding.ranks
         if stage == 3:
             parameters = low * (self.share + self.persistent)
             gradients, buffers = _FLOAT * self.share, self._bucket()
@@ -339,8 +347,30 @@ class _Step:
         elif accumulates and stage == 2:
             gradients = _FLOAT * self.touched
         # What a checkpoint is written from.
-        host += 3 * _FLOAT * self.share
+        host += _FLOAT * (self.share + self.moment_elements / self.sharding.ranks)
         return Memory(parameters, master, moments, gradients, 0.0, 0.0, buffers, host)
+
+    def _orthogonalization(self) -> float:
+        """What Muon works with: the matrices of a round that a rank owns, and what is sent
+        for them and comes back; then a matrix as the products take it, and their factors."""
+        if self.work.optimizer != "muon":
+            return 0.0
+        ranks = self.sharding.ranks
+        rounds = rounds_of_muon(self.config, ranks)
+        owned = max(
+            sum(m.elements for owner, m in taken if owner == rank)
+            for taken in rounds
+            for rank in {owner for owner, _ in taken}
+        )
+        # At stage 0 what a rank has made goes to every other.
+        sent = 2.0 if self.sharding.stage else 2.0 * ranks
+        copies = 1 + (sent if ranks > 1 else 0)
+        largest = max(
+            3 * m.elements + 3 * min(m.rows, m.columns) ** 2
+            for m in matrices_of(self.config)
+        )
+        number = _FLOAT if self.work.on_cpu else self.precision.products
+        return _FLOAT * copies * owned + number * largest
 
     def _bucket(self) -> float:
         """A buffer of `bucket` elements."""

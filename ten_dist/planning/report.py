@@ -13,7 +13,11 @@ from ten_dist.planning.cost_plan import AS_FAST, CostPlan, Layout, ScalePoint
 from ten_dist.planning.machines import GIB
 from ten_dist.planning.memory import Precision, kept_by_network
 from ten_dist.planning.sharding import count, parameters_of
-from ten_dist.planning.step_time import TOKENS_READ_PER_SECOND, count_operations
+from ten_dist.planning.step_time import (
+    TOKENS_READ_PER_SECOND,
+    count_operations,
+    flops_of_update,
+)
 
 _PARTS = {
     "parameters": "params",
@@ -130,7 +134,12 @@ def _step(plan: CostPlan) -> Iterator[str]:
             f"{one.bytes / 1e9:.4g} GB of {one.what} in {one.calls} calls"
         )
     yield f"  hidden         {time.hidden:10.4f} s  of the communication"
-    yield f"  update         {time.update:10.4f} s  AdamW, at the speed of memory"
+    newton_schulz = flops_of_update(layout.config, layout.sharding, layout.work)
+    yield f"  update         {time.update:10.4f} s  " + (
+        f"AdamW and Muon, whose products are {newton_schulz / 1e12:.4g} TFLOP a GPU"
+        if newton_schulz
+        else "AdamW, at the speed of memory"
+    )
     yield (
         f"  data           {time.data:10.4f} s  read beside it, at "
         f"{TOKENS_READ_PER_SECOND:,} tokens/s a GPU"
@@ -223,6 +232,7 @@ def to_dict(plan: CostPlan) -> dict[str, Any]:
         "steps": plan.steps,
         "tokens_per_step": plan.tokens_per_step,
         "precision": plan.training.precision,
+        "optimizer": plan.training.optimizer,
         "device": plan.machine.describe(),
         "usable_memory_bytes": plan.memory_bytes,
         "activation_bytes_of_a_row": _kept_by_row(plan),
@@ -266,6 +276,7 @@ def _layout(plan: CostPlan, layout: Layout) -> dict[str, Any]:
         "host_bytes": layout.memory.host,
         "flops_per_token": operations.per_token,
         "flops_recomputed_per_token": operations.recomputed_per_token,
+        "flops_of_update": flops_of_update(layout.config, layout.sharding, layout.work),
         "step_seconds": {
             **dataclasses.asdict(layout.time),
             "total": layout.time.total,

@@ -12,22 +12,45 @@ import torch
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.deepspeed_config import offloads, zero_stage
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.optimizer.shared_matrices import (
+    LogicalMatrix,
+    rounds_of,
+    split_weights,
+)
 
-Groups = tuple[tuple[int, ...], tuple[int, ...]]
+Groups = tuple[tuple[int, ...], ...]
 """Elements of each parameter, in the order in which the optimizer has them: of those with
-weight decay, and of those without."""
+weight decay, and of those without; with Muon the matrices before them."""
 
 
 @functools.lru_cache(maxsize=64)
-def parameters_of(config: TemporalEigenstateConfig) -> Groups:
-    """All parameters; the tied weight is there once."""
+def parameters_of(config: TemporalEigenstateConfig, optimizer: str = "adamw") -> Groups:
+    """All parameters, as `--optimizer` has them; the tied weight is there once."""
+    groups = meta_model(config).parameter_groups(0.0, optimizer == "muon")
+    return tuple(tuple(p.numel() for p in group["params"]) for group in groups)
+
+
+@functools.lru_cache(maxsize=64)
+def matrices_of(config: TemporalEigenstateConfig) -> tuple[LogicalMatrix, ...]:
+    """What Muon orthogonalizes."""
     model = meta_model(config)
-    exempt = set(model.parameters_without_weight_decay())
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    return (
-        tuple(size for name, size in sizes.items() if name not in exempt),
-        tuple(size for name, size in sizes.items() if name in exempt),
-    )
+    rows = model.hidden_matrices()
+    shapes = {name: model.get_parameter(name).shape for name in rows}
+    return tuple(split_weights(shapes, rows))
+
+
+@functools.lru_cache(maxsize=64)
+def rounds_of_muon(
+    config: TemporalEigenstateConfig, ranks: int
+) -> list[list[tuple[int, LogicalMatrix]]]:
+    """Who orthogonalizes what, see :func:`rounds_of`."""
+    return rounds_of(matrices_of(config), ranks)
+
+
+def count_moments(config: TemporalEigenstateConfig, optimizer: str) -> int:
+    """Numbers that an optimizer keeps: two of each parameter, one of a matrix of Muon's."""
+    groups = parameters_of(config, optimizer)
+    return 2 * count(groups) - (sum(groups[0]) if optimizer == "muon" else 0)
 
 
 def meta_model(config: TemporalEigenstateConfig) -> TemporalEigenstateNetwork:
@@ -107,6 +130,7 @@ class Workload:
     seq_len: int
     accumulation_steps: int = 1
     precision: str = "bf16"
+    optimizer: str = "adamw"
     on_cpu: bool = False
     """On a CPU memory that nobody has touched costs nothing."""
 

@@ -24,6 +24,7 @@ from ten_dist.planning.sharding import (
     count,
     meta_model,
     parameters_of,
+    rounds_of_muon,
 )
 
 
@@ -99,6 +100,9 @@ def training_flops_per_token(model: nn.Module, steps: int) -> float:
 # Of AdamW in float32, a parameter: weight, gradient and both moments are read, all but
 # the gradient are written.
 _BYTES_OF_UPDATE = 28
+# Of Muon, whose products are counted apart: mean of the gradient, Nesterov's sum, decay of
+# the weight and its step read two numbers each, but for the decay, and write one.
+_BYTES_OF_MUON = 44
 # Tokens a second that one reading process delivers. Reading goes on beside training.
 TOKENS_READ_PER_SECOND = 500_000
 
@@ -129,7 +133,7 @@ class StepTime:
     hidden: float
     """Of the communication, what goes on beside the computation."""
     update: float
-    """AdamW, which is as fast as memory is."""
+    """AdamW, which is as fast as memory is; Muon's products."""
     data: float
     """Reading the rows. It goes on beside the step, and counts where it is longer."""
 
@@ -138,6 +142,19 @@ class StepTime:
         """Seconds of the step."""
         step = self.compute + self.communication - self.hidden + self.update
         return max(step, self.data)
+
+
+def flops_of_update(
+    config: TemporalEigenstateConfig, sharding: Sharding, work: Workload
+) -> float:
+    """Operations of Newton-Schulz in a step, of the rank that has most; 0 with AdamW."""
+    if work.optimizer != "muon":
+        return 0.0
+    owned = [0] * sharding.ranks
+    for taken in rounds_of_muon(config, sharding.ranks):
+        for owner, matrix in taken:
+            owned[owner] += matrix.flops
+    return max(owned)
 
 
 def step_time(
@@ -156,8 +173,10 @@ def step_time(
         topology.seconds(collective)
         for collective in collectives_of_step(config, sharding, work)
     )
-    elements = count(parameters_of(config))
-    updated = elements / (sharding.ranks if sharding.stage else 1)
+    groups = parameters_of(config, work.optimizer)
+    matrices = sum(groups[0]) if work.optimizer == "muon" else 0
+    updated = _BYTES_OF_UPDATE * (count(groups) - matrices) + _BYTES_OF_MUON * matrices
+    share = 1 / sharding.ranks if sharding.stage else 1.0
     bandwidth = speeds.memory_bandwidth
     if sharding.offload:
         # Gradients to the host, weights back; the update itself is the CPU's.
@@ -166,6 +185,8 @@ def step_time(
         compute=compute,
         communication=communication,
         hidden=min(communication, speeds.overlap * compute),
-        update=_BYTES_OF_UPDATE * updated / bandwidth,
+        update=share * updated / bandwidth
+        + flops_of_update(config, sharding, work)
+        / (speeds.peak_flops * speeds.utilization),
         data=tokens * work.accumulation_steps / TOKENS_READ_PER_SECOND,
     )

@@ -102,6 +102,12 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
             {"deepspeed_config": "nvme", "nvme_path": __file__},
             "test_refusals.py is not a folder",
         ),
+        ({"muon_learning_rate": "1"}, "--muon_learning_rate has no effect without"),
+        ({"muon_momentum": "0.9"}, "--muon_momentum has no effect without"),
+        (
+            {"optimizer": "muon", "deepspeed_config": "nvme", "nvme_path": "/tmp"},
+            "--optimizer muon does not go with offload_optimizer.device nvme",
+        ),
         ({"resume": "/nowhere"}, "/nowhere has no readable checkpoint.json"),
         ({"output_dir": "/proc/run"}, "--output_dir /proc/run cannot be made"),
         ({"tokens": "100"}, "--steps and --tokens cannot both"),

@@ -7,7 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ten_dist import PRESETS, TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.model import linear
-from ten_dist.planning.step_time import count_operations, training_flops_per_token
+from ten_dist.optimizer.newton_schulz import newton_schulz_flops, orthogonalize
+from ten_dist.planning.sharding import Sharding, Workload
+from ten_dist.planning.step_time import (
+    count_operations,
+    flops_of_update,
+    training_flops_per_token,
+)
 
 SMALL = {
     # A multiple of 64: no operation is spent on zeros that fill it up.
@@ -132,3 +138,19 @@ def test_attention_counts_the_positions_that_a_token_sees():
     assert one == matrices + 3 * (2 * 2 * 16) * 3
     three = training_flops_per_token(model, steps=3)
     assert three - matrices == 2 * (one - matrices)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 96), (160, 32)])
+def test_operations_of_newton_schulz_are_those_of_the_profiler(shape):
+    counter = FlopCounterMode(display=False)
+    with counter:
+        orthogonalize(torch.randn(shape))
+    assert newton_schulz_flops(*shape) == counter.get_total_flops()
+
+
+def test_ranks_share_the_operations_of_muon():
+    config = TemporalEigenstateConfig.preset("pico", **SMALL)
+    work = Workload(1, 128, optimizer="muon")
+    whole, shared = (flops_of_update(config, Sharding(1, n), work) for n in (1, 4))
+    assert whole / 4 <= shared < 0.4 * whole
+    assert flops_of_update(config, Sharding(1, 1), Workload(1, 128)) == 0

@@ -12,6 +12,7 @@ from benchmarks.plan import (
 )
 from benchmarks.plan_worker import Case
 from ten_dist import TemporalEigenstateConfig
+from ten_dist.planning.communication import ALL_TO_ALL, collectives_of_step
 from ten_dist.planning.memory import peak_memory
 from ten_dist.planning.sharding import (
     Sharding,
@@ -95,3 +96,20 @@ def test_gradients_are_copied_whole_where_a_partition_touches_them():
     head = NANO.vocab_size * NANO.dim
     assert touched_elements(parameters, 8) >= head
     assert touched_elements(parameters, 8) < head + PARAMETERS / 4
+
+
+def test_muon_has_one_moment_of_a_matrix_and_exchanges_matrices():
+    sizes, *_ = parameters_of(NANO, "muon")
+    matrices = sum(sizes)
+    assert 0 < matrices < PARAMETERS - NANO.vocab_size * NANO.dim
+    for stage in range(4):
+        adamw, muon = parts(stage, 8), parts(stage, 8, optimizer="muon")
+        share = 4 * matrices / (8 if stage else 1)
+        assert adamw.moments - muon.moments == share
+        assert adamw.host - muon.host == 4 * matrices / 8
+    # To their owners, and back.
+    work = Workload(1, 128, precision="fp32", optimizer="muon")
+    sent = collectives_of_step(NANO, Sharding(2, 8), work)
+    (exchanged,) = [one for one in sent if one.kind == ALL_TO_ALL]
+    assert exchanged.bytes == 2 * 4 * matrices / 8
+    assert exchanged.calls % 2 == 0

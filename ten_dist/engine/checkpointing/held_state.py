@@ -20,14 +20,22 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor
 
-from ten_dist.checkpoint import MOMENTS, WEIGHT, TensorSlice
+from ten_dist.checkpoint import (
+    ADAMW_MOMENTS,
+    MOMENTS,
+    MUON_MOMENTS,
+    WEIGHT,
+    TensorSlice,
+)
 from ten_dist.engine import deepspeed_internals as internals
 from ten_dist.engine.distributed import Ranks
+from ten_dist.optimizer.muon import Muon
 
 Source = Callable[[str, str, int, int], Tensor]
 """(kind, name, start, stop) to the values of that slice, float32 in host memory."""
 
 KINDS = (WEIGHT, *MOMENTS)
+"""Of which each slice has its own: see :meth:`HeldState.values`."""
 
 
 class HeldState:
@@ -81,17 +89,32 @@ class HeldState:
         )
         return size * rank // world_size, size * (rank + 1) // world_size
 
-    def _stepped(self) -> list[Tensor]:
+    def held_slices(self) -> list[TensorSlice]:
+        """What this rank updates of parameters, which others may, too."""
+        return [TensorSlice(n, 0, p.numel()) for n, p in self._parameters.items()]
+
+    def stepped(self) -> list[Tensor]:
         """The tensors that the optimizer steps: the keys of its state."""
         return list(self._parameters.values())
 
-    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+    def place(self, piece: TensorSlice) -> tuple[Tensor, int]:
         """The stepped tensor that holds a slice, and where in it that begins."""
         return self._parameters[piece.name], piece.start
 
+    def _moments(self, key: Tensor) -> tuple[str, ...]:
+        """Moments that the optimizer has of a tensor that it steps."""
+        optimizer = self._optimizer
+        by_muon = isinstance(optimizer, Muon) and optimizer.holds_matrices(key)
+        return MUON_MOMENTS if by_muon else ADAMW_MOMENTS
+
+    def _kinds(self, piece: TensorSlice, kinds: Sequence[str]) -> list[str]:
+        """Of some kinds, those that there are of a slice."""
+        existing = (WEIGHT, *self._moments(self.place(piece)[0]))
+        return [kind for kind in kinds if kind in existing]
+
     def _read(self, kind: str, piece: TensorSlice) -> Tensor:
         # Not by DeepSpeed's safe_get_*, which copy to the GPU what was moved off it.
-        key, start = self._place(piece)
+        key, start = self.place(piece)
         values = key if kind == WEIGHT else self._optimizer.state[key][kind]
         return values.detach().view(-1).narrow(0, start, piece.stop - piece.start)
 
@@ -104,7 +127,8 @@ class HeldState:
     def values(
         self, kinds: Sequence[str], tick: Callable[[], None] = lambda: None
     ) -> Generator[tuple[str, Tensor], None, None]:
-        """Key and values, flat, of all slices and of each one's kinds; buffers are weights.
+        """Key and values, flat, of all slices and of those of `kinds` that each one has;
+        buffers are weights.
 
         Values may be a view of what training changes, and may change when the next are
         asked for. Moments are there after the first update, or after :meth:`prepare`.
@@ -113,7 +137,7 @@ class HeldState:
         for group, pieces in enumerate(self._groups):
             with self._in_memory(group, changed=False):
                 for piece in pieces:
-                    for kind in kinds:
+                    for kind in self._kinds(piece, kinds):
                         tick()
                         yield piece.key(kind), self._read(kind, piece)
         for piece in self.buffer_slices if WEIGHT in kinds else ():
@@ -121,7 +145,9 @@ class HeldState:
 
     def value_shapes(self, kinds: Sequence[str]) -> dict[str, tuple[int]]:
         """Shapes by key, in the order of :meth:`values`."""
-        pieces = [(piece, kind) for piece in self.slices for kind in kinds]
+        pieces = [
+            (piece, kind) for piece in self.slices for kind in self._kinds(piece, kinds)
+        ]
         if WEIGHT in kinds:
             pieces += [(piece, WEIGHT) for piece in self.buffer_slices]
         return {piece.key(kind): (piece.stop - piece.start,) for piece, kind in pieces}
@@ -139,12 +165,11 @@ class HeldState:
         self._copy(source)
 
     def _copy(self, source: Source) -> None:
-        whole = [TensorSlice(n, 0, p.numel()) for n, p in self._parameters.items()]
-        self._copy_slices(source, whole)
+        self._copy_slices(source, self.held_slices())
 
     def _copy_slices(self, source: Source, pieces: Sequence[TensorSlice]) -> None:
         for piece in pieces:
-            for kind in KINDS:
+            for kind in self._kinds(piece, KINDS):
                 values = source(kind, piece.name, piece.start, piece.stop)
                 self._read(kind, piece).copy_(values)
 
@@ -153,23 +178,29 @@ class HeldState:
 
     def optimizer_steps(self) -> int:
         """Updates that the moments have seen, which AdamW corrects its bias by."""
-        states = [self._optimizer.state.get(key) for key in self._stepped()]
-        return int(states[0]["step"]) if states and states[0] else 0
+        states = [self._optimizer.state.get(key, {}) for key in self.stepped()]
+        # Muon does not count.
+        return int(next((state["step"] for state in states if "step" in state), 0))
 
     def prepare(self) -> None:
         """Make the moments of parameters that have seen no update yet: zeros."""
-        if not any(self._optimizer.state.get(key) for key in self._stepped()):
+        if not any(self._optimizer.state.get(key) for key in self.stepped()):
             self._make_moments(0)
 
     def _make_moments(self, steps: int) -> None:
-        fused = self._optimizer.defaults.get("fused")
-        for group, key in enumerate(self._stepped()):
+        # Muon has it for what is no matrix.
+        adamw = getattr(self._optimizer, "adamw", self._optimizer)
+        fused = adamw.defaults.get("fused")
+        for group, key in enumerate(self.stepped()):
             with self._in_memory(group, changed=True):
                 state = self._optimizer.state[key]
-                for moment in MOMENTS:
+                moments = self._moments(key)
+                for moment in moments:
                     if moment not in state:
                         state[moment] = torch.zeros_like(key, requires_grad=False)
-                if isinstance(self._optimizer, DeepSpeedCPUAdam):
+                if moments == MUON_MOMENTS:
+                    continue
+                if isinstance(adamw, DeepSpeedCPUAdam):
                     state["step"] = steps
                 else:
                     # torch's fused AdamW counts where the parameters are.
@@ -180,16 +211,19 @@ class HeldState:
 class _Partitioned(HeldState):
     """Stages 1 and 2: a range of each group's flat vector."""
 
+    def held_slices(self) -> list[TensorSlice]:
+        return self.slices
+
     def _range(self, parameter: Any) -> tuple[int, int] | None:
         return internals.range_of_fragment(parameter)
 
-    def _stepped(self) -> list[Tensor]:
+    def stepped(self) -> list[Tensor]:
         return internals.flat_partitions(self._zero)
 
-    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+    def place(self, piece: TensorSlice) -> tuple[Tensor, int]:
         parameter = self._parameters[piece.name]
         group, offset = internals.place_of_fragment(parameter)
-        return self._stepped()[group], offset
+        return self.stepped()[group], offset
 
     def _copy(self, source: Source) -> None:
         for name, parameter in self._parameters.items():
@@ -209,24 +243,27 @@ class _Sharded(HeldState):
     def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> None:
         super().__init__(engine, ranks)
         self.on_disk = internals.swaps_optimizer(self._zero)
-        self._groups = [[] for _ in self._stepped()]
+        self._groups = [[] for _ in self.stepped()]
         for piece in self.slices:
             self._groups[self._group_and_offset(piece)[0]].append(piece)
         self.slices = [piece for pieces in self._groups for piece in pieces]
 
+    def held_slices(self) -> list[TensorSlice]:
+        return self.slices
+
     def _range(self, parameter: Any) -> tuple[int, int] | None:
         return internals.range_of_shard(parameter)
 
-    def _stepped(self) -> list[Tensor]:
+    def stepped(self) -> list[Tensor]:
         return internals.flat_shards(self._zero)
 
     def _group_and_offset(self, piece: TensorSlice) -> tuple[int, int]:
         parameter = self._parameters[piece.name]
         return internals.place_of_shard(self._zero, parameter)
 
-    def _place(self, piece: TensorSlice) -> tuple[Tensor, int]:
+    def place(self, piece: TensorSlice) -> tuple[Tensor, int]:
         group, offset = self._group_and_offset(piece)
-        return self._stepped()[group], offset
+        return self.stepped()[group], offset
 
     def _in_memory(
         self, group: int, *, changed: bool

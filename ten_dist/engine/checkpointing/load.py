@@ -26,7 +26,7 @@ from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError
 from ten_dist.run_folder import RunFolder, checkpoint_step
-from ten_dist.run_record import RunRecord
+from ten_dist.run_record import BEFORE_OPTIONS, RunRecord
 
 
 def recorded_run(folder: RunFolder, run: ResolvedRun) -> RunRecord | None:
@@ -124,6 +124,8 @@ def _check_longer(before: int, now: int) -> None:
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Options that differ, in words; empty where none does."""
+    earlier = {n: value for n, value in BEFORE_OPTIONS.items() if n in now}
+    before = earlier | before
     return "; ".join(
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

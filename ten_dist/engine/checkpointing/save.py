@@ -5,8 +5,8 @@ backward, and then writes its own files into a folder with a temporary name. Whe
 rank 0 checks them, adds index and record, renames the folder, and replaces the pointer
 `latest`. A run killed at any moment leaves the checkpoint before it as the newest.
 
-The copy takes 12 bytes for each float32 weight that the rank holds, up to 24 on GPUs, where
-it is pinned. Where weights and moments lie on NVMe because host memory is short, they are
+The copy takes 12 bytes for each float32 weight that the rank holds, 8 of a matrix with Muon,
+up to twice that on GPUs, where it is pinned. Where weights and moments lie on NVMe because host memory is short, they are
 written without a copy, a group of parameters at a time, and training waits for it.
 """
 
@@ -122,7 +122,7 @@ class CheckpointWriter:
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-                reason = lacking_space(self._folder, self._run.parameters)
+                reason = lacking_space(self._folder, self._run)
                 if reason is not None:
                     raise TrainingError(f"{reason}, then start again to continue")
         part = _Part(partial, self._held.slices + self._held.buffer_slices)
@@ -281,9 +281,9 @@ def _take(tensors: Iterator[tuple[str, Tensor]], expected: str) -> Tensor:
     return values.cpu()
 
 
-def lacking_space(folder: RunFolder, parameters: int) -> str | None:
+def lacking_space(folder: RunFolder, run: ResolvedRun) -> str | None:
     """Why the disk has no room for a checkpoint of a run, or None."""
-    needed = int(4 * len(KINDS) * parameters * _SPACE_MARGIN)
+    needed = int(4 * (run.parameters + run.moments) * _SPACE_MARGIN)
     place = folder.checkpoints
     while not place.exists():
         place = place.parent

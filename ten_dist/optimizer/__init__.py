@@ -1,0 +1,1 @@
+"""Optimizers of our own: Muon, whose updates of matrices are orthogonal."""
