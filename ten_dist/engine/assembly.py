@@ -20,10 +20,7 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.block import Block
 from ten_dist.model.precision import autocast
-from ten_dist.optimizer.muon import Muon
-
-RATE_FACTOR = "rate_factor"
-"""Key of a parameter group whose learning rate is that of the schedule times a number."""
+from ten_dist.optimizer.muon import RATE_FACTOR, Muon
 
 
 def build_engine(

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.data import Mixture, TokenBatch, batch_of_step
-from ten_dist.engine.assembly import RATE_FACTOR
 from ten_dist.engine.distributed import Ranks
 from ten_dist.engine.health import Anomaly, Health
 from ten_dist.engine.loss_scale import LossScale
@@ -26,6 +25,7 @@ from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
 from ten_dist.engine.throughput import Throughput
 from ten_dist.monitor.run_monitor import memory_metrics
+from ten_dist.optimizer.muon import RATE_FACTOR
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,8 @@ from ten_dist.optimizer.shared_matrices import SharedMatrices
 
 BY_MUON = "by_muon"
 """Key of a parameter group: whether its parameters are matrices for Muon."""
+RATE_FACTOR = "rate_factor"
+"""Key of a parameter group: by what the learning rate of the schedule is multiplied for it."""
 
 
 class Muon(torch.optim.Optimizer):

@@ -6,8 +6,9 @@ rank 0 checks them, adds index and record, renames the folder, and replaces the 
 `latest`. A run killed at any moment leaves the checkpoint before it as the newest.
 
 The copy takes 12 bytes for each float32 weight that the rank holds, 8 of a matrix with Muon,
-up to twice that on GPUs, where it is pinned. Where weights and moments lie on NVMe because host memory is short, they are
-written without a copy, a group of parameters at a time, and training waits for it.
+and up to twice that on GPUs, where it is pinned. Where weights and moments lie on NVMe
+because host memory is short, they are written without a copy, a group of parameters at a
+time, and training waits for it.
 """
 
 from __future__ import annotations
