@@ -14,17 +14,22 @@ from torch import nn
 
 from benchmarks.tasks import Task
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
+from ten_dist.config.training import MUON_MOMENTUM
 from ten_dist.model.precision import autocast
+from ten_dist.optimizer.muon import Muon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained: AdamW, linear warm-up, cosine to a tenth of the peak."""
+    """How a model is trained: linear warm-up, cosine to a tenth of the peak."""
 
     steps: int
     rows: int
     """Rows of a batch."""
     learning_rate: float = 1e-3
+    """Peak of AdamW."""
+    muon_learning_rate: float | None = None
+    """Peak of Muon for the matrices; without it AdamW has them, too."""
     warmup_steps: int = 100
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
@@ -56,12 +61,7 @@ def fit(
     torch.manual_seed(seed)
     config = dataclasses.replace(config, vocab_size=task.vocab_size)
     model = TemporalEigenstateNetwork(config)
-    optimizer = torch.optim.AdamW(
-        model.parameter_groups(recipe.weight_decay),
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        fused=True,
-    )
+    optimizer = _make_optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.learning_rate_factor)
     context = autocast(torch.device("cpu"), recipe.precision)
     for inputs, targets in task.batches(recipe.rows, recipe.steps, seed):
@@ -76,3 +76,23 @@ def fit(
     with context:
         figures = task.figures(model)
     return {**figures, "parameters": model.num_parameters()}
+
+
+def _make_optimizer(
+    model: TemporalEigenstateNetwork, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """As training has it, in one process."""
+    rate = recipe.muon_learning_rate
+    groups = model.parameter_groups(
+        recipe.weight_decay, matrices_apart=rate is not None
+    )
+    matrices = groups.pop(0) if rate is not None else {}
+    adamw = torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True
+    )
+    if rate is None:
+        return adamw
+    muon = Muon({**matrices, "lr": rate, "momentum": MUON_MOMENTUM}, adamw)
+    rows = model.hidden_matrices()
+    muon.keep_whole({name: model.get_parameter(name) for name in rows}, rows)
+    return muon

@@ -1,6 +1,7 @@
 """How well models learn: ablations and comparisons over several seeds.
 
     python -m benchmarks.quality characters --corpus FILE
+    python -m benchmarks.quality characters-tuned --corpus FILE
     python -m benchmarks.quality tokens --data DIR
     python -m benchmarks.quality recall copying
 
@@ -74,6 +75,12 @@ class Experiment:
     base: dict[str, Any]
     """Fields of the model that all variants share."""
     variants: dict[str, dict[str, Any]]
+    rates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Learning rates of the recipe by variant, where they are its own."""
+
+    def recipe_of(self, variant: str) -> Recipe:
+        """How a variant is trained."""
+        return dataclasses.replace(self.recipe, **self.rates.get(variant, {}))
 
     def config(self, variant: str) -> TemporalEigenstateConfig:
         """Model of a variant."""
@@ -89,6 +96,8 @@ def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experi
     if name.startswith("characters"):
         if corpus is None:
             raise ConfigurationError(f"{name} needs --corpus, a text file")
+        if name == "characters-tuned":
+            return _characters_tuned(corpus)
         return _characters(corpus, 256 if name.endswith("256") else 64)
     if name == "tokens":
         if data is None:
@@ -139,6 +148,51 @@ def _characters(corpus: Path, context: int) -> Experiment:
     )
 
 
+def _characters_tuned(corpus: Path) -> Experiment:
+    """Models of 0.8 M parameters, each with learning rates of its own: a sweep.
+
+    Muon's runs keep the 1e-3 of AdamW for embeddings, norms and recurrence, but for one.
+    """
+    base = {"dim": 128, "n_layers": 4, "num_eigenstates": 128, "num_heads": 4}
+    ten = {**DEEPENING, "max_timescale": 64.0, "ffn_multiplier": 2.4}
+    models = {
+        "TEN": ten,
+        "TEN, gated MLP": {**ten, "ffn_gate": True},
+        "HTEN 1,2": {**ten, "hten_scales": (1, 2), "ffn_multiplier": 0.984375},
+        "transformer": {"mixer": "attention"},
+        "transformer, gated MLP": {"mixer": "attention", "ffn_gate": True},
+    }
+    sweep: dict[str, list[dict[str, float]]] = {
+        "TEN": [*_adamw(1e-3, 4e-3), *_muon(4e-3, 8e-3, 16e-3)],
+        "TEN, gated MLP": [
+            *_muon(4e-3, 8e-3),
+            {"muon_learning_rate": 8e-3, "learning_rate": 4e-3},
+        ],
+        "HTEN 1,2": [*_adamw(4e-3), *_muon(4e-3, 8e-3)],
+        "transformer": [*_adamw(1e-3, 4e-3), *_muon(4e-3, 8e-3, 16e-3)],
+        "transformer, gated MLP": _muon(8e-3, 16e-3),
+    }
+    variants, rates = {}, {}
+    for model, chosen in sweep.items():
+        for each in chosen:
+            words = ", ".join(f"{name} {rate:g}" for name, rate in each.items())
+            words = words.replace("_learning_rate", "").replace(
+                "learning_rate", "AdamW"
+            )
+            variants[f"{model}: {words}"] = models[model]
+            rates[f"{model}: {words}"] = each
+    recipe = Recipe(steps=2000, rows=12)
+    return Experiment(Characters(corpus, 64), recipe, base, variants, rates)
+
+
+def _adamw(*rates: float) -> list[dict[str, float]]:
+    return [{"learning_rate": rate} for rate in rates]
+
+
+def _muon(*rates: float) -> list[dict[str, float]]:
+    return [{"muon_learning_rate": rate} for rate in rates]
+
+
 def _tokens(data: Path) -> Experiment:
     """Models of the size of `pico` on prepared tokens, 512 of context."""
     base = {"dim": 160, "n_layers": 4, "num_eigenstates": 120, "num_heads": 2}
@@ -165,7 +219,14 @@ def _tokens(data: Path) -> Experiment:
     )
 
 
-EXPERIMENTS = ("characters", "characters-256", "tokens", "recall", "copying")
+EXPERIMENTS = (
+    "characters",
+    "characters-tuned",
+    "characters-256",
+    "tokens",
+    "recall",
+    "copying",
+)
 
 
 def run_one(
@@ -174,7 +235,8 @@ def run_one(
     """Train one variant with one seed, on one thread."""
     torch.set_num_threads(1)
     experiment = make_experiment(name, corpus, data)
-    return fit(experiment.config(variant), experiment.task, experiment.recipe, seed)
+    recipe = experiment.recipe_of(variant)
+    return fit(experiment.config(variant), experiment.task, recipe, seed)
 
 
 class Results:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ten_dist.checkpoint import MOMENTUM
-from ten_dist.optimizer.shared_matrices import SharedMatrices
+from ten_dist.optimizer.shared_matrices import SharedMatrices, split_weights
 
 BY_MUON = "by_muon"
 """Key of a parameter group: whether its parameters are matrices for Muon."""
@@ -62,6 +62,23 @@ class Muon(torch.optim.Optimizer):
             share: from names of weights to their matrices.
         """
         self._placed, self._share = dict(placed), share
+
+    def keep_whole(
+        self, weights: Mapping[str, Tensor], rows: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Instead of :meth:`distribute`, where a process has the matrices to itself.
+
+        Args:
+            weights: all of the group, [rows, columns] float32, by name.
+            rows: of each projection of a weight, by its name.
+        """
+        sizes = {name: (0, weight.numel()) for name, weight in weights.items()}
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        devices = {weight.device for weight in weights.values()}
+        matrices = split_weights(shapes, rows)
+        shared = SharedMatrices(matrices, [sizes], 0, devices.pop(), torch.float32)
+        placed = {weight: {name: sizes[name]} for name, weight in weights.items()}
+        self.distribute(placed, lambda _: shared)
 
     def holds_matrices(self, tensor: Tensor) -> bool:
         """Whether a tensor that is stepped has elements of matrices, on any rank."""

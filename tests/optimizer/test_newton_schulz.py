@@ -9,7 +9,6 @@ from ten_dist.optimizer.muon import Muon
 from ten_dist.optimizer.newton_schulz import newton_schulz_flops, orthogonalize
 from ten_dist.optimizer.shared_matrices import (
     LogicalMatrix,
-    SharedMatrices,
     rounds_of,
     split_weights,
 )
@@ -110,14 +109,7 @@ def test_steps_are_those_of_torch(rows):
     options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
     expected = torch.optim.Muon(parts, **options, nesterov=True, ns_steps=5)
     found = Muon({"params": [weight], **options}, torch.optim.AdamW([vector], lr=0.1))
-    matrices = split_weights({"w": weight.shape}, {"w": rows})
-    held = [{"w": (0, weight.numel())}]
-    found.distribute(
-        {weight: {"w": (0, weight.numel())}},
-        lambda names: SharedMatrices(
-            matrices, held, 0, torch.device("cpu"), torch.float32
-        ),
-    )
+    found.keep_whole({"w": weight}, {"w": rows})
     before = weight.detach().clone()
     for _ in range(4):
         gradient = torch.randn(48, 16, generator=generator)
