@@ -464,3 +464,12 @@ def test_resolved_configuration_is_written(tmp_path, options):
     assert config["training"]["seq_len"] == 32
     assert config["data"]["fingerprint"] == Manifest.load(options["data"]).fingerprint
     assert config["versions"]["torch"] and config["versions"]["deepspeed"]
+
+
+def test_muon_is_refused_where_deepspeed_would_update(capsys, options, tmp_path):
+    offload = {"device": "cpu", "ratio": 0.5}
+    content = {"zero_optimization": {"stage": 3, "offload_optimizer": offload}}
+    (tmp_path / "part.json").write_text(json.dumps(content))
+    changed = {"optimizer": "muon", "deepspeed_config": str(tmp_path / "part.json")}
+    line = refusal(capsys, {**options, **changed})
+    assert "--optimizer muon does not go with offload_optimizer.ratio" in line

@@ -36,6 +36,13 @@ def test_singular_values_come_near_one_and_vectors_stay(rows, columns, size):
     assert (found - torch.diag(values)).abs().max() < 1e-4
 
 
+def test_rows_far_below_the_others_are_zeros():
+    matrix = torch.randn(12, 20, generator=torch.Generator().manual_seed(2))
+    small = torch.cat([matrix, matrix * 1e-20])
+    expected = torch.cat([orthogonalize(matrix), torch.zeros(12, 20)])
+    torch.testing.assert_close(orthogonalize(small), expected, atol=1e-5, rtol=0)
+
+
 def test_zeros_stay_zeros():
     assert not orthogonalize(torch.zeros(8, 4)).any()
 
