@@ -305,7 +305,8 @@ class WatchingOptions(Options):
     analysis_interval: Annotated[int, at_least(0)] = 2000
     """Steps between looks at the eigenstates, for TensorBoard: energy by layer and scale,
     histograms of memory, and pictures of eigenvalues and memory, which need matplotlib
-    (`ten_dist[analysis]`); 0 never looks."""
+    (`ten_dist[analysis]`); of several ranks the share of communication, too. 0 never
+    looks."""
     sample_prompts: Annotated[str | None, metavar("FILE")] = None
     """Show on TensorBoard, at --analysis_interval and after the last step, how the model
     continues these prompts, JSON objects a line with a "prompt", 16 at most."""

@@ -10,6 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from ten_dist.data import TokenBatch
 from ten_dist.engine.stragglers import Stragglers
 from ten_dist.monitor.ledger import Ledger
+from ten_dist.monitor.profiling.communication_share import CommunicationShare
 from ten_dist.monitor.profiling.step_profiler import StepProfiler
 from ten_dist.monitor.run_monitor import RunMonitor
 from ten_dist.monitor.watchdog import Watchdog
@@ -29,6 +30,8 @@ class Reporter:
     """Rows that this rank consumes, with `--ledger` only."""
     profiler: StepProfiler | None = None
     """Traces some steps, with `--profile_steps` only."""
+    communication: CommunicationShare | None = None
+    """Measures communication now and then, of rank 0 where there are others."""
 
     def progress(self, phase: str, step: int | None = None) -> None:
         """Say that this rank enters a phase, or goes on in it."""
@@ -39,6 +42,8 @@ class Reporter:
         """Say that a step begins."""
         if self.profiler is not None:
             self.profiler.begin_step(step)
+        if self.communication is not None:
+            self.communication.begin_step(step)
 
     def enter(self, phase: str, step: int) -> None:
         """Say that a step enters a phase: data, forward, backward or optimizer."""
@@ -57,6 +62,8 @@ class Reporter:
         """Report an optimizer step, by the names of metrics.jsonl; every rank must."""
         if self.profiler is not None:
             self.profiler.end_step(metrics["step"])
+        if self.communication is not None:
+            metrics = metrics | self.communication.end_step(metrics["step_seconds"])
         if self.stragglers is not None:
             seconds = metrics["step_seconds"]
             metrics = metrics | self.stragglers.end_step(metrics["step"], seconds)

@@ -56,6 +56,7 @@ from ten_dist.engine.trainer import Trainer
 from ten_dist.errors import ConfigurationError, DataError, RunStoppedError
 from ten_dist.files import write_bytes, write_json
 from ten_dist.monitor.ledger import Ledger
+from ten_dist.monitor.profiling.communication_share import CommunicationShare
 from ten_dist.monitor.profiling.memory_snapshot import snapshot_when_memory_runs_out
 from ten_dist.monitor.profiling.step_profiler import StepProfiler
 from ten_dist.monitor.run_monitor import RunMonitor
@@ -401,4 +402,8 @@ def _reporter(
     if training.profile_steps is not None:
         traced = StepRange.parse(training.profile_steps)
         profiler = StepProfiler(folder.profile, ranks.rank, traced, state.step)
-    return Reporter(watchdog, stragglers, monitor, ledger, profiler)
+    communication = None
+    interval = training.analysis_interval
+    if monitor is not None and ranks.world_size > 1 and interval and not profiler:
+        communication = CommunicationShare(interval)
+    return Reporter(watchdog, stragglers, monitor, ledger, profiler, communication)

@@ -27,7 +27,7 @@ _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "speed": {
         "tokens a second": ("speed/tokens_per_second",),
         "utilization": ("speed/mfu",),
-        "share of data": ("speed/data_share",),
+        "shares of a step": ("speed/data_share", "speed/communication_share"),
         "memory": ("speed/memory_bytes", "speed/memory_reserved_bytes"),
     },
     "health and cost": {

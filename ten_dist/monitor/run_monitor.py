@@ -33,6 +33,7 @@ TENSORBOARD_TAGS = {
     "counted_tokens": "data/counted_tokens",
     "data_seconds": "speed/data_seconds",
     "data_share": "speed/data_share",
+    "communication_share": "speed/communication_share",
     "memory_bytes": "speed/memory_bytes",
     "memory_reserved_bytes": "speed/memory_reserved_bytes",
     "skipped_steps": "health/skipped_steps",

@@ -29,6 +29,7 @@ _CHARTS = {
     "tokens a second": "tokens_per_second",
     "model FLOPs utilization": "mfu",
     "share of data in a step": "data_share",
+    "share of communication in a step": "communication_share",
     "memory, bytes": "memory_bytes",
 }
 _UNTOLD = {"output_dir", "resume", "extend", "config"}

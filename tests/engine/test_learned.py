@@ -46,6 +46,10 @@ def test_pictures_histograms_and_energies_are_shown(looked):
         assert [s.value for s in shown] == pytest.approx([*found.values()])
 
 
+def test_one_rank_has_nothing_to_communicate(looked):
+    assert not any("communication_share" in m for m in read_metrics(looked))
+
+
 def test_losses_are_the_same_to_the_bit(token_data, looked, tmp_path):
     train_here(training(token_data, tmp_path / "run", "--analysis_interval", 0))
     assert step_metrics(tmp_path / "run") == step_metrics(looked)
@@ -61,6 +65,13 @@ def test_on_sharded_ranks_the_same_is_seen(token_data, looked, tmp_path):
         ]
     )
     assert step_metrics(tmp_path / "on") == step_metrics(tmp_path / "off")
+    shares = {
+        m["step"]: m["communication_share"]
+        for m in read_metrics(tmp_path / "on")
+        if "communication_share" in m
+    }
+    # Stage 3 gathers every layer.
+    assert list(shares) == [2, 4] and all(0.01 < s < 1 for s in shares.values())
     for name in ENERGIES:
         # Dropout is drawn by rank, so that weights are alike and not equal.
         found = [m[name] for m in read_metrics(tmp_path / "on") if name in m]

@@ -51,7 +51,7 @@ class StepProfiler:
             return
         try:
             if self._profile is None:
-                self._profile = _start()
+                self._profile = start_profile()
             self._traced.append(step)
             self._step = record_function(f"{STEP_PREFIX}{step}")
             self._step.__enter__()
@@ -122,7 +122,8 @@ class StepProfiler:
         warn(f"--profile_steps gave no files, training goes on: {reason}")
 
 
-def _start() -> profile:
+def start_profile() -> profile:
+    """A profile of processor and GPU, running."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)

@@ -17,10 +17,11 @@ _PHASES = {
     "backward": "backward",
     "optimizer": "update of the weights, and gathering figures",
 }
+COMMUNICATION = "communication between ranks"
 # By what stands in the name of an operator, the first that fits.
 _KINDS = (
     (("nccl", "gloo", "mpi", "c10d", "allreduce", "all_reduce", "all_gather",
-      "reduce_scatter", "broadcast"), "communication between ranks"),
+      "reduce_scatter", "broadcast"), COMMUNICATION),
     (("adam",), "update of the weights"),
     (("ten_dist", "scan"), "scan and other own kernels"),
     (("crossentropy", "cross_entropy", "softmax", "nll_loss"), "loss and softmax"),
