@@ -120,6 +120,12 @@ def _faults(config: Any, path: Path) -> Iterator[str]:
     stage = zero_stage(config)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         yield f"zero_optimization.stage in {path} must be 0, 1, 2 or 3"
+    if zero.get("round_robin_gradients"):
+        # stage_1_and_2.py, _link_all_hp_params: it links them in the order of the groups.
+        yield (
+            f"remove 'round_robin_gradients' from {path}: with it DeepSpeed says wrongly "
+            "where the elements of a parameter are, and checkpoints would be wrong"
+        )
     if path.parent != SHIPPED_CONFIGS:
         # The commands that need no DeepSpeed do not wait for it with what is shipped.
         from ten_dist.deepspeed_check import check_values

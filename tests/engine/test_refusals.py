@@ -167,6 +167,10 @@ def test_wrong_option(capsys, tmp_path, options, change, message):
         ('{"bf16": {"enabled": true}}', "it is set by --precision"),
         ('{"elasticity": {}}', "DeepSpeed no longer has it"),
         ('{"zero_optimization": {"mics_shard_size": 2}}', "no longer has it"),
+        (
+            '{"zero_optimization": {"stage": 2, "round_robin_gradients": true}}',
+            "remove 'round_robin_gradients' from",
+        ),
         ('{"zero_optimization": {"stage": 4}}', "must be 0, 1, 2 or 3"),
         ('{"zero_optimization": true}', "zero_optimization in"),
         (
