@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import sys
+import time
 
 import pytest
 
@@ -100,6 +101,9 @@ def test_a_conversation_at_a_terminal(short_run, tmp_path):
         # Who sees what they type is in the line, where an interrupt gives it up.
         terminal.type("abandoned")
         terminal.read_until("abandoned")
+        # Python looks for a signal when readline waits for the next key, which it does a
+        # moment after it has shown this one.
+        time.sleep(0.5)
         terminal.type("\x03")
         terminal.read_until("Ctrl-D or /quit ends.*> ")
         terminal.type("\x04")

@@ -57,6 +57,14 @@ def test_a_mistyped_option_is_told_the_right_one(capsys):
     assert "--lerning_rate=1 (do you mean --learning_rate?): see `ten-dist" in error
 
 
+def test_a_mistyped_command_is_told_the_right_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["genrate", "RUN"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("there is no command 'genrate' (do you mean generate?)")
+
+
 def test_a_checkpoint_is_chosen(capsys, run_folder):
     losses = {}
     for name in (
