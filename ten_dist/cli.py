@@ -148,10 +148,10 @@ def _run(name: str | None, arguments: Sequence[str]) -> int:
                 ranked = name == "train"
                 settle_threads(likely_rank(os.environ) if ranked else OwnRank())
             run = _add_command(command_parser, module_name)
-    if name is not None and name not in _COMMANDS:
-        # argparse would name all commands, but not the one that is meant.
-        if hint := alike(name, _COMMANDS):
-            parser.error(f"there is no command '{name}' ({hint})")
+    # argparse would name all commands, but not the one that is meant.
+    mistyped = name is not None and name not in _COMMANDS
+    if mistyped and (hint := alike(name or "", _COMMANDS)):
+        parser.error(f"there is no command '{name}' ({hint})")
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         # The options of the training have to be told from those of its launch.
