@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import deepspeed
-import torch
 from torch import Tensor
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data.tokenizer import set_tokenizer
 from ten_dist.engine.distributed import Ranks
+from ten_dist.engine.evaluating import evaluating
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.engine.stop_signals import StopSignals
@@ -82,20 +81,13 @@ def run_benchmarks(
     )
     model = HarnessModel(scorer, set_tokenizer(run.manifests()[0]))
     reporter.progress("benchmarks", step)
-    engine.eval()
-    try:
-        with contextlib.ExitStack() as stack:
-            if run.training.compile:
-                # Each length of a piece would be compiled.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            found = run.tasks.run(
-                model,
-                limit=run.training.eval_tasks_limit,
-                bootstrap_iterations=0,
-                quiet=True,
-            )
-    finally:
-        engine.train()
+    with evaluating(engine, run):
+        found = run.tasks.run(
+            model,
+            limit=run.training.eval_tasks_limit,
+            bootstrap_iterations=0,
+            quiet=True,
+        )
     return {
         f"task/{task}/{name}": value
         for task, figures in found.items()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import deepspeed
-import torch
 
 from ten_dist.config.training import TrainingConfig
 from ten_dist.data import Manifest
 from ten_dist.data.tokenizer import set_tokenizer
+from ten_dist.engine.evaluating import evaluating
 from ten_dist.engine.reporter import Reporter
 from ten_dist.engine.resolution import ResolvedRun
 from ten_dist.errors import ConfigurationError, DataError
@@ -100,7 +98,7 @@ class Samples:
             )
             for prompt in self._run.sample_prompts
         ]
-        with self._evaluating():
+        with evaluating(self._engine, self._run):
             decoder = Decoder(self._engine.module, compute=self._engine)
             results = [decoder.add(request) for request in requests]
             while len(decoder):
@@ -117,18 +115,6 @@ class Samples:
             new = whole.removeprefix(shown)
             texts.append(f"prompt\n\n{_block(shown)}\n\ncontinuation\n\n{_block(new)}")
         return texts
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        self._engine.eval()
-        try:
-            with contextlib.ExitStack() as stack:
-                if self._run.training.compile:
-                    # Each number of rows would be compiled.
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
-                yield
-        finally:
-            self._engine.train()
 
 
 def _block(text: str) -> str:
