@@ -1,0 +1,45 @@
+"""`matrix_scan`, the recurrence of a matrix layer, and the choice of its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
+from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
+
+_Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
+_BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
+
+
+def matrix_scan(
+    inputs: MatrixScanInputs, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run K complex eigenstates that carry N numbers each, and read them by queries.
+
+        S_k(t) = lambda_k(t) S_k(t-1) + g_k(t) key_k(t) value_h(t)^T     in C^N
+        o_h(t) = (K/H)^-1/2 Re sum_k conj(query_k(t)) S_k(t)             k in head h
+
+    with lambda and g as in `eigenstate_scan_with_energy`, whose notes on resets and on the
+    dtype of the state hold here, too.
+
+    Args:
+        backend: a name of `available_backends`, or "auto" for the fastest that takes these
+            inputs.
+
+    Returns:
+        outputs: [B, T, H N], o, in the dtype of `key`.
+        final_state: [B, 2K N], the last state, in the dtype it was carried in.
+        energy: [B, K], the sum over time of the squared norm of S_k(t), in the dtype of the
+            state.
+        All are differentiable in every real tensor of the inputs.
+
+    Raises:
+        ValueError: shapes do not agree, or a name is unknown.
+    """
+    inputs.check()
+    name = "reference" if backend == "auto" else backend
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown matrix scan backend {backend!r}")
+    return _BACKENDS[name](inputs)
