@@ -14,7 +14,7 @@ from ten_dist.analysis.places import Place, as_array
 from ten_dist.analysis.usage import Usage
 from ten_dist.config.model import IGNORED_TARGET
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.eigenstate_module import EigenstateModule
 
 DEAD = 0.01
 """Part of the mean output of a place below which an eigenstate is dead."""
@@ -53,8 +53,7 @@ class Condition:
 @torch.no_grad()
 def condition_of(place: Place, usage: Usage) -> Condition:
     """The condition of a place, from what was seen of it."""
-    weight = place.mixer.coupled_output_weight().unflatten(1, (2, -1))
-    sizes = as_array(weight.double().square().sum(dim=(0, 1)).sqrt())
+    sizes = as_array(place.mixer.read_sizes())
     outputs = sizes * np.sqrt(usage.energy)
     memory = usage.memory_percentiles((5, 95)) / usage.scale
     return Condition(
@@ -129,10 +128,9 @@ def _groups(
         return layer, {"convolution": gradient}
     if own == "input_weight":
         mixer = network.get_submodule(path)
-        assert isinstance(mixer, EigenstateMixer)
-        width = 2 * mixer.num_eigenstates
-        rows = (gradient[:width], gradient[width : 2 * width], gradient[2 * width :])
-        return layer, dict(zip(("input", "selection", "gate"), rows))
+        assert isinstance(mixer, EigenstateModule)
+        names = mixer.projections
+        return layer, {name: gradient[mixer.rows_of(name)] for name in names}
     return layer, {_GROUPS[own]: gradient}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ten_dist.errors import ConfigurationError
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.eigenstate_module import EigenstateModule
 
 
 class Place(NamedTuple):
@@ -20,7 +20,7 @@ class Place(NamedTuple):
     """From 1, as people count."""
     scale: int
     """Tokens a step; 1 in a TEN."""
-    mixer: EigenstateMixer
+    mixer: EigenstateModule
 
     def __str__(self) -> str:
         return f"layer {self.layer}, scale {self.scale}"
@@ -42,7 +42,7 @@ def places_of(network: TemporalEigenstateNetwork) -> list[Place]:
 
 def _places(network: TemporalEigenstateNetwork) -> Iterator[Place]:
     for name, module in network.named_modules():
-        if isinstance(module, EigenstateMixer):
+        if isinstance(module, EigenstateModule):
             # blocks.LAYER.mixer, or blocks.LAYER.mixer.scales.NUMBER.ten
             yield Place(int(name.split(".")[1]) + 1, module.step, module)
 

@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from ten_dist.analysis.held_out_rows import HeldOutRows
 from ten_dist.analysis.places import Place, as_array, places_of
 from ten_dist.model import TemporalEigenstateNetwork
+from ten_dist.model.eigenstate_module import EigenstateModule
 from ten_dist.model.linear import linear
-from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.recurrence import ScanInputs
 from ten_dist.recurrence.bound import EnergyBound
 from ten_dist.recurrence.eigenvalues import eigenvalue_terms, state_energy
@@ -121,10 +121,9 @@ class UsageCounter:
         return self._place.mixer.register_forward_hook(self._see_gates)
 
     def _see_gates(
-        self, mixer: EigenstateMixer, arguments: tuple[Any, ...], _results: Any
+        self, mixer: EigenstateModule, arguments: tuple[Any, ...], _results: Any
     ) -> None:
-        # The rows of the weight behind those of beta and of the modulation.
-        weight = mixer.input_weight[4 * mixer.num_eigenstates :]
+        weight = mixer.input_weight[mixer.rows_of("gate")]
         gates = torch.sigmoid(linear(arguments[0], weight, mixer.gate_bias))
         self._lowest = torch.minimum(self._lowest, gates.amin(dim=(0, 1)))
         self._highest = torch.maximum(self._highest, gates.amax(dim=(0, 1)))

@@ -16,12 +16,12 @@ from ten_dist.analysis.held_out_rows import HeldOutRows
 from ten_dist.analysis.places import Place, as_array, places_of
 from ten_dist.analysis.spectrum import spectrum_of
 from ten_dist.model import TemporalEigenstateNetwork
-from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.eigenstate_module import EigenstateModule
 
 BAND_EDGES = (1, 4, 16, 64, 256, 1024, 4096, math.inf)
 """Edges of the bands of time scales, in tokens."""
 
-Silence = Mapping[EigenstateMixer, Tensor]
+Silence = Mapping[EigenstateModule, Tensor]
 """Of some mixers the eigenstates to silence, [K] bool."""
 
 
@@ -97,8 +97,8 @@ def measure_worth(
 
 
 def _parts(places: list[Place]) -> dict[str, dict[str, Silence]]:
-    layers: dict[str, dict[EigenstateMixer, Tensor]] = {}
-    scales: dict[str, dict[EigenstateMixer, Tensor]] = {}
+    layers: dict[str, dict[EigenstateModule, Tensor]] = {}
+    scales: dict[str, dict[EigenstateModule, Tensor]] = {}
     for place in places:
         everything = torch.ones_like(place.mixer.alpha_base, dtype=torch.bool)
         layers.setdefault(f"layer {place.layer}", {})[place.mixer] = everything

@@ -16,6 +16,9 @@ from ten_dist.errors import ConfigurationError
 
 EIGENSTATE_FIELDS = (
     "num_eigenstates",
+    "state_dim",
+    "matrix_layers",
+    "matrix_eigenstates",
     "hten_scales",
     "energy_reg_weight",
     "energy_kind",
@@ -60,6 +63,14 @@ class TemporalEigenstateConfig(Options):
     """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
     hten_scales: Annotated[tuple[int, ...] | None, metavar("1,2,4")] = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
+    state_dim: Annotated[int | None, at_least(1, most=4096)] = None
+    """Numbers N that each eigenstate of a matrix layer carries, such as 32; None for no
+    matrix layers."""
+    matrix_layers: Annotated[tuple[int, ...] | None, metavar("1,3")] = None
+    """Layers, from 0, whose eigenstates carry state_dim numbers that queries read; None for
+    all."""
+    matrix_eigenstates: Annotated[int | None, _SIZE] = None
+    """Complex eigenstates of a matrix layer; None for num_eigenstates."""
     ffn_multiplier: float = 4
     """Hidden width of the MLP as a multiple of dim."""
     ffn_gate: bool = False
@@ -123,7 +134,9 @@ class TemporalEigenstateConfig(Options):
         if self.mixer == "attention":
             self._check_attention()
         else:
-            self._check_eigenstates_divide()
+            self._check_matrix_layers()
+            for layer in range(self.n_layers):
+                self._check_eigenstates_divide(layer)
 
     def _check_attention(self) -> None:
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
@@ -136,18 +149,37 @@ class TemporalEigenstateConfig(Options):
                 "hten_scales has no effect with mixer attention: leave it out"
             )
 
-    def _check_eigenstates_divide(self) -> None:
-        scales = self.scales
-        if self.num_eigenstates % len(scales):
+    def _check_matrix_layers(self) -> None:
+        for field in ("matrix_layers", "matrix_eigenstates"):
+            if getattr(self, field) is not None and self.state_dim is None:
+                raise ConfigurationError(f"{field} needs state_dim, such as 32")
+        layers = self.matrix_layers
+        if layers is not None and (
+            not layers
+            or layers[0] < 0
+            or layers[-1] >= self.n_layers
+            or any(a >= b for a, b in itertools.pairwise(layers))
+        ):
             raise ConfigurationError(
-                f"num_eigenstates {self.num_eigenstates} does not divide over the "
+                f"matrix_layers {_join(layers)} must be increasing numbers of layers "
+                f"from 0 to {self.n_layers - 1}"
+            )
+
+    def _check_eigenstates_divide(self, layer: int) -> None:
+        scales, total = self.scales, self.eigenstates_of(layer)
+        name = "num_eigenstates"
+        if self.carries_matrices(layer) and self.matrix_eigenstates is not None:
+            name = "matrix_eigenstates"
+        if total % len(scales):
+            raise ConfigurationError(
+                f"{name} {total} does not divide over the "
                 f"{len(scales)} scales of hten_scales {_join(scales)}: choose a "
                 "multiple, or another number of scales"
             )
-        if self.eigenstates_per_scale % self.num_heads:
+        if self.eigenstates_per_scale_of(layer) % self.num_heads:
             raise ConfigurationError(
-                f"{self.eigenstates_per_scale} eigenstates a scale do not divide over "
-                f"num_heads {self.num_heads}: change num_eigenstates or num_heads"
+                f"{self.eigenstates_per_scale_of(layer)} eigenstates a scale do not "
+                f"divide over num_heads {self.num_heads}: change {name} or num_heads"
             )
 
     @property
@@ -155,9 +187,25 @@ class TemporalEigenstateConfig(Options):
         """Scales of every layer; (1,) for the one-scale TEN."""
         return self.hten_scales if self.hten_scales is not None else (1,)
 
+    def carries_matrices(self, layer: int) -> bool:
+        """Whether the eigenstates of layer `layer`, from 0, carry state_dim numbers."""
+        if self.state_dim is None:
+            return False
+        return self.matrix_layers is None or layer in self.matrix_layers
+
+    def eigenstates_of(self, layer: int) -> int:
+        """Eigenstates of layer `layer`, from 0, those of all its scales together."""
+        if self.carries_matrices(layer) and self.matrix_eigenstates is not None:
+            return self.matrix_eigenstates
+        return self.num_eigenstates
+
+    def eigenstates_per_scale_of(self, layer: int) -> int:
+        """Eigenstates of one scale of layer `layer`, from 0."""
+        return self.eigenstates_of(layer) // len(self.scales)
+
     @property
     def eigenstates_per_scale(self) -> int:
-        """Eigenstates K/|S| of one scale of one layer."""
+        """Eigenstates K/|S| of one scale of a layer without matrices."""
         return self.num_eigenstates // len(self.scales)
 
     def longest_memory(self, layer: int) -> float:
@@ -239,6 +287,7 @@ PAPER: dict[str, Any] = {
     "short_convolution": 0,
     "gate": "output",
     "depth_increasing_memory": False,
+    "state_dim": None,
 }
 """Fields with which the recurrence is that of the paper, whatever the defaults are."""
 

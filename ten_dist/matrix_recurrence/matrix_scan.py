@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
 from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
+from ten_dist.recurrence.blocked import blocked_scan
+from ten_dist.recurrence.inputs import ScanInputs
+from ten_dist.recurrence.observer import current_observer
 
 _Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
 _BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
@@ -42,4 +46,24 @@ def matrix_scan(
     name = "reference" if backend == "auto" else backend
     if name not in _BACKENDS:
         raise ValueError(f"unknown matrix scan backend {backend!r}")
-    return _BACKENDS[name](inputs)
+    results = _BACKENDS[name](inputs)
+    if (observer := current_observer()) is not None:
+        observer.see(*_column_states(inputs, results[1]))
+    return results
+
+
+@torch.no_grad()
+def _column_states(
+    inputs: MatrixScanInputs, final_state: Tensor
+) -> tuple[ScanInputs, Tensor]:
+    """The scans by column and their states, the last of them as `final_state` has it.
+
+    States between the steps are kept by no backend: for an observer they are computed apart,
+    and what a backend arrived at stands in the place of the last.
+    """
+    columns = inputs.by_column()
+    states = blocked_scan(columns)[0]
+    halves = inputs.key.shape[-1]
+    last = final_state.unflatten(-1, (halves, -1)).permute(2, 0, 1).flatten(0, 1)
+    states[:, -1] = last.to(states.dtype)
+    return columns, states

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.attention import AttentionState, CausalSelfAttention
+from ten_dist.model.eigenstate_module import EigenstateModule
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
 from ten_dist.model.linear import linear
-from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.matrix_mixer import make_mixer
 from ten_dist.model.short_convolution import ShortConvolution
 from ten_dist.model.weight_initialization import OwnValues, fill_normal
 
@@ -21,7 +22,8 @@ class BlockState(NamedTuple):
     """What a block carries from piece to piece of a sequence."""
 
     mixer: Tensor | HierarchyState | AttentionState
-    """Eigenstates [B, 2K] of a TEN block, or the state of its hierarchy or attention."""
+    """Eigenstates [B, 2K], or [B, 2K state_dim], of a TEN block, or the state of its
+    hierarchy or attention."""
     past: Tensor | None
     """[B, width - 1, d], last inputs of the short convolution, where there is one."""
 
@@ -79,11 +81,11 @@ class Block(nn.Module):
         self.convolution = None
         if config.short_convolution:
             self.convolution = ShortConvolution(config.dim, config.short_convolution)
-        self.mixer: CausalSelfAttention | EigenstateMixer | HierarchicalMixer
+        self.mixer: CausalSelfAttention | EigenstateModule | HierarchicalMixer
         if config.mixer == "attention":
             self.mixer = CausalSelfAttention(config)
         elif config.hten_scales is None:
-            self.mixer = EigenstateMixer(config, layer)
+            self.mixer = make_mixer(config, layer)
         else:
             self.mixer = HierarchicalMixer(config, layer)
         self.feed_forward_norm = nn.LayerNorm(config.dim)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.document_starts import document_numbers
 from ten_dist.model.linear import linear
-from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.matrix_mixer import make_mixer
 from ten_dist.model.precision import at_least_float32
 from ten_dist.model.weight_initialization import OwnValues
 
@@ -45,7 +45,8 @@ class ScaleState(NamedTuple):
     """
 
     eigenstates: Tensor | None
-    """[B, 2K/|S|] float32, or None before the first coarse step."""
+    """[B, 2K/|S|] float32, in matrix layers as many times state_dim; or None before the first
+    coarse step."""
     pending: Tensor
     """[B, d] float32, sum of the inputs since the last coarse step."""
     previous: Tensor
@@ -71,7 +72,7 @@ class MixedScale(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.ten = EigenstateMixer(config, layer, step=scale)
+        self.ten = make_mixer(config, layer, step=scale)
         # Scaled so that the sum over scales starts with the variance of one scale.
         identity = torch.eye(config.dim) / len(config.scales) ** 0.5
         self.mixing = MixingMatrix(identity)

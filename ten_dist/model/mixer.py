@@ -7,30 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.model.eigenstate_module import EigenstateModule
 from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.model.weight_initialization import fill_normal, fill_orthonormal
 from ten_dist.recurrence import (
     ScanInputs,
-    as_ranges,
     eigenstate_scan_with_energy,
     initial_eigenvalues,
 )
-
-RECURRENCE_PARAMETERS = (
-    "alpha_offset",
-    "omega_offset",
-    "selection",
-    "coupling",
-    "coupling_strength",
-)
-"""Parameters of the recurrence: real, computed with in float32, without weight decay."""
 
 COUPLING_STRENGTH = 0.01
 GATE_BIAS = -2.0
 
 
-class EigenstateMixer(nn.Module):
+class EigenstateMixer(EigenstateModule):
     """u -> sigmoid(W_g u + b_g) * W_out [R Re c ; R Im c], c the scanned eigenstates.
 
     With `gate` "state" the gate acts on the eigenstates instead, W_out [R ; R] (s * c)
@@ -40,13 +31,6 @@ class EigenstateMixer(nn.Module):
     W_sel (2K), W_g (d or 2K). The coupling R_h = I + eps M_h is linear and constant in time, so
     it is applied to W_out, once a call, and never to activations.
 
-    alpha and omega are the sum of a float32 buffer, their initial value, and a learned
-    offset that starts at zero. Training in which parameters are bfloat16 then rounds the
-    offset alone: near 2 pi, neighbouring bfloat16 numbers are 0.03 radians apart.
-
-    All parameters are used in this module's own forward: ZeRO-3 gathers a module's own
-    parameters just before it.
-
     Args:
         config: model configuration.
         layer: index of the layer, from 0, for its initial memories.
@@ -54,28 +38,16 @@ class EigenstateMixer(nn.Module):
             initialisation are divided by it.
     """
 
-    # DeepSpeed reads this name: these buffers stay float32 where parameters do not.
-    _keep_in_fp32_modules_strict = ("alpha_base", "omega_base")
-    alpha_base: Tensor
-    omega_base: Tensor
-
     def __init__(
         self, config: TemporalEigenstateConfig, layer: int = 0, step: int = 1
     ) -> None:
-        super().__init__()
-        self.dim = config.dim
-        self.step = step
-        self.num_eigenstates = config.eigenstates_per_scale
-        self.num_heads = config.num_heads
+        super().__init__(config, step, config.eigenstates_per_scale)
         self.gates_state = config.gate == "state"
-        self.selection_range = config.selection_range
-        self.input_norm = config.input_norm
-        self.energy_kind = config.energy_kind
-        self.scan_backend = config.scan_backend
 
         width = 2 * self.num_eigenstates
         head = self.num_eigenstates // self.num_heads
         gate_width = width if self.gates_state else self.dim
+        self.projections = {"input": width, "selection": width, "gate": gate_width}
         self.input_weight = nn.Parameter(torch.empty(2 * width + gate_width, self.dim))
         self.gate_bias = nn.Parameter(torch.empty(gate_width))
         self.output_weight = nn.Parameter(torch.empty(self.dim, width))
@@ -84,18 +56,11 @@ class EigenstateMixer(nn.Module):
             config.eigenvalue_init,
             max(config.longest_memory(layer) / step, 2.0),
         )
-        self.alpha_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
-        self.omega_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
-        self.register_buffer("alpha_base", alpha.to(self.alpha_offset.device))
-        self.register_buffer("omega_base", omega.to(self.omega_offset.device))
-        if config.learnable_selection_range:
-            self.selection = nn.Parameter(torch.empty(2, self.num_eigenstates))
-        else:
-            self.register_parameter("selection", None)
+        self._add_eigenvalues(alpha, omega, config.learnable_selection_range)
         self.coupling = nn.Parameter(torch.empty(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.full((1,), COUPLING_STRENGTH))
         self.matrix_rows = {
-            "input_weight": (width, width, gate_width),
+            "input_weight": tuple(self.projections.values()),
             "output_weight": (self.dim,),
         }
         self._frozen_output_weight: Tensor | None = None
@@ -116,23 +81,6 @@ class EigenstateMixer(nn.Module):
             self.gate_bias.fill_(GATE_BIAS)
         fill_orthonormal(self.output_weight)
         fill_normal(self.coupling, self.num_eigenstates**-0.5)
-        if self.selection is not None:
-            for row, initial in zip(self.selection, self.selection_range):
-                row.fill_(initial)
-
-    def _split(self, values: Tensor, dim: int) -> tuple[Tensor, ...]:
-        width = 2 * self.num_eigenstates
-        return values.split([width, width, values.shape[dim] - 2 * width], dim=dim)
-
-    @property
-    def alpha(self) -> Tensor:
-        """[K] logits of the base decay, at least float32."""
-        return self.alpha_base + at_least_float32(self.alpha_offset)
-
-    @property
-    def omega(self) -> Tensor:
-        """[K] base rotation, radians a step, at least float32."""
-        return self.omega_base + at_least_float32(self.omega_offset)
 
     def forward(
         self,
@@ -154,13 +102,9 @@ class EigenstateMixer(nn.Module):
             state: [B, 2K] float32 eigenstates after the last step.
         """
         beta, modulation, gate = self._split(linear(inputs, self.input_weight), dim=-1)
-        alpha = self.alpha
-        if self.selection is None:
-            ranges = as_ranges(self.selection_range, alpha)
-        else:
-            ranges = at_least_float32(self.selection)
         scanned = ScanInputs(
-            beta, alpha, self.omega, ranges, modulation, state, resets, self.input_norm
+            *(beta, self.alpha, self.omega, self._ranges()),
+            *(modulation, state, resets, self.input_norm),
         )
         states, state, energy = eigenstate_scan_with_energy(scanned, self.scan_backend)
         gate = gate + self.gate_bias.to(gate.dtype)
@@ -169,11 +113,13 @@ class EigenstateMixer(nn.Module):
             outputs = linear(F.silu(gate) * states, weight)
         else:
             outputs = torch.sigmoid(gate) * linear(states, weight)
-        if self.energy_kind == "eigenvalue":
-            energy = torch.sigmoid(alpha).square().sum()
-        else:
-            energy = energy.sum() / (inputs.shape[0] * inputs.shape[1])
+        energy = self._mean_energy(energy, inputs.shape[0] * inputs.shape[1])
         return outputs, energy, state
+
+    def read_sizes(self) -> Tensor:
+        """[K] float64, the norm of W_out of each eigenstate."""
+        weight = self.coupled_output_weight().unflatten(1, (2, -1))
+        return weight.double().square().sum(dim=(0, 1)).sqrt()
 
     def freeze(self, dtype: torch.dtype) -> None:
         """Compute W_out [R (+) R] once and for all, and keep it in `dtype`: for one token

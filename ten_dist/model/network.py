@@ -164,9 +164,12 @@ class TemporalEigenstateNetwork(nn.Module):
             energies.append(energy)
             if return_state:
                 new_states.append(block_state)
-        energy = torch.stack(energies).mean()
         if config.energy_kind == "state":
-            energy = energy / config.num_eigenstates
+            energies = [
+                energy / config.eigenstates_of(layer)
+                for layer, energy in enumerate(energies)
+            ]
+        energy = torch.stack(energies).mean()
         return hidden, energy, NetworkState(tuple(new_states), after_separator)
 
     @overload

@@ -15,8 +15,9 @@ from torch import nn
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.attention import CausalSelfAttention
+from ten_dist.model.eigenstate_module import RECURRENCE_PARAMETERS
 from ten_dist.model.hierarchy import MixedScale
-from ten_dist.model.mixer import RECURRENCE_PARAMETERS, EigenstateMixer
+from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.planning.communication import Topology, collectives_of_step
 from ten_dist.planning.sharding import (
     Sharding,
