@@ -8,7 +8,6 @@ set -euo pipefail
 STEPS=${STEPS:-150}
 SEQ_LEN=${SEQ_LEN:-256}
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-32}
-LEARNING_RATE=${LEARNING_RATE:-2e-3}
 VAL_FRACTION=${VAL_FRACTION:-0.05}
 
 fail() {
@@ -44,7 +43,7 @@ record=$output_dir/made_of
 
 # What the results below depend on: the settings, and what was written, by names and sizes or, for
 # the files that decide the results, by their contents.
-settings="STEPS=$STEPS SEQ_LEN=$SEQ_LEN GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE LEARNING_RATE=$LEARNING_RATE VAL_FRACTION=$VAL_FRACTION"
+settings="STEPS=$STEPS SEQ_LEN=$SEQ_LEN GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE VAL_FRACTION=$VAL_FRACTION"
 made_of() {
   printf '%s\n' "$settings"
   find "$data" "$run" -type f ! -name '.*' -printf '%P %s\n' | LC_ALL=C sort | sha256sum
@@ -155,7 +154,7 @@ quickstart_phase "train ($processes processes)" \
   "${start[@]}" --master_port "$port" --log_level warning launch/train.py --config pico --use_hten --hten_scales 1,2,4 \
   --data "$data" --output_dir "$run" --deepspeed_config ds_configs/zero2.json \
   --steps "$STEPS" --seq_len "$SEQ_LEN" --global_batch_size "$GLOBAL_BATCH_SIZE" \
-  --learning_rate "$LEARNING_RATE" --precision "$precision" --eval_interval 50 --checkpoint_interval 50
+  --precision "$precision" --eval_interval 50 --checkpoint_interval 50
 # The launcher reports success also when its processes were killed; the run's own mark does not lie.
 [ -e "$run/COMPLETED" ] ||
   fail "the phase 'train' ended before the run did: there is no $run/COMPLETED. The same command again continues" 1

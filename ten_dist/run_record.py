@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ten_dist.config.model import TemporalEigenstateConfig
+from ten_dist.config.options import Options
 from ten_dist.config.training import RUN_FORMAT, TrainingConfig
 from ten_dist.errors import ConfigurationError
 from ten_dist.schedule import Schedule
@@ -122,8 +123,12 @@ class RunRecord:
                 for field in dataclasses.fields(cls)
                 if field.default is dataclasses.MISSING or field.name in values
             }
-            fields["model"] = TemporalEigenstateConfig.from_dict(fields["model"])
-            fields["training"] = TrainingConfig.from_dict(fields["training"])
+            fields["model"] = TemporalEigenstateConfig.from_dict(
+                with_earlier_ways(TemporalEigenstateConfig, fields["model"])
+            )
+            fields["training"] = TrainingConfig.from_dict(
+                with_earlier_ways(TrainingConfig, fields["training"])
+            )
             fields["schedule"] = Schedule(**fields["schedule"])
             fields["identity"] = {**BEFORE_OPTIONS, **fields["identity"]}
             fields["data"] = DataRecord(**fields["data"])
@@ -134,3 +139,12 @@ class RunRecord:
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ConfigurationError(f"is incomplete: {error!r}") from None
+
+
+def with_earlier_ways(
+    options: type[Options], values: dict[str, Any]
+) -> dict[str, Any]:
+    """Recorded options with what was done before there was an option for it."""
+    names = {field.name for field in dataclasses.fields(options)}
+    earlier = {n: value for n, value in BEFORE_OPTIONS.items() if n in names}
+    return earlier | values

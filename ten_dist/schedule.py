@@ -197,7 +197,7 @@ def make_schedule(
         )
     elif rows is not None and not training.steps:
         steps = math.ceil((training.epochs or 1) * rows / training.global_batch_size)
-    kind, peak = training.schedule, training.learning_rate
+    kind, peak = training.schedule, training.peak_of_adamw
     minimum = training.min_learning_rate
     if minimum is None:
         minimum = {"cosine": peak / 10, "constant": peak}.get(kind, 0.0)

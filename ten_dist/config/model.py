@@ -73,7 +73,7 @@ class TemporalEigenstateConfig(Options):
     """Complex eigenstates of a matrix layer; None for num_eigenstates."""
     ffn_multiplier: float = 4
     """Hidden width of the MLP as a multiple of dim."""
-    ffn_gate: bool = False
+    ffn_gate: bool = True
     """Gate the MLP by its input (SwiGLU), with two thirds of the hidden width, in which
     it has as many weights."""
     dropout: Annotated[float, at_least(0, below=1)] = 0.0
@@ -288,6 +288,7 @@ PAPER: dict[str, Any] = {
     "gate": "output",
     "depth_increasing_memory": False,
     "state_dim": None,
+    "ffn_gate": False,
 }
 """Fields with which the recurrence is that of the paper, whatever the defaults are."""
 

@@ -143,7 +143,8 @@ class BatchOptions(Options):
     """Length of the run in passes over the data (1 if no length is given)."""
 
 
-MUON_LEARNING_RATE, MUON_MOMENTUM = 4e-3, 0.95
+MUON_LEARNING_RATE, MUON_MOMENTUM = 8e-3, 0.95
+ADAMW_LEARNING_RATE, ADAMW_LEARNING_RATE_BESIDE_MUON = 1e-3, 4e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,13 +153,13 @@ class OptimizerOptions(Options):
 
     GROUP: ClassVar[str] = "optimizer"
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon: orthogonal updates with one moment for the matrices of the blocks,
-    and AdamW for everything else."""
-    learning_rate: Annotated[float, more_than(0)] = 1e-3
-    """Peak learning rate of AdamW."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: orthogonal updates with one moment for the matrices of the blocks, and AdamW
+    for everything else; or adamw for all."""
+    learning_rate: Annotated[float | None, more_than(0)] = None
+    """Peak learning rate of AdamW, by default 0.004 beside Muon, and 0.001 for all."""
     muon_learning_rate: Annotated[float | None, more_than(0)] = None
-    """Peak learning rate of Muon, by default 0.004; it follows the schedule of
+    """Peak learning rate of Muon, by default 0.008; it follows the schedule of
     --learning_rate in proportion."""
     muon_momentum: Annotated[float | None, at_least(0, below=1)] = None
     """Muon's decay of the mean of gradients, by default 0.95."""
@@ -189,7 +190,7 @@ class OptimizerOptions(Options):
 
     def check_together(self) -> None:
         least = self.min_learning_rate
-        if least is not None and least > self.learning_rate:
+        if least is not None and least > self.peak_of_adamw:
             raise ConfigurationError(
                 f"--min_learning_rate must be between 0 and --learning_rate, not {least}"
             )
@@ -211,6 +212,15 @@ class OptimizerOptions(Options):
                 "--schedule inverse_sqrt falls with the root of --warmup_steps over the "
                 "step: give 1 or more"
             )
+
+    @property
+    def peak_of_adamw(self) -> float:
+        """Its learning rate, for everything or for what Muon leaves."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.optimizer == "muon":
+            return ADAMW_LEARNING_RATE_BESIDE_MUON
+        return ADAMW_LEARNING_RATE
 
     @property
     def peak_of_muon(self) -> float | None:

@@ -86,7 +86,7 @@ def _make_optimizer(
     Recurrence parameters, norms and biases take no decay (docs/model.md#scan). The learning rate
     is set at every step by the trainer, for Muon's matrices times :data:`RATE_FACTOR`.
     """
-    rate, peak_of_muon = options.learning_rate, options.peak_of_muon
+    rate, peak_of_muon = options.peak_of_adamw, options.peak_of_muon
     groups = model.parameter_groups(options.weight_decay, peak_of_muon is not None)
     matrices = groups.pop(0) if peak_of_muon is not None else None
     betas = (options.adam_beta1, options.adam_beta2)

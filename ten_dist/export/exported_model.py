@@ -22,6 +22,7 @@ from ten_dist.data.tokenizer import (
 )
 from ten_dist.errors import ConfigurationError
 from ten_dist.export.huggingface import INDEX_NAME, WEIGHTS_NAME, exported_name
+from ten_dist.run_record import with_earlier_ways
 from ten_dist.trained_model import TrainedModel
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -131,8 +132,9 @@ def load_exported(folder: Path) -> tuple[TrainedModel, TextTokenizer]:
             f"{folder} is neither the folder of a run nor of an exported model"
         )
     known = {field.name for field in dataclasses.fields(TemporalEigenstateConfig)}
+    own = {name: value for name, value in content.items() if name in known}
     config = TemporalEigenstateConfig.from_dict(
-        {name: value for name, value in content.items() if name in known}
+        with_earlier_ways(TemporalEigenstateConfig, own)
     )
     precision = _PRECISIONS.get(str(content.get("dtype")), "fp32")
     with ExportedReader(folder) as reader:
