@@ -141,9 +141,7 @@ class RunRecord:
             raise ConfigurationError(f"is incomplete: {error!r}") from None
 
 
-def with_earlier_ways(
-    options: type[Options], values: dict[str, Any]
-) -> dict[str, Any]:
+def with_earlier_ways(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
     """Recorded options with what was done before there was an option for it."""
     names = {field.name for field in dataclasses.fields(options)}
     earlier = {n: value for n, value in BEFORE_OPTIONS.items() if n in names}
