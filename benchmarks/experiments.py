@@ -6,13 +6,13 @@ they are compared.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BaselineConfig
-from benchmarks.fitting import ModelConfig, Recipe
+from benchmarks.fitting import Experiment, ModelConfig, Recipe
+from benchmarks.ladder import make_ladder
 from benchmarks.tasks import (
     AssociativeRecall,
     Characters,
@@ -51,21 +51,6 @@ ABLATION: dict[str, dict[str, Any]] = {
 COMPARED = ("transformer", "paper", "+ memory by depth")
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Variants of a model, a task and a recipe."""
-
-    task: Task
-    recipe: Recipe
-    variants: dict[str, ModelConfig]
-    changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """Fields of the recipe by variant, where they are its own."""
-
-    def recipe_of(self, variant: str) -> Recipe:
-        """How a variant is trained."""
-        return dataclasses.replace(self.recipe, **self.changes.get(variant, {}))
-
-
 def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experiment:
     """The experiment `name` of :data:`EXPERIMENTS`.
 
@@ -79,10 +64,10 @@ def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experi
         if name.endswith("tuned"):
             return _characters_tuned(corpus, context)
         return _characters(corpus, context)
-    if name == "tokens":
+    if name in ("tokens", "ladder"):
         if data is None:
-            raise ConfigurationError("tokens needs --data, prepared token shards")
-        return _tokens(data)
+            raise ConfigurationError(f"{name} needs --data, prepared token shards")
+        return _tokens(data) if name == "tokens" else make_ladder(data)
     if name == "copying":
         return _copying()
     return _synthetic(SYNTHETIC[name]())
@@ -136,7 +121,8 @@ def _characters(corpus: Path, context: int) -> Experiment:
 def _characters_tuned(corpus: Path, context: int) -> Experiment:
     """Models of 0.8 M parameters, each with learning rates of its own: a sweep.
 
-    Muon's runs keep the 1e-3 of AdamW for embeddings, norms and recurrence, but for some.
+    Muon's runs keep the 1e-3 of AdamW for embeddings, norms and recurrence, but for some. A
+    new kind of TEN is a line in `models` and one in `sweep`.
     """
     base = {"dim": 128, "n_layers": 4, "num_eigenstates": 128, "num_heads": 4}
     ten = {**DEEPENING, "max_timescale": float(context), "ffn_multiplier": 2.4}
@@ -329,6 +315,7 @@ EXPERIMENTS = (
     "characters-256",
     "characters-256-tuned",
     "tokens",
+    "ladder",
     "copying",
     *SYNTHETIC,
 )

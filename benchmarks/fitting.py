@@ -62,6 +62,21 @@ class Recipe:
         return every > 0 and step % every == 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Variants of a model, a task and a recipe."""
+
+    task: Task
+    recipe: Recipe
+    variants: dict[str, ModelConfig]
+    changes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Fields of the recipe by variant, where they are its own."""
+
+    def recipe_of(self, variant: str) -> Recipe:
+        """How a variant is trained."""
+        return dataclasses.replace(self.recipe, **self.changes.get(variant, {}))
+
+
 def make_model(config: ModelConfig) -> TrainableModel:
     """A model with initial weights that depend on torch's seed alone."""
     if isinstance(config, BaselineConfig):

@@ -3,6 +3,7 @@
     python -m benchmarks.quality characters --corpus FILE
     python -m benchmarks.quality characters-tuned characters-256-tuned --corpus FILE
     python -m benchmarks.quality tokens --data DIR
+    python -m benchmarks.quality ladder --data DIR --checkpoints DIR --seeds 1 --jobs 1
     python -m benchmarks.quality copying mqar parity permutation permutation-5
 
 Each experiment trains every variant with every seed and prints a table of means and
@@ -25,6 +26,7 @@ import torch
 
 from benchmarks.experiments import EXPERIMENTS, make_experiment
 from benchmarks.fitting import fit
+from benchmarks.ladder import fitted
 from benchmarks.quality_results import Results, curves, table
 from ten_dist.errors import ConfigurationError
 
@@ -111,8 +113,10 @@ def main() -> int:
                 results.add(variant, seed, figures)
                 told = {n: value for n, value in figures.items() if n != "curve"}
                 print(f"{name}, {variant}, seed {seed}: {told}", flush=True)
-        print(table(results, name, variants), flush=True)
-        print(curves(results, name, variants), flush=True)
+        tables = [table(results, name, variants), curves(results, name, variants)]
+        if name == "ladder":
+            tables.append(fitted(results))
+        print("\n\n".join(filter(None, tables)), flush=True)
     return 0
 
 

@@ -39,6 +39,14 @@ class Results:
             "cpu": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
             "cores": os.cpu_count(),
         }
+        self._write()
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep what follows from the figures beside them."""
+        self.content[name] = _rounded(value)
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
 

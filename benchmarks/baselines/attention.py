@@ -37,8 +37,8 @@ class Attention(nn.Module):
             for part in self.input(inputs).chunk(3, dim=-1)
         )
         mixed = F.scaled_dot_product_attention(
-            rotate(self.query_norm(query), 0),
-            rotate(self.key_norm(keys), 0),
+            rotate(self.query_norm(query.float()), 0).to(values.dtype),
+            rotate(self.key_norm(keys.float()), 0).to(values.dtype),
             values,
             is_causal=True,
         )

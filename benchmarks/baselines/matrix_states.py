@@ -144,7 +144,7 @@ class Mamba2(nn.Module):
         states = chunked_states(
             queries.unsqueeze(1), keys.unsqueeze(1), step.unsqueeze(-1) * x, log_decay
         )
-        y = (states + self.skip * x).transpose(1, 2).flatten(-2).to(gate.dtype)
+        y = (states + self.skip * x).transpose(1, 2).flatten(-2)
         return self.output(self.norm(y * F.silu(gate)))
 
 
@@ -203,7 +203,7 @@ class GatedDeltaNet(nn.Module):
             log_decay,
             self.largest_strength * strength.transpose(1, 2),
         )
-        y = self.norm(states.transpose(1, 2)).flatten(-2).to(gate.dtype)
+        y = self.norm(states.transpose(1, 2)).flatten(-2)
         return self.output(y * F.silu(gate))
 
 
