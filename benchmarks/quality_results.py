@@ -81,31 +81,31 @@ def seconds_to(run: dict[str, Any], loss: float) -> float | None:
 
 
 def curves(results: Results, name: str, variants: list[str]) -> str:
-    """Markdown table: how long each variant takes to where the others end.
+    """Markdown table: how long each variant takes to where the best transformer ends.
 
-    Both are read from the curves, which have the same few rows; seconds and the final loss
-    are means over seeds.
+    All losses are those of the curves, which have the same few rows. Figures are means over
+    seeds; there are seconds where every seed gets there, as a mean over those alone that do
+    would flatter.
     """
     runs = {v: list(results.runs(v).values()) for v in variants}
     runs = {v: found for v, found in runs.items() if found and "curve" in found[0]}
-    if not runs:
-        return ""
     ends = {
         v: statistics.mean(run["curve"][-1][2] for run in found)
         for v, found in runs.items()
     }
+    transformers = {v: end for v, end in ends.items() if "transformer" in v}
+    if not transformers:
+        return ""
+    best = min(transformers, key=transformers.__getitem__)
     lines = [
-        f"| {name}: seconds to the final loss of | {' | '.join(ends)} |",
-        "|---" * (len(ends) + 1) + "|",
+        f"| {name}: curves | last loss | seconds to that of {best} |",
+        "|---|---|---|",
     ]
     for variant, found in runs.items():
-        cells = [variant]
-        for end in ends.values():
-            times = [seconds_to(run, end) for run in found]
-            reached = [seconds for seconds in times if seconds is not None]
-            # A mean over those seeds alone that get there would flatter.
-            cells.append(_cell(reached if len(reached) == len(times) else [], 0))
-        lines.append(f"| {' | '.join(cells)} |")
+        times = [seconds_to(run, ends[best]) for run in found]
+        reached = [seconds for seconds in times if seconds is not None]
+        cell = _cell(reached if len(reached) == len(times) else [], places=0)
+        lines.append(f"| {variant} | {ends[variant]:.4f} | {cell} |")
     return "\n".join(lines)
 
 

@@ -120,13 +120,19 @@ def test_older_runs_without_seconds_stay_in_the_table(tmp_path):
     assert results.content["cores"] >= 1 and results.content["cpu"]
 
 
-def test_curves_tell_how_long_one_takes_to_the_end_of_another(tmp_path):
+def test_curves_tell_how_long_each_takes_to_the_end_of_the_best_transformer(tmp_path):
     results = Results(tmp_path / "quality.json")
-    quick = [[1, 10.0, 2.0], [2, 20.0, 1.0]]
-    slow = [[1, 40.0, 2.5], [2, 80.0, 1.9]]
-    results.add("quick", 0, {"curve": quick, "parameters": 1})
-    results.add("slow", 0, {"curve": slow, "parameters": 1})
+    ends = {"TEN": 1.0, "transformer: 1": 1.9, "transformer: 2": 2.2, "minGRU": 2.0}
+    for seconds, (variant, end) in enumerate(ends.items(), start=1):
+        curve = [[1, 10.0 * seconds, 1.5 + end / 10], [2, 20.0 * seconds, end]]
+        results.add(variant, 0, {"curve": curve, "parameters": 1})
     results.add("old", 0, {"loss": 1.0, "parameters": 1})
-    lines = curves(results, "it", ["quick", "slow", "old"]).splitlines()
-    assert lines[0] == "| it: seconds to the final loss of | quick | slow |"
-    assert lines[2:] == ["| quick | 20 | 20 |", "| slow | - | 80 |"]
+    lines = curves(results, "it", [*ends, "old"]).splitlines()
+    assert lines[0] == "| it: curves | last loss | seconds to that of transformer: 1 |"
+    assert lines[2:] == [
+        "| TEN | 1.0000 | 10 |",
+        "| transformer: 1 | 1.9000 | 20 |",
+        "| transformer: 2 | 2.2000 | 30 |",
+        "| minGRU | 2.0000 | 40 |",
+    ]
+    assert not curves(results, "it", ["TEN", "old"])
