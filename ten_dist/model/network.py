@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ten_dist.model.document_starts import document_starts
 from ten_dist.model.linear import linear
 from ten_dist.model.linear_cross_entropy import linear_cross_entropy
 from ten_dist.model.mixer import EigenstateMixer
+from ten_dist.model.trainable_model import TrainableModel
 from ten_dist.model.weight_initialization import OwnValues, fill_normal
 
 
@@ -61,7 +61,7 @@ class TiedHead(nn.Module):
         return linear_cross_entropy(hidden, self.weight, targets, z_loss_weight)
 
 
-class TemporalEigenstateNetwork(nn.Module):
+class TemporalEigenstateNetwork(TrainableModel):
     """TEN or, where the configuration has scales, causal HTEN language model.
 
     With `mixer` "attention" it is the transformer to compare them with.
@@ -172,34 +172,6 @@ class TemporalEigenstateNetwork(nn.Module):
         energy = torch.stack(energies).mean()
         return hidden, energy, NetworkState(tuple(new_states), after_separator)
 
-    @overload
-    def compute_loss(
-        self, inputs: Tensor, targets: Tensor, return_dict: Literal[True] = True
-    ) -> dict[str, Tensor]: ...
-
-    @overload
-    def compute_loss(
-        self, inputs: Tensor, targets: Tensor, return_dict: Literal[False]
-    ) -> Tensor: ...
-
-    def compute_loss(
-        self, inputs: Tensor, targets: Tensor, return_dict: bool = True
-    ) -> dict[str, Tensor] | Tensor:
-        """Training loss of a batch (docs/model.md#loss).
-
-        Args:
-            inputs, targets: [B, T] int64; targets of -100 are ignored.
-            return_dict: return the parts as well.
-
-        Returns:
-            `loss` = `ce_loss` + energy_reg_weight * `energy_loss` (+ `z_loss` where
-            z_loss_weight is not 0), `ce_loss` (mean, in nats), `energy_loss` (raw) and
-            `z_loss` (weighted), scalars float32, and `row_losses` [B], the mean
-            cross-entropy of each row, without gradient; or `loss` alone.
-        """
-        losses = self(inputs, targets=targets)
-        return losses if return_dict else losses["loss"]
-
     @torch.no_grad()
     def freeze(self, dtype: torch.dtype) -> None:
         """Make ready for use alone: what only training changes is computed once.
@@ -217,51 +189,3 @@ class TemporalEigenstateNetwork(nn.Module):
         head = self.embedding.weight.to(dtype)
         self.head.weight = nn.Parameter(head, requires_grad=False)
         self.requires_grad_(False)
-
-    def num_parameters(self) -> int:
-        """Number of parameters, the tied weight once, sharded ones in full."""
-        return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters())
-
-    def parameter_groups(
-        self, weight_decay: float, matrices_apart: bool = False
-    ) -> list[dict[str, Any]]:
-        """Groups for an optimizer: parameters with `weight_decay`, then those without.
-
-        With `matrices_apart` the hidden matrices are a group of their own, the first.
-        """
-        exempt, hidden = set(self.parameters_without_weight_decay()), set[str]()
-        if matrices_apart:
-            hidden = set(self.hidden_matrices())
-        named = dict(self.named_parameters())
-        decayed = named.keys() - exempt - hidden
-        kinds = ((hidden, weight_decay), (decayed, weight_decay), (exempt, 0.0))
-        return [
-            {
-                "params": [p for name, p in named.items() if name in names],
-                "weight_decay": decay,
-            }
-            for names, decay in kinds
-            if names
-        ]
-
-    def hidden_matrices(self) -> dict[str, tuple[int, ...]]:
-        """The matrices of the blocks, by name of the parameter: rows of each projection.
-
-        A layer says which of its parameters are matrices in its attribute `matrix_rows`, by
-        name: one number of rows, or several where the parameter holds several projections,
-        one below the other. These and the embedding take weight decay, and these alone are
-        for Muon.
-        """
-        return {
-            f"{module_name}.{name}": rows
-            for module_name, module in self.named_modules()
-            for name, rows in getattr(module, "matrix_rows", {}).items()
-        }
-
-    def parameters_without_weight_decay(self) -> Iterator[str]:
-        """Names of the parameters that take no weight decay.
-
-        Those of the recurrence, norms, short convolutions and biases.
-        """
-        decayed = {"embedding.weight", *self.hidden_matrices()}
-        return (name for name, _ in self.named_parameters() if name not in decayed)
