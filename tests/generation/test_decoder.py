@@ -20,6 +20,7 @@ MODELS = {
         "gate": "state",
         "document_separator_id": 7,
     },
+    "levels": {"levels": (4, 16), "short_convolution": 3},
     "attention": {"mixer": "attention"},
 }
 PROMPTS = [[5], [1, 2, 3], list(range(8, 30)), [7, 9], list(range(13))]
