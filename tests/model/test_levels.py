@@ -8,7 +8,15 @@ import torch
 from ten_dist import TemporalEigenstateConfig, TemporalEigenstateNetwork
 from ten_dist.errors import ConfigurationError
 from ten_dist.model.block import Block
-from ten_dist.model.state import join_states, row_of, select_rows
+from ten_dist.model.state import (
+    empty_like,
+    join_states,
+    named_leaves,
+    of_named_leaves,
+    row_of,
+    select_rows,
+    state_tensors,
+)
 from ten_dist.recurrence.bound import EnergyBound
 from ten_dist.recurrence.observer import InTurn, observed
 from tests.model.test_network import STEPS, make_model, random_ids
@@ -173,6 +181,10 @@ def test_the_state_has_the_eigenstates_of_every_level_and_its_position():
     assert leveled.position == STEPS
     assert [tuple(part.shape) for part in leveled.eigenstates] == [(2, 40)] * 3
     assert all(part.dtype == torch.float32 for part in leveled.eigenstates)
+    leaves = dict(named_leaves(state))
+    again = of_named_leaves(leaves, empty_like(state))
+    assert again.blocks[1].mixer.position == STEPS
+    assert all(map(torch.equal, state_tensors(again), state_tensors(state)))
 
 
 @torch.no_grad()
