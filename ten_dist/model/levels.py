@@ -9,7 +9,9 @@ head h reads the spans with weights of its own,
     r(t)    = sum_l mu^l_h(t) d^l(t) = sum_l (mu^l_h(t) - mu^(l+1)_h(t)) c^l(t)
     mu(t)   = 2 sigmoid(W_mu u_t + b_mu)                 in R^(L H);  mu^(L+1) = 0
 
-in place of c. W_mu and b_mu start at 0, where r = c to the bit. Spans whose number grows
+in place of c. W_mu and b_mu start at 0, where r = c to the bit. W_mu is a matrix that
+tokens are multiplied with, as those of the selection and the gate are: with Muon it is
+updated as they are, and weight decay draws mu to 1. Spans whose number grows
 with the logarithm of the length, read with weights of the token, are those of log-linear
 attention (Guo et al., arXiv 2506.04761); here their number is fixed.
 
@@ -82,6 +84,7 @@ class Levels(nn.Module):
                 of_level._replace(initial_state=before)
                 for of_level, before in zip(scans, carried)
             ]
+        # All levels as one batch would hold a copy of the inputs for each.
         results = [
             eigenstate_scan_with_energy(
                 of_level, backend, observable=of_level is scans[-1]
