@@ -71,6 +71,7 @@ REFUSED = [
     ("train", "--deepspeed_config", "zero\n2"),
     ("train", "--hten_scales", "1,,2"),
     ("train", "--hten_scales", ""),
+    ("train", "--levels", "0"),
     ("train", "--selection_range", "nan,1"),
     ("train", "--seq_len", "1e3"),
     ("train", "--seq_len", LARGE),

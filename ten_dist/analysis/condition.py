@@ -78,7 +78,8 @@ def gradient_norms(
         By "embedding", "layer 1" and so on, "final norm"; of each, by group: "input",
         "selection" and "gate" (the rows of W_in, W_sel, W_g and its bias), "output",
         "eigenvalues" (alpha and omega), "range" (s_a and s_w), "coupling", "scales" (W_s),
-        "MLP", "norm", "convolution". A group that a network has not is left out.
+        "levels" (W_mu and its bias), "MLP", "norm", "convolution"; of a matrix layer also
+        "query" and "value". A group that a network has not is left out.
     """
     squares: dict[str, dict[str, float]] = {}
     for name, gradient in _gradients(network, rows):
@@ -126,6 +127,8 @@ def _groups(
         return layer, {"norm": gradient}
     if part.startswith("convolution"):
         return layer, {"convolution": gradient}
+    if path.endswith(".levels"):
+        return layer, {"levels": gradient}
     if own == "input_weight":
         mixer = network.get_submodule(path)
         assert isinstance(mixer, EigenstateModule)

@@ -88,13 +88,14 @@ def _figures(analysis: Analysis) -> dict[str, Callable[[], Figure]]:
 
 
 def _scale_rows(analysis: Analysis) -> list[list[str]]:
-    """Of each scale of a hierarchy: its name, eigenstates, worth, memory as used."""
+    """Of each scale of a hierarchy, or level: its name, eigenstates, worth, memory as used."""
     rows = []
-    for part in analysis.worth.get("scale", []):
+    levels = analysis.worth.get("level", [])
+    for part in analysis.worth.get("scale", levels):
         medians = [
             usage.memory_of_all((50,))[0]
             for place, usage in zip(analysis.places, analysis.usages)
-            if part.part == f"scale {place.scale}"
+            if levels or part.part == f"scale {place.scale}"
         ]
         spread = f"{finite(min(medians))} to {finite(max(medians))}"
         rise = f"{part.rise:.4f} ± {finite(2 * part.standard_error)}"

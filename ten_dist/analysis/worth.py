@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ten_dist.analysis.places import Place, as_array, places_of
 from ten_dist.analysis.spectrum import spectrum_of
 from ten_dist.model import TemporalEigenstateNetwork
 from ten_dist.model.eigenstate_module import EigenstateModule
+from ten_dist.model.mixer import EigenstateMixer
 
 BAND_EDGES = (1, 4, 16, 64, 256, 1024, 4096, math.inf)
 """Edges of the bands of time scales, in tokens."""
@@ -30,9 +31,9 @@ class Worth:
     """What a part of a network is worth."""
 
     part: str
-    """Such as "layer 3", "scale 4" or "4 to 16 tokens"."""
+    """Such as "layer 3", "scale 4", "level 4" or "4 to 16 tokens"."""
     eigenstates: int
-    """How many it has."""
+    """How many it has; of a level those that it is read of, which are all."""
     rise: float
     """Of the mean held-out loss without it, nats a token."""
     standard_error: float
@@ -46,12 +47,39 @@ def silenced(parts: Silence) -> Iterator[None]:
     A mixer all of whose eigenstates are silenced gives zeros. After the block the weights
     are what they were, to the bit.
     """
+    rows_of_beta = [
+        (mixer.input_weight, eigenstates.repeat(2), 0.0)
+        for mixer, eigenstates in parts.items()
+    ]
+    with _replaced(rows_of_beta):
+        yield
+
+
+@contextlib.contextmanager
+def without_level(network: TemporalEigenstateNetwork, level: int) -> Iterator[None]:
+    """Read nothing of one level in all layers in a block: its weights mu are 0."""
+    changes = []
+    for place in places_of(network):
+        if not isinstance(place.mixer, EigenstateMixer):
+            continue  # A matrix layer reads all of the past alike.
+        levels = place.mixer.levels
+        assert levels is not None, "a network with levels"
+        of_heads = torch.arange(len(levels.bias), device=levels.bias.device)
+        rows = of_heads // levels.num_heads == level
+        changes += [(levels.weight, rows, 0.0), (levels.bias, rows, -math.inf)]
+    with _replaced(changes):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(changes: Iterable[tuple[Tensor, Tensor, float]]) -> Iterator[None]:
+    """Give rows of weights, [R] bool, one value in a block, and then those that they had."""
     saved = []
     with torch.no_grad():
-        for mixer, eigenstates in parts.items():
-            rows = eigenstates.repeat(2).nonzero().squeeze(1)
-            saved.append((mixer.input_weight, rows, mixer.input_weight[rows]))
-            mixer.input_weight[rows] = 0.0
+        for weight, of_all, value in changes:
+            rows = of_all.nonzero().squeeze(1)
+            saved.append((weight, rows, weight[rows]))
+            weight[rows] = value
     try:
         yield
     finally:
@@ -76,24 +104,43 @@ def measure_worth(
     """The worth of parts that are silenced one at a time, on the same rows.
 
     Returns:
-        By kind of part: "layer" (the mixer of each layer), "scale" (in all layers, for a
-        network that has several) and "band" (of base memory, in all layers and scales).
+        By kind of part: "layer" (the mixer of each layer), "scale" or "level" (in all
+        layers, for a network that has several) and "band" (of base memory, in all layers
+        and scales).
     """
     whole = row_losses(network, rows)
 
-    def worth(part: str, silence: Silence) -> Worth:
-        with silenced(silence):
+    def worth(
+        part: str, count: int, silence: contextlib.AbstractContextManager
+    ) -> Worth:
+        with silence:
             rises = row_losses(network, rows) - whole
         error = (
             rises.std(ddof=1) / math.sqrt(rises.size) if rises.size > 1 else math.nan
         )
-        count = sum(int(eigenstates.sum()) for eigenstates in silence.values())
         return Worth(part, count, float(rises.mean()), float(error))
 
-    return {
-        kind: [worth(name, silence) for name, silence in parts.items()]
+    def worth_of_eigenstates(part: str, silence: Silence) -> Worth:
+        count = sum(int(eigenstates.sum()) for eigenstates in silence.values())
+        return worth(part, count, silenced(silence))
+
+    config = network.config
+    found = {
+        kind: [worth_of_eigenstates(name, silence) for name, silence in parts.items()]
         for kind, parts in _parts(places_of(network)).items()
     }
+    if config.levels is not None:
+        count = config.n_layers * config.num_eigenstates
+        found["level"] = [
+            worth(name, count, without_level(network, level))
+            for level, name in enumerate(level_names(config.levels))
+        ]
+    return found
+
+
+def level_names(lengths: Sequence[int]) -> list[str]:
+    """Those of the levels with blocks of some lengths, and of the last one."""
+    return [*(f"level {length}" for length in lengths), f"beyond {lengths[-1]}"]
 
 
 def _parts(places: list[Place]) -> dict[str, dict[str, Silence]]:

@@ -20,6 +20,7 @@ EIGENSTATE_FIELDS = (
     "matrix_layers",
     "matrix_eigenstates",
     "hten_scales",
+    "levels",
     "energy_reg_weight",
     "energy_kind",
     "eigenvalue_init",
@@ -48,6 +49,7 @@ class TemporalEigenstateConfig(Options):
     """
 
     GROUP: ClassVar[str] = "model"
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("hten_scales", "levels")
 
     vocab_size: Annotated[int, _SIZE] = 50257
     """Number of token ids; ids are 0 <= id < vocab_size."""
@@ -71,6 +73,12 @@ class TemporalEigenstateConfig(Options):
     all."""
     matrix_eigenstates: Annotated[int | None, _SIZE] = None
     """Complex eigenstates of a matrix layer; None for num_eigenstates."""
+    levels: Annotated[
+        tuple[int, ...] | None, at_least(2, most=2**31), metavar("4,16")
+    ] = None
+    """Lengths of the blocks of the past that heads weigh apart by the input, each a
+    multiple of the one before; all before them is one level more. None for no weights.
+    Matrix layers have none."""
     ffn_multiplier: float = 4
     """Hidden width of the MLP as a multiple of dim."""
     ffn_gate: bool = True
@@ -131,6 +139,8 @@ class TemporalEigenstateConfig(Options):
             )
         if self.hten_scales is not None:
             _check_scales(self.hten_scales)
+        if self.levels is not None:
+            _check_levels(self.levels)
         if self.mixer == "attention":
             self._check_attention()
         else:
@@ -144,12 +154,20 @@ class TemporalEigenstateConfig(Options):
                 f"dim {self.dim} does not divide over num_heads {self.num_heads} of "
                 "even width, which mixer attention needs"
             )
-        if self.hten_scales is not None:
-            raise ConfigurationError(
-                "hten_scales has no effect with mixer attention: leave it out"
-            )
+        for field in ("hten_scales", "levels"):
+            if getattr(self, field) is not None:
+                raise ConfigurationError(
+                    f"{field} has no effect with mixer attention: leave it out"
+                )
 
     def _check_matrix_layers(self) -> None:
+        if self.levels is not None and all(
+            self.carries_matrices(layer) for layer in range(self.n_layers)
+        ):
+            raise ConfigurationError(
+                "levels has no effect where all layers have state_dim: leave it out, or "
+                "give matrix_layers"
+            )
         for field in ("matrix_layers", "matrix_eigenstates"):
             if getattr(self, field) is not None and self.state_dim is None:
                 raise ConfigurationError(f"{field} needs state_dim, such as 32")
@@ -235,12 +253,16 @@ class TemporalEigenstateConfig(Options):
                 f"{', '.join(PRESETS)}"
             )
         fields = {**PRESETS[name], **overrides}
-        if overrides.get("mixer") == "attention":
+        attends = overrides.get("mixer") == "attention"
+        if attends:
             for field in EIGENSTATE_FIELDS:
                 if field in overrides:
                     raise ConfigurationError(
                         f"{field} has no effect with mixer attention: leave it out"
                     )
+        if attends or (
+            overrides.get("levels") is not None and "hten_scales" not in overrides
+        ):
             fields.pop("hten_scales", None)
         return cls.from_dict(fields)
 
@@ -304,6 +326,16 @@ def _check_scales(scales: Sequence[int]) -> None:
         raise ConfigurationError(
             f"hten_scales {_join(scales)} must be increasing powers of two that start "
             "with 1, such as 1,2,4"
+        )
+
+
+def _check_levels(levels: Sequence[int]) -> None:
+    # Otherwise a block of one level would begin before that of the next.
+    nested = all(a < b and b % a == 0 for a, b in itertools.pairwise(levels))
+    if not levels or not nested:
+        raise ConfigurationError(
+            f"levels {_join(levels)} must be increasing lengths of blocks, each a multiple "
+            "of the one before, such as 4,16"
         )
 
 

@@ -77,6 +77,10 @@ def given_model_options(arguments: argparse.Namespace, preset: str) -> dict[str,
             raise ConfigurationError(
                 f"--{flag} has no effect with --mixer attention: leave it out"
             )
+    if arguments.use_hten and "levels" in options:
+        raise ConfigurationError(
+            "--use_hten and --levels cannot both be given: keep one"
+        )
     if arguments.paper:
         options = {**PAPER, **options}
     scales_known = "hten_scales" in options or "hten_scales" in PRESETS.get(preset, {})

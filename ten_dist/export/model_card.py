@@ -37,6 +37,8 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
         kind = "A Temporal Eigenstate Network (TEN)"
         if model.hten_scales is not None:
             kind = f"A hierarchical Temporal Eigenstate Network (HTEN, scales {scales})"
+        if model.levels is not None:
+            kind += f" with levels {','.join(map(str, model.levels))}"
     facts = {
         "width": model.dim,
         "layers": model.n_layers,

@@ -48,6 +48,7 @@ class TenConfig(PreTrainedConfig):
     num_heads: int = 4
     mixer: str = "eigenstate"
     hten_scales: list[int] | None = None
+    levels: list[int] | None = None
     ffn_multiplier: float = 4.0
     ffn_gate: bool = False
     dropout: float = 0.0
@@ -72,6 +73,11 @@ class TenConfig(PreTrainedConfig):
         """Scales of every layer; (1,) for the one-scale TEN."""
         return tuple(self.hten_scales or (1,))
 
+    @property
+    def period(self) -> int:
+        """Tokens after which scales and blocks of levels are at the phase they were."""
+        return max(*self.scales, *(self.levels or (1,)))
+
 
 class TenCache:
     """What a model keeps of the text so far; rows can be at different positions of theirs.
@@ -79,7 +85,7 @@ class TenCache:
     Args:
         layers: for each layer its tensors, whose first dimension is the batch; empty where
             nothing was seen.
-        phases: for each row its position, modulo the largest scale.
+        phases: for each row its position, modulo the period of the model.
         started: for each row whether it has seen more than padding.
         after_separator: [B] bool, whether the last token ended a document.
         seen_tokens: columns of `input_ids` so far, padding included.
@@ -216,6 +222,10 @@ class TenMixer(nn.Module):
 
     `in_proj` gives beta (2K), the modulation (2K) and the gate (d, or 2K where the gate
     acts on the states).
+
+    With levels, of lengths B_1 < B_2 < ..., every level has a scan of its own, which
+    restarts at multiples of its length, the last one never. In place of c stands
+    sum_l mu_l (c_l - c_(l-1)), c_0 = 0, with mu = 2 sigmoid(levels(u)) of every head.
     """
 
     alpha_base: Tensor
@@ -229,6 +239,7 @@ class TenMixer(nn.Module):
         self.input_norm = config.input_norm
         self.selection_range = tuple(config.selection_range)
         self.layer, self.scale = layer, scale
+        self.lengths = tuple(config.levels or ())
         width, head = 2 * self.num_eigenstates, self.num_eigenstates // self.num_heads
         gate_width = width if self.gates_state else config.dim
         self.in_proj = nn.Linear(config.dim, 2 * width + gate_width, bias=False)
@@ -243,11 +254,16 @@ class TenMixer(nn.Module):
             self.selection = nn.Parameter(torch.zeros(2, self.num_eigenstates))
         self.coupling = nn.Parameter(torch.zeros(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.zeros(1))
+        self.levels = None
+        if self.lengths:
+            rows = (len(self.lengths) + 1) * self.num_heads
+            self.levels = nn.Linear(config.dim, rows)
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
-        """Zeros: [B, 2K] eigenstates."""
+        """Zeros: [B, 2K] eigenstates of each level."""
         shape = (inputs.shape[0], 2 * self.num_eigenstates)
-        return [wide(inputs.new_zeros(())).new_zeros(shape)]
+        zeros = wide(inputs.new_zeros(())).new_zeros(shape)
+        return [zeros] * (len(self.lengths) + 1)
 
     def forward(
         self, inputs: Tensor, state: list[Tensor], phase: int, resets: Tensor | None
@@ -256,8 +272,8 @@ class TenMixer(nn.Module):
 
         Args:
             inputs: [B, T, d], normed.
-            state: [B, 2K] eigenstates before the piece.
-            phase: not used.
+            state: [B, 2K] eigenstates before the piece, of each level.
+            phase: position of the first step, modulo the longest block.
             resets: [B, T] bool, steps before which the eigenstates are dropped.
 
         Returns:
@@ -274,19 +290,38 @@ class TenMixer(nn.Module):
             drive = gain * drive
         if resets is not None:
             eigenvalue = eigenvalue.masked_fill(resets.unsqueeze(-1), 0.0)
-        scanned = affine_scan(
-            eigenvalue.expand_as(drive),
-            drive,
-            to_complex(state[0].to(drive.real.dtype)),
-        )
-        states = to_halves(scanned)
+        scanned = self._scanned(eigenvalue.expand_as(drive), drive, state, phase)
+        states = to_halves(scanned[-1])
+        if self.levels is not None:
+            states = self._read([to_halves(c) for c in scanned], inputs)
         gate = gate + self.gate_bias.to(gate.dtype)
         if self.gates_state:
             states = F.silu(gate) * states
         outputs = self.out_proj(self._coupled(states).to(inputs.dtype))
         if not self.gates_state:
             outputs = torch.sigmoid(gate) * outputs
-        return outputs, [to_halves(scanned[:, -1])]
+        return outputs, [to_halves(c[:, -1]) for c in scanned]
+
+    def _scanned(
+        self, eigenvalue: Tensor, drive: Tensor, state: list[Tensor], phase: int
+    ) -> list[Tensor]:
+        """[B, T, K] complex eigenstates of each level; the last one has no blocks."""
+        index = phase + torch.arange(drive.shape[1], device=drive.device)
+        restarts = [index % length == 0 for length in self.lengths]
+        kept = [eigenvalue.masked_fill(at.unsqueeze(-1), 0.0) for at in restarts]
+        return [
+            affine_scan(of_level, drive, to_complex(before.to(drive.real.dtype)))
+            for of_level, before in zip([*kept, eigenvalue], state)
+        ]
+
+    def _read(self, levels: list[Tensor], inputs: Tensor) -> Tensor:
+        """What heads read of the states [B, T, 2K] of all levels, of the same shape."""
+        assert self.levels is not None
+        heads = self.num_heads
+        mu = 2 * torch.sigmoid(wide(self.levels(inputs)).unflatten(-1, (-1, heads)))
+        weights = mu - F.pad(mu[..., 1:, :], (0, 0, 0, 1))
+        split = torch.stack(levels, dim=2).unflatten(-1, (2, heads, -1))
+        return (weights[..., None, :, None] * split).sum(dim=2).flatten(-3)
 
     def _eigenvalues(self, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
         """lambda [B, T, K], complex, and the input gain, None for 1."""
@@ -642,6 +677,9 @@ class TenPreTrainedModel(PreTrainedModel):
                 row.fill_(initial)
         for offset in (mixer.alpha_offset, mixer.omega_offset):
             offset.zero_()
+        if mixer.levels is not None:
+            mixer.levels.weight.zero_()
+            mixer.levels.bias.zero_()
         index = torch.arange(states, device=mixer.alpha_base.device)
         if config.eigenvalue_init == "paper":
             mixer.alpha_base.uniform_(-3, 0)
@@ -815,17 +853,17 @@ class TenModel(TenPreTrainedModel):
         """Padded tokens that each row leaves out.
 
         A row that begins behind them leaves out what brings its first token to a multiple
-        of the largest scale, where pooling begins for a row by itself: so rows of all
+        of the period, where pooling and blocks begin for a row by itself: so rows of all
         lengths make few groups. One that goes on leaves out all.
         """
-        largest = max(self.config.scales)
+        period = self.config.period
         if self.config.mixer == "attention" and any(
             pad and started for pad, started in zip(padding, before.started)
         ):
             raise ValueError(
                 "attention takes no padding behind tokens that it has seen"
             )
-        begun = [0 if pad == steps else pad % largest for pad in padding]
+        begun = [0 if pad == steps else pad % period for pad in padding]
         return [
             pad if started else drop
             for pad, drop, started in zip(padding, begun, before.started)
@@ -875,10 +913,10 @@ class TenModel(TenPreTrainedModel):
         self, padding: list[int], drops: list[int], steps: int, before: TenCache
     ) -> tuple[list[int], list[bool]]:
         """Phases after a piece, and which rows have begun."""
-        largest = max(self.config.scales)
+        period = self.config.period
         started = [was or pad < steps for was, pad in zip(before.started, padding)]
         phases = [
-            (phase + steps - drop) % largest if begun else 0
+            (phase + steps - drop) % period if begun else 0
             for phase, drop, begun in zip(before.phases, drops, started)
         ]
         return phases, started

@@ -12,6 +12,7 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.attention import AttentionState, CausalSelfAttention
 from ten_dist.model.eigenstate_module import EigenstateModule
 from ten_dist.model.hierarchy import HierarchicalMixer, HierarchyState
+from ten_dist.model.levels import LevelState
 from ten_dist.model.linear import linear
 from ten_dist.model.matrix_mixer import make_mixer
 from ten_dist.model.short_convolution import ShortConvolution
@@ -21,9 +22,9 @@ from ten_dist.model.weight_initialization import OwnValues, fill_normal
 class BlockState(NamedTuple):
     """What a block carries from piece to piece of a sequence."""
 
-    mixer: Tensor | HierarchyState | AttentionState
+    mixer: Tensor | LevelState | HierarchyState | AttentionState
     """Eigenstates [B, 2K], or [B, 2K state_dim], of a TEN block, or the state of its
-    hierarchy or attention."""
+    levels, hierarchy or attention."""
     past: Tensor | None
     """[B, width - 1, d], last inputs of the short convolution, where there is one."""
 

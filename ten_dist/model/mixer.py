@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.eigenstate_module import EigenstateModule
+from ten_dist.model.levels import Levels, LevelState
 from ten_dist.model.linear import linear
 from ten_dist.model.precision import at_least_float32, without_autocast
 from ten_dist.model.weight_initialization import fill_normal, fill_orthonormal
@@ -25,7 +26,8 @@ class EigenstateMixer(EigenstateModule):
     """u -> sigmoid(W_g u + b_g) * W_out [R Re c ; R Im c], c the scanned eigenstates.
 
     With `gate` "state" the gate acts on the eigenstates instead, W_out [R ; R] (s * c)
-    with s = silu(W_g u + b_g) in R^2K, as in gated linear units.
+    with s = silu(W_g u + b_g) in R^2K, as in gated linear units. With levels, what is read
+    of them (:mod:`ten_dist.model.levels`) has the place of c.
 
     One weight holds the projections of the input, in this order of rows: W_in (2K),
     W_sel (2K), W_g (d or 2K). The coupling R_h = I + eps M_h is linear and constant in time, so
@@ -59,6 +61,7 @@ class EigenstateMixer(EigenstateModule):
         self._add_eigenvalues(alpha, omega, config.learnable_selection_range)
         self.coupling = nn.Parameter(torch.empty(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.full((1,), COUPLING_STRENGTH))
+        self.levels = None if config.levels is None else Levels(config)
         self.matrix_rows = {
             "input_weight": tuple(self.projections.values()),
             "output_weight": (self.dim,),
@@ -85,28 +88,34 @@ class EigenstateMixer(EigenstateModule):
     def forward(
         self,
         inputs: Tensor,
-        state: Tensor | None = None,
+        state: Tensor | LevelState | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | LevelState]:
         """Mix a sequence.
 
         Args:
             inputs: [B, T, d], layer-normed.
-            state: [B, 2K] float32 eigenstates before the first step, or None.
+            state: [B, 2K] float32 eigenstates before the first step, with levels those of
+                each, or None.
             resets: [B, T] bool, steps before which the eigenstates are dropped.
 
         Returns:
             outputs: [B, T, d].
             energy: scalar float32. Kind `state`: sum over eigenstates of |c|^2, mean
                 over batch and time; kind `eigenvalue`: sum of sigmoid(alpha)^2.
-            state: [B, 2K] float32 eigenstates after the last step.
+            state: eigenstates after the last step, as before the first.
         """
         beta, modulation, gate = self._split(linear(inputs, self.input_weight), dim=-1)
-        scanned = ScanInputs(
+        scan = ScanInputs(
             *(beta, self.alpha, self.omega, self._ranges()),
-            *(modulation, state, resets, self.input_norm),
+            *(modulation, None, resets, self.input_norm),
         )
-        states, state, energy = eigenstate_scan_with_energy(scanned, self.scan_backend)
+        if self.levels is None:
+            assert not isinstance(state, LevelState), "no levels"
+            scan = scan._replace(initial_state=state)
+            states, state, energy = eigenstate_scan_with_energy(scan, self.scan_backend)
+        else:
+            states, state, energy = self.levels(inputs, scan, state, self.scan_backend)
         gate = gate + self.gate_bias.to(gate.dtype)
         weight = self.coupled_output_weight()
         if self.gates_state:

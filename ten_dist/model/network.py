@@ -71,7 +71,8 @@ class TemporalEigenstateNetwork(TrainableModel):
     :mod:`ten_dist.model.document_starts`). A TEN then computes of a document what it would of
     that document alone; an HTEN, whose pooling keeps the phase of the row, does where the
     document starts at a multiple of its largest scale, and elsewhere pools other windows
-    of the same document.
+    of the same document; a TEN with levels, whose blocks do so too, where it starts at a
+    multiple of the longest block.
 
     There is no positional embedding: the recurrence carries position, and a model runs
     at any length. Initial weights depend on torch's global seed alone.

@@ -101,6 +101,7 @@ def kept_by_block(
         per_token += 2 * p.products * d
     per_row = per_token * seq_len + mixer.per_row
     per_row += _kept_by_convolution(config, p, seq_len)
+    per_row += _kept_by_levels(config, p) * seq_len
     copies = p.products * matrices * ffn * d if p.copies_weights else 0
     return Kept(per_row, mixer.fixed, mixer.copies + copies)
 
@@ -154,10 +155,30 @@ def _kept_by_eigenstates(
         if p.copies_weights:
             copies += p.products * (4 * k + gate) * d
             copies += p.products * d * d if hierarchical else 0
+            copies += p.products * d * _weights_of_levels(config)
         if p.parameters < _FLOAT:
             # The factors of the coupling in float32.
             fixed += _FLOAT * (2 * k * d + k * k // config.num_heads)
     return Kept(per_row, fixed, copies)
+
+
+def _kept_by_levels(config: TemporalEigenstateConfig, p: Precision) -> float:
+    """Bytes a token, beside those of the one scan of a TEN without levels."""
+    if config.levels is None:
+        return 0.0
+    shorter, weights = len(config.levels), _weights_of_levels(config)
+    # The states of the other levels and what is read of all; the weights before and after
+    # their differences; where a level restarts.
+    numbers = 2 * config.num_eigenstates * (shorter + 1) + weights
+    if p.copies_weights:
+        # The input is converted again.
+        numbers += config.dim
+    return p.products * numbers + _FLOAT * weights + shorter
+
+
+def _weights_of_levels(config: TemporalEigenstateConfig) -> int:
+    """Weights mu of a token in a layer."""
+    return 0 if config.levels is None else (len(config.levels) + 1) * config.num_heads
 
 
 def _kept_by_attention(
@@ -418,8 +439,11 @@ class _Step:
     def _working(self) -> float:
         """What the backward of a block works with."""
         config, p = self.config, self.precision
+        # Gradients of the states of all levels wait for their scans.
+        states = max(4, len(config.levels or ()) + 2)
         width = max(
-            (4 if config.ffn_gate else 2) * config.ffn_dim, 8 * config.num_eigenstates
+            (4 if config.ffn_gate else 2) * config.ffn_dim,
+            2 * states * config.num_eigenstates,
         )
         working = self.tokens * (p.products * width + 2 * p.parameters * config.dim)
         if config.gradient_checkpointing == "block":

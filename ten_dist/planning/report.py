@@ -42,6 +42,8 @@ def describe_model(name: str, config: TemporalEigenstateConfig) -> str:
     kind = "transformer" if config.mixer == "attention" else "TEN"
     if config.hten_scales is not None:
         kind = f"HTEN {','.join(map(str, config.hten_scales))}"
+    if config.levels is not None:
+        kind = f"TEN with levels {','.join(map(str, config.levels))}"
     return (
         f"model: {name}, {kind}, {count(parameters_of(config)):,} parameters, width "
         f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} eigenstates, "

@@ -12,7 +12,7 @@ from ten_dist.recurrence.inputs import ScanInputs
 
 
 class ScanObserver(Protocol):
-    """Something that is shown every scan."""
+    """Something that is shown every scan, but those of levels that restart with a block."""
 
     def see(self, inputs: ScanInputs, states: Tensor) -> None:
         """Take in a scan: its arguments, and the states [B, T, 2K] that it gave."""

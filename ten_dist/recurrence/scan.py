@@ -69,7 +69,7 @@ def eigenstate_scan(
 
 
 def eigenstate_scan_with_energy(
-    inputs: ScanInputs, backend: str = "auto"
+    inputs: ScanInputs, backend: str = "auto", observable: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run K complex eigenstates over a sequence, and sum up their energy.
 
@@ -87,6 +87,7 @@ def eigenstate_scan_with_energy(
     Args:
         backend: a name of :func:`available_backends`, or "auto" for the fastest that
             takes these inputs.
+        observable: show the scan to the :mod:`ten_dist.recurrence.observer` of the block.
 
     Returns:
         states: [B, T, 2K], the state after each step, in the dtype of `beta`.
@@ -107,7 +108,7 @@ def eigenstate_scan_with_energy(
     if name in ("cpu", "triton"):
         _check_takes(name, inputs.beta)
     results = _BACKENDS[name](inputs)
-    if (observer := current_observer()) is not None:
+    if observable and (observer := current_observer()) is not None:
         # Resets take energy away: the bound holds with them as it does without.
         observer.see(inputs, results[0])
     return results

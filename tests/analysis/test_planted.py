@@ -166,6 +166,38 @@ def test_a_scale_without_output_is_worth_nothing():
     assert sum(part.eigenstates for part in worth["band"]) == 2 * 24
 
 
+def test_a_level_is_worth_what_is_read_of_it():
+    network, rows = network_of(levels=(4, 16), n_layers=1), random_rows()
+    levels = places_of(network)[0].mixer.levels
+    with torch.no_grad():
+        # Both heads read nothing of the blocks of 16 beyond those of 4.
+        levels.bias[2:4] = -1e4
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    losses = row_losses(network, rows)
+    near, silent, far = measure_worth(network, rows)["level"]
+    assert [near.part, silent.part, far.part] == ["level 4", "level 16", "beyond 16"]
+    assert silent.rise == 0
+    assert near.rise != 0 and far.rise != 0
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    # That is what it is worth to read nothing of the last one either.
+    with torch.no_grad():
+        levels.bias[4:] = -1e4
+    assert (row_losses(network, rows) - losses).mean() == pytest.approx(
+        far.rise, abs=1e-6
+    )
+
+
+def test_levels_show_in_gradients_and_usage():
+    network, rows = network_of(levels=(4, 16)), random_rows()
+    norms = gradient_norms(network, rows)
+    assert norms["layer 1"]["levels"] > 0
+    usages = observe_usage(network, rows)
+    assert len(usages) == len(places_of(network)) == 2
+    assert all(0 < usage.bound.largest_ratio <= 1 for usage in usages)
+    assert measure_writing(network, list(range(8))).written.shape == (2, 8)
+
+
 def test_what_one_part_does_is_what_it_is_worth():
     network, rows = network_of(n_layers=3), random_rows()
     with torch.no_grad():

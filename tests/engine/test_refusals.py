@@ -43,6 +43,13 @@ def refusal(capsys, options, *flags):
     return lines[0]
 
 
+def test_levels_take_the_place_of_scales(capsys, options):
+    levels = {**options, "levels": "4,16"}
+    for others in (["--use_hten"], ["--hten_scales", "1,2"]):
+        line = refusal(capsys, levels, *others)
+        assert f"{others[0]} and --levels cannot both be given" in line
+
+
 @pytest.mark.parametrize("flag", ["--paper", "--use_hten"])
 def test_what_does_nothing_for_a_transformer_is_refused(capsys, options, flag):
     line = refusal(capsys, {**options, "mixer": "attention"}, flag)
@@ -64,6 +71,7 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"hten_scales": "1,3"}, "powers of two"),
         ({"hten_scales": "2,4"}, "start with 1"),
         ({"hten_scales": "1,2,4,8,16"}, "num_eigenstates 24 does not divide"),
+        ({"levels": "4,6"}, "levels 4,6 must be increasing lengths of blocks"),
         ({"global_batch_size": "6", "micro_batch_size": "4"}, "global_batch_size"),
         ({"vocab_size": "200"}, "--vocab_size 200 is smaller"),
         ({"seq_len": "10000000"}, "--seq_len"),

@@ -34,6 +34,10 @@ VARIANTS = {
         "--no-learnable_selection_range",
         "--ffn_gate",
     ],
+    "levels": [
+        *(*SMALL_MODEL, "--levels", "4,8", "--short_convolution", 3),
+        *("--document_masking", "--optimizer", "muon", "--muon_learning_rate", "0.1"),
+    ],
     "attention": [
         *("--config", "pico", "--dim", 32, "--n_layers", 2, "--num_heads", 2),
         *("--mixer", "attention", "--document_masking"),
@@ -141,7 +145,7 @@ def test_the_cache_does_not_grow(runs):
     assert len(sizes) == 1 and cache.get_seq_length() == 208
 
 
-@pytest.mark.parametrize("name", ["ten", "everything"])
+@pytest.mark.parametrize("name", ["ten", "everything", "levels"])
 def test_pieces_give_what_the_whole_gives(runs, name):
     model = load(runs, name)
     ids = torch.randint(257, (2, 37), generator=torch.Generator().manual_seed(1))
@@ -177,7 +181,7 @@ def test_padding_may_be_longer_than_a_piece(runs, name):
         assert torch.allclose(logits[row, -length:], alone, atol=1e-5), row
 
 
-@pytest.mark.parametrize("name", ["hten", "everything"])
+@pytest.mark.parametrize("name", ["hten", "everything", "levels"])
 def test_more_text_may_be_padded_too(runs, name):
     """As turns of unequal length in conversations that go on."""
     model = load(runs, name)
@@ -193,7 +197,7 @@ def test_more_text_may_be_padded_too(runs, name):
     for row in range(3):
         text = torch.cat([ids[row][mask[row] == 1], last[row]]).unsqueeze(0)
         assert torch.allclose(after[row], model(text).logits[0, -2:], atol=1e-5), row
-    if name == "everything":
+    if name != "hten":
         return
     attention = load(runs, "attention")
     cache = attention(ids[:, :6], use_cache=True).cache

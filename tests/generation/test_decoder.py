@@ -20,6 +20,7 @@ MODELS = {
         "gate": "state",
         "document_separator_id": 7,
     },
+    "levels": {"levels": (4, 16), "short_convolution": 3},
     "attention": {"mixer": "attention"},
 }
 PROMPTS = [[5], [1, 2, 3], list(range(8, 30)), [7, 9], list(range(13))]
@@ -121,7 +122,8 @@ def test_each_generated_token_is_one_step_of_all_rows():
     assert shapes == [(1, 3), (1, 1), (2, 1), (2, 1), (2, 1)]
 
 
-def test_prompts_that_wait_together_are_read_once():
+@pytest.mark.parametrize("options", [{"scales": (1, 2)}, {"levels": (4, 16)}])
+def test_prompts_that_wait_together_are_read_once(options):
     class Cache(dict):
         def longest_prefix(self, tokens):
             state = self.get(tuple(tokens))
@@ -130,7 +132,7 @@ def test_prompts_that_wait_together_are_read_once():
         def put(self, tokens, state):
             self[tuple(tokens)] = state
 
-    model = make_model((1, 2))
+    model = make_model(**options)
     decoder, prompt = Decoder(model, cache=Cache()), PROMPTS[2]
     read = []
     handle = model.embedding.register_forward_hook(

@@ -19,9 +19,11 @@ MODELS = {
     "attention_convolution": {"mixer": "attention", "short_convolution": 3},
     "hierarchy": HIERARCHY,
     "hierarchy_convolution": {**HIERARCHY, "short_convolution": 5},
+    "levels": {"levels": (4, SCALES[-1])},
 }
-# Those of which a document is what it is alone, wherever it starts.
-WITHOUT_PHASE = [name for name in MODELS if not name.startswith("hierarchy")]
+# Those of which a document is what it is alone where it starts in phase, and wherever.
+WITH_PHASE = ["hierarchy", "hierarchy_convolution", "levels"]
+WITHOUT_PHASE = [name for name in MODELS if name not in WITH_PHASE]
 PIECES = [[1] * STEPS, [STEPS - 1, 1], [3, 1, 20, 27, 19], [17, 15, 38]]
 # Separators in each row: at both ends, one after the other, some tokens apart.
 ENDS = ([0, 1, 2, 4, 9, 10, 23, 40, 63, 69], [6, 15, 16, 39, 55])
@@ -69,10 +71,10 @@ def test_a_document_is_what_it_is_alone(name):
             )
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "hierarchy_convolution"])
+@pytest.mark.parametrize("name", WITH_PHASE)
 @torch.no_grad()
 def test_a_document_in_phase_is_what_it_is_alone(name):
-    """Where it starts at a multiple of the largest scale."""
+    """Where it starts at a multiple of the largest scale, or of the longest block."""
     model = masked_model(name)
     ids = documents_of_two_rows()
     logits = model(ids)

@@ -59,6 +59,8 @@ def profiled(config, autocast=False):
         {"hten_scales": (1, 2, 4, 8)},
         # Of 120 tokens the coarsest scale takes 7.5 steps: the last is begun.
         {"hten_scales": (1, 2, 4, 16)},
+        {"levels": (4, 16)},
+        {"levels": (4,), "gradient_checkpointing": "block"},
         {"gradient_checkpointing": "block"},
         {"gradient_checkpointing": "block", "ffn_gate": True},
         {"hten_scales": (1, 2), "gradient_checkpointing": "block"},
