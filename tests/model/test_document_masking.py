@@ -15,10 +15,12 @@ HIERARCHY = {"scales": SCALES, "num_eigenstates": 24}
 MODELS = {
     "ten": {},
     "convolution": {"short_convolution": 4},
+    "matrix": {"state_dim": 3, "matrix_layers": (1,)},
     "attention": {"mixer": "attention"},
     "attention_convolution": {"mixer": "attention", "short_convolution": 3},
     "hierarchy": HIERARCHY,
     "hierarchy_convolution": {**HIERARCHY, "short_convolution": 5},
+    "hierarchy_matrix": {**HIERARCHY, "state_dim": 3},
 }
 # Those of which a document is what it is alone, wherever it starts.
 WITHOUT_PHASE = [name for name in MODELS if not name.startswith("hierarchy")]
@@ -69,7 +71,9 @@ def test_a_document_is_what_it_is_alone(name):
             )
 
 
-@pytest.mark.parametrize("name", ["hierarchy", "hierarchy_convolution"])
+@pytest.mark.parametrize(
+    "name", ["hierarchy", "hierarchy_convolution", "hierarchy_matrix"]
+)
 @torch.no_grad()
 def test_a_document_in_phase_is_what_it_is_alone(name):
     """Where it starts at a multiple of the largest scale."""
