@@ -76,7 +76,8 @@ def gradient_norms(
 
     Returns:
         By "embedding", "layer 1" and so on, "final norm"; of each, by group: "input",
-        "selection" and "gate" (the rows of W_in, W_sel, W_g and its bias), "output",
+        "selection" and "gate" (the rows of W_in, W_sel, W_g and its bias), of matrix layers
+        "query" and "value", where "input" are keys, "output",
         "eigenvalues" (alpha and omega), "range" (s_a and s_w), "coupling", "scales" (W_s),
         "levels" (W_mu and its bias), "MLP", "norm", "convolution"; of a matrix layer also
         "query" and "value". A group that a network has not is left out.

@@ -49,7 +49,7 @@ class Usage:
     """[64, 64] int64, steps and eigenstates by the effective eigenvalue lambda_k(t); the
     first index is the imaginary part."""
     energy: np.ndarray
-    """[K] float64, mean of |c_k|^2."""
+    """[K] float64, mean of |c_k|^2; of one that carries a vector, mean over its entries."""
     bound: EnergyBound
     decay_at_limit: float
     """Share of eigenstates and steps whose decay is selected as far as it can be."""
@@ -108,6 +108,7 @@ class UsageCounter:
         self._plane = self._zeros(PLANE_SIDE**2)
         self._energy = torch.zeros(width, dtype=torch.float64, device=self._device)
         self._steps = 0
+        self._numbers = 0
         self._bound = EnergyBound()
         self._at_limit = self._zeros(2)
         self._lowest = torch.full((gates,), math.inf, device=self._device)
@@ -129,11 +130,16 @@ class UsageCounter:
         self._highest = torch.maximum(self._highest, gates.amax(dim=(0, 1)))
 
     @torch.no_grad()
-    def see(self, inputs: ScanInputs, states: Tensor) -> None:
+    def see(self, inputs: ScanInputs, states: Tensor, column: int = 0) -> None:
         """Take in a scan, as every observer does."""
-        self._bound.see(inputs, states)
+        self._bound.see(inputs, states, column)
         self._energy += state_energy(states).sum(dim=0)
-        self._steps += states.shape[0] * states.shape[1]
+        steps = states.shape[0] * states.shape[1]
+        self._numbers += steps
+        if column > 0:
+            # All entries of a vector have the same eigenvalues.
+            return
+        self._steps += steps
         terms = eigenvalue_terms(inputs.in_state_dtype())
         # log(1 + e^logit) is the logarithm of the memory.
         bins = (F.softplus(terms.logit) * (_BINS / _LONGEST)).long()
@@ -155,7 +161,7 @@ class UsageCounter:
             scale=self._place.scale,
             memory_counts=as_array(self._memory).reshape(width, _BINS),
             plane_counts=as_array(self._plane).reshape(PLANE_SIDE, PLANE_SIDE),
-            energy=as_array(self._energy / self._steps),
+            energy=as_array(self._energy / self._numbers),
             bound=self._bound,
             decay_at_limit=decay,
             rotation_at_limit=rotation,

@@ -63,12 +63,16 @@ def measure_writing(
 
 
 class _Steps:
-    """An observer of one scan, of one row of J steps."""
+    """An observer of one scan, of one row of J steps, with all its columns."""
 
     def __init__(self, place: Place) -> None:
         self.scale = place.scale
+        # [J]: squared lengths of what is written, of what was held before, of what is kept.
+        self._written, self._held, self._kept = (torch.zeros(()) for _ in range(3))
+        # [J, K]
+        self._moved = torch.zeros(())
 
-    def see(self, inputs: ScanInputs, states: Tensor) -> None:
+    def see(self, inputs: ScanInputs, states: Tensor, column: int = 0) -> None:
         inputs = inputs.in_state_dtype()
         terms = eigenvalue_terms(inputs)
         beta = to_complex(inputs.beta[0])
@@ -79,11 +83,26 @@ class _Steps:
         kept = (terms.decay[0] * before.abs()).square().sum(dim=-1)
         if inputs.resets is not None:
             kept = kept.masked_fill(inputs.resets[0], 0.0)
-        # Nothing can be erased of nothing: 0 / 0 is not-a-number.
-        share = 1 - kept / before.abs().square().sum(dim=-1)
-        self.written = as_array(beta.abs().square().sum(dim=-1).sqrt())
-        self.erased = as_array(share)
-        self.moved = as_array((now - before).abs())
+        self._kept = self._kept + kept
+        self._held = self._held + before.abs().square().sum(dim=-1)
+        self._written = self._written + beta.abs().square().sum(dim=-1)
+        self._moved = self._moved + (now - before).abs().square()
+
+    @property
+    def written(self) -> np.ndarray:
+        """[J], as in :class:`Writing`."""
+        return as_array(self._written.sqrt())
+
+    @property
+    def erased(self) -> np.ndarray:
+        """[J], as in :class:`Writing`: of nothing nothing can be erased, 0 / 0 is
+        not-a-number."""
+        return as_array(1 - self._kept / self._held)
+
+    @property
+    def moved(self) -> np.ndarray:
+        """[J, K], |c(t) - c(t-1)|."""
+        return as_array(self._moved.sqrt())
 
     def over_tokens(self, values: np.ndarray, count: int) -> np.ndarray:
         """[T] of [J]: step j belongs to tokens js - s + 1 to js."""
@@ -95,12 +114,13 @@ class _Steps:
 def _largest(seen: list[_Steps], count: int) -> tuple[np.ndarray, np.ndarray]:
     movers = np.full((count, MOVERS, 2), -1, dtype=np.int64)
     changes = np.zeros((count, MOVERS), dtype=np.float32)
+    moved = [steps.moved for steps in seen]
     for token in range(count):
         found = [
-            (float(steps.moved[token // steps.scale, k]), place, int(k))
+            (float(moved[place][token // steps.scale, k]), place, int(k))
             for place, steps in enumerate(seen)
             if token % steps.scale == 0
-            for k in np.argsort(-steps.moved[token // steps.scale])[:MOVERS]
+            for k in np.argsort(-moved[place][token // steps.scale])[:MOVERS]
         ]
         for rank, (change, place, k) in enumerate(sorted(found, reverse=True)[:MOVERS]):
             movers[token, rank] = place, k

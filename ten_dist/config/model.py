@@ -65,7 +65,7 @@ class TemporalEigenstateConfig(Options):
     """`eigenstate`: TEN and HTEN; `attention`: a transformer to compare them with."""
     hten_scales: Annotated[tuple[int, ...] | None, metavar("1,2,4")] = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
-    state_dim: Annotated[int | None, at_least(1, most=4096)] = None
+    state_dim: Annotated[int | None, at_least(2, most=4096)] = None
     """Numbers N that each eigenstate of a matrix layer carries, such as 32; None for no
     matrix layers."""
     matrix_layers: Annotated[tuple[int, ...] | None, metavar("1,3")] = None
@@ -114,7 +114,8 @@ class TemporalEigenstateConfig(Options):
     """Id of the token that ends a document, behind which a model starts anew: no document
     has any effect on another. None lets them run on."""
     gate: Literal["output", "state"] = "output"
-    """What is gated by the input: `output` of the mixer, or the `state` before W_out."""
+    """What is gated by the input: `output` of the mixer, or the `state` before W_out; not of
+    matrix layers, whose gate is another."""
     gradient_checkpointing: Literal["none", "block"] = "none"
     """`block` recomputes each block in backward instead of keeping activations."""
     scan_backend: Literal["auto", "triton", "cpu", "blocked", "reference"] = "auto"
@@ -181,6 +182,13 @@ class TemporalEigenstateConfig(Options):
             raise ConfigurationError(
                 f"matrix_layers {_join(layers)} must be increasing numbers of layers "
                 f"from 0 to {self.n_layers - 1}"
+            )
+        if self.gate == "state" and all(
+            map(self.carries_matrices, range(self.n_layers))
+        ):
+            raise ConfigurationError(
+                "gate state has no effect where state_dim is that of all layers, which have "
+                "a gate of their own: leave it out, or give matrix_layers"
             )
 
     def _check_eigenstates_divide(self, layer: int) -> None:

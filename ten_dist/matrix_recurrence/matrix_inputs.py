@@ -54,29 +54,16 @@ class MatrixScanInputs(NamedTuple):
         eigenvalues = self.alpha, self.omega, self.ranges, self.modulation
         return ScanInputs(self.key, *eigenvalues, None, self.resets, self.input_norm)
 
-    def by_column(self) -> ScanInputs:
-        """The N scans without vectors that make this one up, as N B rows: that of all
-        first entries of the vectors first, for every row."""
+    def of_column(self, column: int) -> ScanInputs:
+        """The scan that the entries at one place of the vectors are."""
         halves = self.key.shape[-1]
-        columns, heads = self.state_dim, self.num_heads
-        # [N, B, T, K]: the value that each eigenstate of a head is given.
-        value = self.value.unflatten(-1, (heads, columns)).permute(3, 0, 1, 2)
-        value = value.repeat_interleave(halves // 2 // heads, dim=-1)
-        written = (self.key * torch.cat([value, value], dim=-1)).flatten(0, 1)
-
-        def for_all(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            return tensor.expand(columns, *tensor.shape).flatten(0, 1)
-
+        value = self.value.unflatten(-1, (self.num_heads, -1))[..., column]
+        value = value.repeat_interleave(halves // 2 // self.num_heads, dim=-1)
         initial = self.initial_state
         if initial is not None:
-            initial = initial.unflatten(-1, (halves, columns)).permute(2, 0, 1)
-            initial = initial.flatten(0, 1)
-        return ScanInputs(
-            *(written, self.alpha, self.omega, self.ranges, for_all(self.modulation)),
-            *(initial, for_all(self.resets), self.input_norm),
-        )
+            initial = initial.unflatten(-1, (halves, -1))[..., column]
+        written = self.key * torch.cat([value, value], dim=-1)
+        return self.of_keys()._replace(beta=written, initial_state=initial)
 
     def in_state_dtype(self) -> MatrixScanInputs:
         """These with all real tensors in the dtype in which the state is carried."""

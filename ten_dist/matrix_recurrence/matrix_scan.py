@@ -10,8 +10,7 @@ from torch import Tensor
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
 from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
 from ten_dist.recurrence.blocked import blocked_scan
-from ten_dist.recurrence.inputs import ScanInputs
-from ten_dist.recurrence.observer import current_observer
+from ten_dist.recurrence.observer import ScanObserver, current_observer
 
 _Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
 _BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
@@ -48,22 +47,23 @@ def matrix_scan(
         raise ValueError(f"unknown matrix scan backend {backend!r}")
     results = _BACKENDS[name](inputs)
     if (observer := current_observer()) is not None:
-        observer.see(*_column_states(inputs, results[1]))
+        _show(observer, inputs, results[1])
     return results
 
 
 @torch.no_grad()
-def _column_states(
-    inputs: MatrixScanInputs, final_state: Tensor
-) -> tuple[ScanInputs, Tensor]:
-    """The scans by column and their states, the last of them as `final_state` has it.
+def _show(
+    observer: ScanObserver, inputs: MatrixScanInputs, final_state: Tensor
+) -> None:
+    """Show the scans of all columns, the last state of each as `final_state` has it.
 
-    States between the steps are kept by no backend: for an observer they are computed apart,
-    and what a backend arrived at stands in the place of the last.
+    No backend keeps the states between the steps: they are computed apart, a column at a
+    time, as all together are N times as large as those of eigenstates without vectors.
     """
-    columns = inputs.by_column()
-    states = blocked_scan(columns)[0]
-    halves = inputs.key.shape[-1]
-    last = final_state.unflatten(-1, (halves, -1)).permute(2, 0, 1).flatten(0, 1)
-    states[:, -1] = last.to(states.dtype)
-    return columns, states
+    last = final_state.unflatten(-1, (-1, inputs.state_dim))
+    inputs = inputs.in_state_dtype()
+    for column in range(inputs.state_dim):
+        scan = inputs.of_column(column)
+        states = blocked_scan(scan)[0]
+        states[:, -1] = last[..., column]
+        observer.see(scan, states, column)

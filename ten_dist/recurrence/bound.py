@@ -27,7 +27,7 @@ class EnergyBound:
     """Least of 1 - |lambda|: 1 over the longest memory, in tokens."""
 
     @torch.no_grad()
-    def see(self, inputs: ScanInputs, states: Tensor) -> None:
+    def see(self, inputs: ScanInputs, states: Tensor, column: int = 0) -> None:
         """Take in a scan, as every :class:`ScanObserver` does."""
         inputs = inputs.in_state_dtype()
         terms = eigenvalue_terms(inputs)

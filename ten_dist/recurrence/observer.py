@@ -14,8 +14,12 @@ from ten_dist.recurrence.inputs import ScanInputs
 class ScanObserver(Protocol):
     """Something that is shown every scan, but those of levels that restart with a block."""
 
-    def see(self, inputs: ScanInputs, states: Tensor) -> None:
-        """Take in a scan: its arguments, and the states [B, T, 2K] that it gave."""
+    def see(self, inputs: ScanInputs, states: Tensor, column: int = 0) -> None:
+        """Take in a scan: its arguments, and the states [B, T, 2K] that it gave.
+
+        Of eigenstates that carry vectors the entries at each place are a scan; `column` is
+        the place, and they come in order, from 0 on.
+        """
 
 
 _Observer = TypeVar("_Observer", bound=ScanObserver)
@@ -46,7 +50,10 @@ class InTurn:
 
     def __init__(self, observers: Iterable[ScanObserver]) -> None:
         self._observers = iter(observers)
+        self._current: ScanObserver
 
-    def see(self, inputs: ScanInputs, states: Tensor) -> None:
-        """Show a scan to the next observer."""
-        next(self._observers).see(inputs, states)
+    def see(self, inputs: ScanInputs, states: Tensor, column: int = 0) -> None:
+        """Show a scan, with all its columns, to the next observer."""
+        if column == 0:
+            self._current = next(self._observers)
+        self._current.see(inputs, states, column)

@@ -21,6 +21,7 @@ MODELS = {
         "document_separator_id": 7,
     },
     "levels": {"levels": (4, 16), "short_convolution": 3},
+    "matrix": {"state_dim": 3, "matrix_layers": (0,), "scales": (1, 2)},
     "attention": {"mixer": "attention"},
 }
 PROMPTS = [[5], [1, 2, 3], list(range(8, 30)), [7, 9], list(range(13))]

@@ -15,14 +15,16 @@ HIERARCHY = {"scales": SCALES, "num_eigenstates": 24}
 MODELS = {
     "ten": {},
     "convolution": {"short_convolution": 4},
+    "matrix": {"state_dim": 3, "matrix_layers": (1,)},
     "attention": {"mixer": "attention"},
     "attention_convolution": {"mixer": "attention", "short_convolution": 3},
     "hierarchy": HIERARCHY,
     "hierarchy_convolution": {**HIERARCHY, "short_convolution": 5},
     "levels": {"levels": (4, SCALES[-1])},
+    "hierarchy_matrix": {**HIERARCHY, "state_dim": 3},
 }
 # Those of which a document is what it is alone where it starts in phase, and wherever.
-WITH_PHASE = ["hierarchy", "hierarchy_convolution", "levels"]
+WITH_PHASE = ["hierarchy", "hierarchy_convolution", "hierarchy_matrix", "levels"]
 WITHOUT_PHASE = [name for name in MODELS if name not in WITH_PHASE]
 PIECES = [[1] * STEPS, [STEPS - 1, 1], [3, 1, 20, 27, 19], [17, 15, 38]]
 # Separators in each row: at both ends, one after the other, some tokens apart.
