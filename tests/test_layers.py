@@ -11,6 +11,7 @@ LAYERS = [
     "errors arguments extras files own_rank streams termination threads library_settings console",
     "native",
     "config recurrence",
+    "matrix_recurrence",
     "model",
     "generation",
     "data schedule",

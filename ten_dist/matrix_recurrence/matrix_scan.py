@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from ten_dist.matrix_recurrence.matrix_blocked import blocked_matrix_scan
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
 from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
+from ten_dist.matrix_recurrence.matrix_triton import triton_matrix_scan
+from ten_dist.recurrence import triton_scan
+from ten_dist.recurrence.scan import constant_of_graphs
 
 _Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
-_BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
+_BACKENDS: dict[str, _Scan] = {
+    "triton": triton_matrix_scan,
+    "blocked": blocked_matrix_scan,
+    "reference": reference_matrix_scan,
+}
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine, fastest first.
+
+    `triton` is for tensors on GPUs (where Triton interprets, for those of the CPU) that are
+    not float64.
+    """
+    device_type = "cpu" if triton_scan.interpreted() else "cuda"
+    missing = {"triton": triton_scan.unavailable(device_type)}
+    return tuple(name for name in _BACKENDS if missing.get(name) is None)
 
 
 def matrix_scan(
@@ -36,10 +56,34 @@ def matrix_scan(
         All are differentiable in every real tensor of the inputs.
 
     Raises:
-        ValueError: shapes do not agree, or a name is unknown.
+        ValueError: shapes do not agree, a name is unknown, or its backend does not take
+            these inputs.
     """
     inputs.check()
-    name = "reference" if backend == "auto" else backend
+    name = _fastest_for(inputs.key) if backend == "auto" else backend
     if name not in _BACKENDS:
-        raise ValueError(f"unknown matrix scan backend {backend!r}")
+        raise ValueError(
+            f"unknown matrix scan backend {backend!r}: this machine has auto, "
+            f"{', '.join(available_backends())}"
+        )
+    if name == "triton" and (reason := _why_not_triton(inputs.key)) is not None:
+        raise ValueError(f"matrix scan backend triton cannot run: {reason}")
     return _BACKENDS[name](inputs)
+
+
+def _fastest_for(key: Tensor) -> str:
+    if key.device.type == "cuda" and _why_not_triton(key) is None:
+        return "triton"
+    return "blocked"
+
+
+def _why_not_triton(key: Tensor) -> str | None:
+    """Why the kernels cannot take inputs like `key`, or None."""
+    if key.dtype == torch.float64:
+        return f"it takes float32, bfloat16 and float16, not {key.dtype}"
+    return _no_kernels(key.device.type)
+
+
+@constant_of_graphs
+def _no_kernels(device_type: str) -> str | None:
+    return triton_scan.unavailable(device_type)
