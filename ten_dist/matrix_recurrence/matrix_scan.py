@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from ten_dist.matrix_recurrence import matrix_cpu
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
 from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
+from ten_dist.recurrence.scan import constant_of_graphs
 
 _Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
-_BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
+_BACKENDS: dict[str, _Scan] = {
+    "cpu": matrix_cpu.cpu_matrix_scan,
+    "reference": reference_matrix_scan,
+}
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine, fastest first.
+
+    `cpu` is for tensors of the CPU that are not float64.
+    """
+    missing = {"cpu": matrix_cpu.unavailable()}
+    return tuple(name for name in _BACKENDS if missing.get(name) is None)
 
 
 def matrix_scan(
@@ -36,10 +51,35 @@ def matrix_scan(
         All are differentiable in every real tensor of the inputs.
 
     Raises:
-        ValueError: shapes do not agree, or a name is unknown.
+        ValueError: shapes do not agree, a name is unknown, or its backend does not take
+            these inputs.
     """
     inputs.check()
-    name = "reference" if backend == "auto" else backend
+    name = _fastest_for(inputs.key) if backend == "auto" else backend
     if name not in _BACKENDS:
-        raise ValueError(f"unknown matrix scan backend {backend!r}")
+        raise ValueError(
+            f"unknown matrix scan backend {backend!r}: this machine has auto, "
+            f"{', '.join(available_backends())}"
+        )
+    if name == "cpu" and (reason := _why_not_cpu(inputs.key)) is not None:
+        raise ValueError(f"matrix scan backend cpu cannot run: {reason}")
     return _BACKENDS[name](inputs)
+
+
+def _fastest_for(key: Tensor) -> str:
+    return "cpu" if _why_not_cpu(key) is None else "reference"
+
+
+def _why_not_cpu(key: Tensor) -> str | None:
+    """Why the C++ operator cannot take inputs like `key`, or None."""
+    if key.device.type != "cpu" or key.dtype == torch.float64:
+        return (
+            "it takes float32, bfloat16 and float16 on the CPU, "
+            f"not {key.dtype} on {key.device.type}"
+        )
+    return _no_operator()
+
+
+@constant_of_graphs
+def _no_operator() -> str | None:
+    return matrix_cpu.unavailable()

@@ -119,7 +119,7 @@ def _fastest_for(beta: Tensor) -> str:
     return _fastest_on(beta.device.type)
 
 
-def _constant_of_graphs(function: Callable) -> Callable:
+def constant_of_graphs(function: Callable) -> Callable:
     """Let a compiled graph take what `function` returns as a constant, untraced.
 
     This is torch.compiler.assume_constant_result without its import of the compiler,
@@ -129,7 +129,7 @@ def _constant_of_graphs(function: Callable) -> Callable:
     return function
 
 
-@_constant_of_graphs
+@constant_of_graphs
 def _fastest_on(device_type: str) -> str:
     name = {"cpu": "cpu", "cuda": "triton"}.get(device_type)
     if name is None:
@@ -141,7 +141,7 @@ def _fastest_on(device_type: str) -> str:
     return "blocked"
 
 
-@_constant_of_graphs
+@constant_of_graphs
 def _unavailable(name: str, device_type: str) -> str | None:
     """Why the backend `name` cannot run on devices of this type, or None."""
     if name == "triton":
