@@ -10,8 +10,7 @@ from tests.tools.launching import ROOT
 LAYERS = [
     "errors arguments extras files own_rank streams termination threads library_settings console",
     "native",
-    "config recurrence",
-    "matrix_recurrence",
+    "config recurrence matrix_recurrence",
     "model",
     "generation",
     "data schedule",

@@ -137,7 +137,7 @@ def _fastest_on(device_type: str) -> str:
     reason = _unavailable(name, device_type)
     if reason is None:
         return name
-    _warn_of_slow_scan(reason)
+    warn_of_slow_scan(reason)
     return "blocked"
 
 
@@ -152,7 +152,8 @@ def _unavailable(name: str, device_type: str) -> str | None:
 
 
 @functools.cache
-def _warn_of_slow_scan(reason: str) -> None:
+def warn_of_slow_scan(reason: str) -> None:
+    """Say once why a scan is not run by the backend that is made for its device."""
     warnings.warn(
         f"the scan runs in pure torch, slower than it could: {reason}", stacklevel=2
     )
