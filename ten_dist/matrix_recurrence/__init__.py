@@ -2,6 +2,6 @@
 (docs/model.md#matrix-states)."""
 
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
-from ten_dist.matrix_recurrence.matrix_scan import matrix_scan
+from ten_dist.matrix_recurrence.matrix_scan import available_backends, matrix_scan
 
-__all__ = ["MatrixScanInputs", "matrix_scan"]
+__all__ = ["MatrixScanInputs", "available_backends", "matrix_scan"]

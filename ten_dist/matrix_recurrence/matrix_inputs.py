@@ -49,6 +49,17 @@ class MatrixScanInputs(NamedTuple):
         """N, numbers that one eigenstate carries."""
         return self.value.shape[-1] // self.num_heads
 
+    def starts(self) -> Tensor:
+        """[B, T] bool, steps whose state does not depend on one before: resets, and the
+        first step where there is no initial state."""
+        resets = self.resets
+        if resets is None:
+            resets = self.key.new_zeros(self.key.shape[:2], dtype=torch.bool)
+        if self.initial_state is None:
+            first = torch.arange(resets.shape[1], device=resets.device) == 0
+            resets = resets | first
+        return resets
+
     def of_keys(self) -> ScanInputs:
         """The scan of eigenstates without vectors that has these eigenvalues."""
         eigenvalues = self.alpha, self.omega, self.ranges, self.modulation

@@ -7,13 +7,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ten_dist.matrix_recurrence import matrix_cpu
+from ten_dist.matrix_recurrence.matrix_blocked import blocked_matrix_scan
 from ten_dist.matrix_recurrence.matrix_inputs import MatrixScanInputs
 from ten_dist.matrix_recurrence.matrix_reference import reference_matrix_scan
+from ten_dist.matrix_recurrence.matrix_triton import triton_matrix_scan
+from ten_dist.recurrence import triton_scan
 from ten_dist.recurrence.blocked import blocked_scan
 from ten_dist.recurrence.observer import ScanObserver, current_observer
+from ten_dist.recurrence.scan import constant_of_graphs, warn_of_slow_scan
 
 _Scan = Callable[[MatrixScanInputs], tuple[Tensor, Tensor, Tensor]]
-_BACKENDS: dict[str, _Scan] = {"reference": reference_matrix_scan}
+_BACKENDS: dict[str, _Scan] = {
+    "triton": triton_matrix_scan,
+    "cpu": matrix_cpu.cpu_matrix_scan,
+    "blocked": blocked_matrix_scan,
+    "reference": reference_matrix_scan,
+}
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that work on this machine, fastest first.
+
+    `triton` is for tensors on GPUs (where Triton interprets, for those of the CPU), `cpu`
+    for tensors of the CPU, neither for float64; the others are for all.
+    """
+    device_type = "cpu" if triton_scan.interpreted() else "cuda"
+    missing = {
+        "triton": triton_scan.unavailable(device_type),
+        "cpu": matrix_cpu.unavailable(),
+    }
+    return tuple(name for name in _BACKENDS if missing.get(name) is None)
 
 
 def matrix_scan(
@@ -39,12 +63,18 @@ def matrix_scan(
         All are differentiable in every real tensor of the inputs.
 
     Raises:
-        ValueError: shapes do not agree, or a name is unknown.
+        ValueError: shapes do not agree, a name is unknown, or its backend does not take
+            these inputs.
     """
     inputs.check()
-    name = "reference" if backend == "auto" else backend
+    name = _fastest_for(inputs.key) if backend == "auto" else backend
     if name not in _BACKENDS:
-        raise ValueError(f"unknown matrix scan backend {backend!r}")
+        raise ValueError(
+            f"unknown matrix scan backend {backend!r}: this machine has auto, "
+            f"{', '.join(available_backends())}"
+        )
+    if name in ("triton", "cpu") and (reason := _why_not(name, inputs.key)):
+        raise ValueError(f"matrix scan backend {name} cannot run: {reason}")
     results = _BACKENDS[name](inputs)
     if (observer := current_observer()) is not None:
         _show(observer, inputs, results[1])
@@ -67,3 +97,30 @@ def _show(
         states = blocked_scan(scan)[0]
         states[:, -1] = last[..., column]
         observer.see(scan, states, column)
+
+
+def _fastest_for(key: Tensor) -> str:
+    name = {"cpu": "cpu", "cuda": "triton"}.get(key.device.type)
+    if name is None or key.dtype == torch.float64:
+        return "blocked"
+    reason = _why_not(name, key)
+    if reason is None:
+        return name
+    warn_of_slow_scan(reason)
+    return "blocked"
+
+
+def _why_not(name: str, key: Tensor) -> str | None:
+    """Why the compiled backend `name` cannot take inputs like `key`, or None."""
+    if key.dtype == torch.float64:
+        return f"it takes float32, bfloat16 and float16, not {key.dtype}"
+    return _unavailable(name, key.device.type)
+
+
+@constant_of_graphs
+def _unavailable(name: str, device_type: str) -> str | None:
+    if name == "triton":
+        return triton_scan.unavailable(device_type)
+    if device_type != "cpu":
+        return f"it takes tensors of the CPU, not of {device_type}"
+    return matrix_cpu.unavailable()

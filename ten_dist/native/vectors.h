@@ -63,6 +63,70 @@ inline void store(uint16_t* to, Floats x) {
   std::memcpy(to, &half, sizeof(half));
 }
 
+// The first `count` lanes, of memory that ends there; the others are zero.
+template <typename T>
+Floats load_some(const T* from, int64_t count) {
+  if (count >= LANES) return load(from);
+  T lanes[LANES] = {};
+  std::memcpy(lanes, from, count * sizeof(T));
+  return load(lanes);
+}
+
+template <typename T>
+void store_some(T* to, Floats x, int64_t count) {
+  if (count >= LANES) return store(to, x);
+  T lanes[LANES];
+  store(lanes, x);
+  std::memcpy(to, lanes, count * sizeof(T));
+}
+
+// Quarters of a vector, each `stride` floats from the one before it.
+inline Floats load_quarters(const float* from, int64_t stride) {
+#if defined(__AVX512F__)
+  __m512 result = _mm512_castps128_ps512(_mm_loadu_ps(from));
+  result = _mm512_insertf32x4(result, _mm_loadu_ps(from + stride), 1);
+  result = _mm512_insertf32x4(result, _mm_loadu_ps(from + 2 * stride), 2);
+  return reinterpret_cast<Floats>(
+      _mm512_insertf32x4(result, _mm_loadu_ps(from + 3 * stride), 3));
+#else
+  float lanes[LANES];
+  for (int i = 0; i < 4; ++i) std::memcpy(lanes + 4 * i, from + i * stride, 16);
+  return load(lanes);
+#endif
+}
+
+inline void store_quarters(float* to, int64_t stride, Floats x) {
+  float lanes[LANES];
+  store(lanes, x);
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * stride, lanes + 4 * i, 16);
+}
+
+// Lanes of x and, from LANES on, of y.
+#if defined(__clang__)
+#define TEN_DIST_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define TEN_DIST_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, Ints{__VA_ARGS__})
+#endif
+
+// Sums over two lanes each: in every quarter two of x, each followed by one of y.
+inline Floats sums_of_pairs(Floats x, Floats y) {
+  return TEN_DIST_SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+         TEN_DIST_SHUFFLE(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+}
+
+// In every quarter, the sums over that quarter of a, b, c and d.
+inline Floats sums_of_quarters(Floats a, Floats b, Floats c, Floats d) {
+  const Floats ab = sums_of_pairs(a, b), cd = sums_of_pairs(c, d);
+  return TEN_DIST_SHUFFLE(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+         TEN_DIST_SHUFFLE(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+
+// Sums of two neighbouring quarters: those of x, then those of y.
+inline Floats added_quarters(Floats x, Floats y) {
+  return TEN_DIST_SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         TEN_DIST_SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+
 // x between -limit and limit; a NaN stays one.
 inline Floats cut(Floats x, float limit) {
 #if defined(__AVX512F__)

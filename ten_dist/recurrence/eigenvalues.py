@@ -28,19 +28,22 @@ class EigenvalueTerms(NamedTuple):
 
 def eigenvalue_terms(inputs: ScanInputs) -> EigenvalueTerms:
     """Terms of the recurrence, in the one real dtype that all of `inputs` have."""
-    alpha, omega, ranges = inputs.alpha, inputs.omega, inputs.ranges
-    if inputs.modulation is None:
-        logit, rotation = alpha, omega
-    else:
-        p, q = inputs.modulation.chunk(2, dim=-1)
-        logit = alpha + ranges[0] * torch.tanh(p)
-        rotation = omega + ranges[1] * torch.tanh(q)
+    logit, rotation = logit_and_rotation(inputs)
     decay = torch.sigmoid(logit)
     eigenvalue = torch.polar(decay, rotation.expand_as(decay).contiguous())
     gain = None
     if inputs.input_norm != "none":
-        gain = input_gain(alpha if inputs.input_norm == "static" else logit)
+        gain = input_gain(inputs.alpha if inputs.input_norm == "static" else logit)
     return EigenvalueTerms(logit, decay, eigenvalue, gain)
+
+
+def logit_and_rotation(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Logit of the decay, and phi, [B, T, K], or [K] where there is no modulation."""
+    if inputs.modulation is None:
+        return inputs.alpha, inputs.omega
+    p, q = inputs.modulation.chunk(2, dim=-1)
+    logit = inputs.alpha + inputs.ranges[0] * torch.tanh(p)
+    return logit, inputs.omega + inputs.ranges[1] * torch.tanh(q)
 
 
 def input_gain(logit: Tensor) -> Tensor:

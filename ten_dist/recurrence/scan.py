@@ -120,7 +120,7 @@ def _fastest_for(beta: Tensor) -> str:
     return _fastest_on(beta.device.type)
 
 
-def _constant_of_graphs(function: Callable) -> Callable:
+def constant_of_graphs(function: Callable) -> Callable:
     """Let a compiled graph take what `function` returns as a constant, untraced.
 
     This is torch.compiler.assume_constant_result without its import of the compiler,
@@ -130,7 +130,7 @@ def _constant_of_graphs(function: Callable) -> Callable:
     return function
 
 
-@_constant_of_graphs
+@constant_of_graphs
 def _fastest_on(device_type: str) -> str:
     name = {"cpu": "cpu", "cuda": "triton"}.get(device_type)
     if name is None:
@@ -138,11 +138,11 @@ def _fastest_on(device_type: str) -> str:
     reason = _unavailable(name, device_type)
     if reason is None:
         return name
-    _warn_of_slow_scan(reason)
+    warn_of_slow_scan(reason)
     return "blocked"
 
 
-@_constant_of_graphs
+@constant_of_graphs
 def _unavailable(name: str, device_type: str) -> str | None:
     """Why the backend `name` cannot run on devices of this type, or None."""
     if name == "triton":
@@ -153,7 +153,8 @@ def _unavailable(name: str, device_type: str) -> str | None:
 
 
 @functools.cache
-def _warn_of_slow_scan(reason: str) -> None:
+def warn_of_slow_scan(reason: str) -> None:
+    """Say once why a scan is not run by the backend that is made for its device."""
     warnings.warn(
         f"the scan runs in pure torch, slower than it could: {reason}", stacklevel=2
     )

@@ -19,7 +19,7 @@ DYNAMIC_GAIN = tl.constexpr(2)
 
 
 @triton.jit
-def _sine_cosine(x):
+def sine_cosine(x):
     """sin x and cos x, absolute error below 1e-7 for |x| up to 1e4.
 
     x = n pi/2 + r with |r| <= pi/4, minimax polynomials in r, then the quadrant.
@@ -46,7 +46,7 @@ def _sine_cosine(x):
 
 
 @triton.jit
-def _tanh_pair(p, q):
+def tanh_pair(p, q):
     """tanh p and tanh q with one division; e^(-2|x|) cannot overflow."""
     e_p = tl.exp2(tl.abs(p) * -2.8853900817779268)
     e_q = tl.exp2(tl.abs(q) * -2.8853900817779268)
@@ -59,7 +59,7 @@ def _tanh_pair(p, q):
 
 
 @triton.jit
-def _decay_and_complement(logit):
+def decay_and_complement(logit):
     """rho = sigmoid(logit) and 1 - rho, the smaller of the two from its own formula.
 
     The larger is 1 minus the smaller, so that the error of the approximate division is
@@ -82,10 +82,10 @@ def load_terms(alpha, omega, ranges, k, mask, WIDTH: tl.constexpr):
         gain: sqrt(1 - rho^2) of the base decay.
     """
     logit = tl.load(alpha + k, mask=mask, other=0.0)
-    sine, cosine = _sine_cosine(tl.load(omega + k, mask=mask, other=0.0))
+    sine, cosine = sine_cosine(tl.load(omega + k, mask=mask, other=0.0))
     decay_range = tl.load(ranges + k, mask=mask, other=0.0)
     rotation_range = tl.load(ranges + WIDTH + k, mask=mask, other=0.0)
-    decay, complement = _decay_and_complement(logit)
+    decay, complement = decay_and_complement(logit)
     none = decay_range * 0.0
     fixed = (decay * cosine, decay * sine, decay, complement, none, none)
     base = (logit, cosine, sine, decay_range, rotation_range)
@@ -104,9 +104,9 @@ def eigenvalue(terms, modulation, MODULATED: tl.constexpr):
 @triton.jit
 def _modulated_eigenvalue(base, p, q):
     logit, cosine, sine, decay_range, rotation_range = base
-    bounded_p, bounded_q = _tanh_pair(p.to(tl.float32), q.to(tl.float32))
-    decay, complement = _decay_and_complement(logit + decay_range * bounded_p)
-    turn_sine, turn_cosine = _sine_cosine(rotation_range * bounded_q)
+    bounded_p, bounded_q = tanh_pair(p.to(tl.float32), q.to(tl.float32))
+    decay, complement = decay_and_complement(logit + decay_range * bounded_p)
+    turn_sine, turn_cosine = sine_cosine(rotation_range * bounded_q)
     real = decay * (cosine * turn_cosine - sine * turn_sine)
     imaginary = decay * (sine * turn_cosine + cosine * turn_sine)
     return real, imaginary, decay, complement, bounded_p, bounded_q

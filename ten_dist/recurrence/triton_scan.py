@@ -123,11 +123,11 @@ def _scan_forward(*arguments):
     launch = _Launch(inputs, UNROLL)
     options = launch.options | launch.gain
     given = (launch.drive, launch.logits, *launch.base)
-    sizes = (*launch.sizes, *_strides(launch.drive, launch.logits))
+    sizes = (*launch.sizes, *strides(launch.drive, launch.logits))
     states, final = empty_states(inputs)
     energy = alpha.new_empty(launch.batch, launch.chunks, launch.width)
     entering = None if initial is None else initial.contiguous()
-    with _on_device_of(inputs.beta):
+    with on_device_of(inputs.beta):
         if launch.chunks > 1:
             product, local = launch.empty_transitions(alpha)
             triton_forward.reduce_forward[launch.grid](
@@ -169,11 +169,11 @@ def _scan_backward(grad_states, grad_final, grad_energy, states, *arguments):
     grad_beta, grad_modulation, grad_initial = empty_gradients(inputs)
     sums = alpha.new_empty(launch.batch, launch.chunks, 4, launch.width)
     entering = None if grad_final is None else grad_final.contiguous()
-    with _on_device_of(inputs.beta):
+    with on_device_of(inputs.beta):
         if launch.chunks > 1:
             product, local = launch.empty_transitions(alpha)
             given = (gradient, weight, states, logits, *launch.base)
-            sizes = (*launch.sizes, *_strides(gradient, logits))
+            sizes = (*launch.sizes, *strides(gradient, logits))
             triton_backward.reduce_backward[launch.grid](
                 *given, product, local, *sizes, **options
             )
@@ -192,7 +192,7 @@ def _scan_backward(grad_states, grad_final, grad_energy, states, *arguments):
             grad_initial,
             sums,
             *launch.sizes,
-            *_strides(gradient, drive, logits),
+            *strides(gradient, drive, logits),
             HAS_INITIAL=initial is not None,
             HAS_ENTERING=entering is not None,
             **options,
@@ -308,12 +308,12 @@ def _options(width: int, unroll: int) -> dict[str, int]:
     }
 
 
-def _strides(*sequences: Tensor) -> list[int]:
+def strides(*sequences: Tensor) -> list[int]:
     """Strides of batch and time of each."""
     return [stride for sequence in sequences for stride in sequence.stride()[:2]]
 
 
-def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     # Triton launches on the current device, whatever the device of the arguments.
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)

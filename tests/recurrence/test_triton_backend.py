@@ -313,7 +313,7 @@ def test_auto_takes_triton_on_a_gpu(monkeypatch):
 
 def test_auto_says_why_it_does_not_take_triton(monkeypatch):
     monkeypatch.setattr(triton_scan, "unavailable", lambda device_type: "none today")
-    scan._warn_of_slow_scan.cache_clear()
+    scan.warn_of_slow_scan.cache_clear()
     with pytest.warns(UserWarning, match="slower than it could: none today"):
         assert scan._fastest_on("cuda") == "blocked"
     with warnings.catch_warnings():
