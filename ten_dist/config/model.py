@@ -211,6 +211,18 @@ class TemporalEigenstateConfig(Options):
         """Eigenstates of one scale of layer `layer`, from 0."""
         return self.eigenstates_of(layer) // len(self.scales)
 
+    def describe_eigenstates(self) -> str:
+        """How many a layer has, and what they carry, in words."""
+        layers = [*filter(self.carries_matrices, range(self.n_layers))]
+        if len(layers) == self.n_layers:
+            return f"{self.eigenstates_of(0)} eigenstates of {self.state_dim} numbers"
+        others = f"{self.num_eigenstates} eigenstates"
+        if not layers:
+            return others
+        where = f"{len(layers)} matrix layers" if len(layers) > 1 else "a matrix layer"
+        carrying = f"{self.eigenstates_of(layers[0])} of {self.state_dim} numbers"
+        return f"{others} ({carrying} in {where})"
+
     @property
     def eigenstates_per_scale(self) -> int:
         """Eigenstates K/|S| of one scale of a layer without matrices."""
