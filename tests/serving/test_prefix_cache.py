@@ -14,9 +14,11 @@ def state_after(model, tokens):
     return state
 
 
-@pytest.mark.parametrize("scales", [None, (1, 2, 4)])
-def test_of_more_states_than_there_is_room_for_the_oldest_goes(scales):
-    model = make_model(scales)
+@pytest.mark.parametrize(
+    "options", [{}, {"scales": (1, 2, 4)}, {"state_dim": 3, "matrix_layers": (1,)}]
+)
+def test_of_more_states_than_there_is_room_for_the_oldest_goes(options):
+    model = make_model(**options)
     empty = Decoder(model).empty_state()
     cache = PrefixCache(3 * (state_bytes(empty) + 1000))
     prompts = [[number, 7, 7] for number in range(50)]
