@@ -64,8 +64,8 @@ class TemporalEigenstateConfig(Options):
     hten_scales: Annotated[tuple[int, ...] | None, metavar("1,2,4")] = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     state_dim: Annotated[int | None, at_least(2, most=4096)] = None
-    """Numbers N that each eigenstate of a matrix layer carries, such as 32; None for no
-    matrix layers."""
+    """Numbers N that each eigenstate of a matrix layer carries, such as 32, to look up what
+    was given with what; None for no matrix layers."""
     matrix_layers: Annotated[tuple[int, ...] | None, metavar("1,3")] = None
     """Layers, from 0, whose eigenstates carry state_dim numbers that queries read; None for
     all."""
