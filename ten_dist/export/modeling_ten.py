@@ -292,6 +292,15 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+class ScaleMixing(nn.Linear):
+    """W_s, which starts so that the sum over scales has the variance of one scale."""
+
+
+class BranchEnd(nn.Linear):
+    """The last product of one of the 2 n_layers branches that add to the residual stream,
+    whose variance at the start does not grow with their number."""
+
+
 class TenEigenstates(nn.Module):
     """The eigenvalues of one scale of one layer, and what they have in common."""
 
@@ -470,7 +479,7 @@ class TenScale(nn.Module):
         super().__init__()
         self.scale = scale
         self.ten = make_mixer(config, layer, scale)
-        self.mixing = nn.Linear(config.dim, config.dim, bias=False)
+        self.mixing = ScaleMixing(config.dim, config.dim, bias=False)
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
         """Zeros."""
@@ -604,7 +613,7 @@ class TenAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.out_proj = BranchEnd(config.dim, config.dim, bias=False)
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
         """No tokens."""
@@ -693,7 +702,7 @@ class TenFeedForward(nn.Module):
         if self.gated:
             width = max(8, round(2 * width / 3 / 8) * 8)
         self.up = nn.Linear(config.dim, 2 * width if self.gated else width)
-        self.down = nn.Linear(width, config.dim)
+        self.down = BranchEnd(width, config.dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
@@ -773,6 +782,13 @@ class TenPreTrainedModel(PreTrainedModel):
             module.filter[0] = 1.0
         if isinstance(module, TenEigenstates):
             self._init_mixer(module)
+        # transformers does not call this for modules without parameters of their own.
+        if isinstance(module, ScaleMixing):
+            nn.init.eye_(module.weight)
+            module.weight.div_(len(self.config.scales) ** 0.5)
+        if isinstance(module, BranchEnd):
+            std = self.config.initializer_range / (2 * self.config.n_layers) ** 0.5
+            module.weight.normal_(0.0, std)
 
     def _init_mixer(self, mixer: TenEigenstates) -> None:
         """Initial values of the recurrence, those of ten_dist up to the random draws."""
@@ -785,7 +801,9 @@ class TenPreTrainedModel(PreTrainedModel):
         if isinstance(mixer, TenMixer):
             mixer.coupling.normal_(0.0, states**-0.5)
             mixer.coupling_strength.fill_(0.01)
-            if not mixer.gates_state:
+            if mixer.gates_state:
+                mixer.in_proj.weight[2 * width :].normal_(0.0, config.dim**-0.5)
+            else:
                 mixer.gate_bias.fill_(-2.0)
         if isinstance(mixer, TenMatrixMixer):
             _, _, query, value, gate = mixer.in_proj.weight.split(mixer.rows)

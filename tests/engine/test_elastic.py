@@ -35,7 +35,7 @@ RUNS = {
     # Eigenstates with and without vectors, and matrices that Muon gathers from the ranks.
     "zero3, matrix layers": (
         *("--precision", "fp32", "--micro_batch_size", 2, "--optimizer", "muon"),
-        *("--state_dim", 4, "--matrix_layers", 1),
+        *("--state_dim", 4, "--matrix_layers", 1, "--seq_len", 32),
     ),
 }
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ten_dist import TemporalEigenstateNetwork
 from ten_dist.cli import main
+from ten_dist.export.huggingface import exported_name
 from ten_dist.generation import Sampling, generate
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
@@ -277,7 +279,7 @@ def test_it_is_saved_and_loaded_again(runs, name, tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["hten", "matrix_among_others"])
+@pytest.mark.parametrize("name", ["hten", "everything", "matrix_among_others"])
 def test_new_models_are_made_from_a_configuration(runs, name):
     config = transformers.AutoConfig.from_pretrained(
         runs / f"{name}-exported", trust_remote_code=True
@@ -285,10 +287,20 @@ def test_new_models_are_made_from_a_configuration(runs, name):
     model = transformers.AutoModelForCausalLM.from_config(
         config, trust_remote_code=True
     )
-    ours = dict(TrainedModel.load(RunFolder(runs / name)).network.named_buffers())
-    for buffer, values in ours.items():
+    ours = TemporalEigenstateNetwork(RunFolder(runs / name).read().model)
+    for buffer, values in ours.named_buffers():
         found = model.get_buffer(f"model.{buffer}")
         assert torch.allclose(found, values, atol=1e-5), buffer
+    for matrix, rows in ours.hidden_matrices().items():
+        parts = (
+            [part.std().item() for part in parameter.detach().split(rows)]
+            for parameter in (
+                ours.get_parameter(matrix),
+                model.get_parameter(exported_name(matrix)),
+            )
+        )
+        for wanted, found in zip(*parts, strict=True):
+            assert found == pytest.approx(wanted, rel=0.15), matrix
     loss = model(
         torch.arange(60).unsqueeze(0), labels=torch.arange(60).unsqueeze(0)
     ).loss
