@@ -450,8 +450,10 @@ class TenMatrixMixer(TenEigenstates):
         parts = (eigenvalue.expand_as(key), key, to_complex(wide(query)), wide(value))
         decays, keys, queries, values = (p.unflatten(-1, heads) for p in parts)
         entering = state[0].unflatten(-1, (self.num_heads, -1, self.state_dim))
-        # The recurrence is in float32 whatever the products around it are in.
-        with torch.autocast(inputs.device.type, enabled=False):
+        # The recurrence is in float32 whatever the products around it are in; the meta
+        # device has no autocast.
+        device = inputs.device.type.replace("meta", "cpu")
+        with torch.autocast(device, enabled=False):
             read, after = matrix_scan(decays, keys, queries, values, entering)
         # Of a head with E eigenstates.
         read = read * (self.num_heads / self.num_eigenstates) ** 0.5
