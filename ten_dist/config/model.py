@@ -66,8 +66,8 @@ class TemporalEigenstateConfig(Options):
     hten_scales: Annotated[tuple[int, ...] | None, metavar("1,2,4")] = None
     """Scales of the hierarchy (HTEN), or None for the one-scale TEN."""
     state_dim: Annotated[int | None, at_least(2, most=4096)] = None
-    """Numbers N that each eigenstate of a matrix layer carries, such as 32; None for no
-    matrix layers."""
+    """Numbers N that each eigenstate of a matrix layer carries, such as 32, to look up what
+    was given with what; None for no matrix layers."""
     matrix_layers: Annotated[tuple[int, ...] | None, metavar("1,3")] = None
     """Layers, from 0, whose eigenstates carry state_dim numbers that queries read; None for
     all."""
@@ -228,6 +228,18 @@ class TemporalEigenstateConfig(Options):
     def eigenstates_per_scale_of(self, layer: int) -> int:
         """Eigenstates of one scale of layer `layer`, from 0."""
         return self.eigenstates_of(layer) // len(self.scales)
+
+    def describe_eigenstates(self) -> str:
+        """How many a layer has, and what they carry, in words."""
+        layers = [*filter(self.carries_matrices, range(self.n_layers))]
+        if len(layers) == self.n_layers:
+            return f"{self.eigenstates_of(0)} eigenstates of {self.state_dim} numbers"
+        others = f"{self.num_eigenstates} eigenstates"
+        if not layers:
+            return others
+        where = f"{len(layers)} matrix layers" if len(layers) > 1 else "a matrix layer"
+        carrying = f"{self.eigenstates_of(layers[0])} of {self.state_dim} numbers"
+        return f"{others} ({carrying} in {where})"
 
     @property
     def eigenstates_per_scale(self) -> int:

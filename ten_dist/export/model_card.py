@@ -45,7 +45,7 @@ def model_card(record: RunRecord, state: RunState, name: str) -> str:
         "vocabulary": f"{model.vocab_size:,}",
     }
     if model.mixer != "attention":
-        facts["eigenstates a layer"] = model.num_eigenstates
+        facts["of a layer"] = model.describe_eigenstates()
     facts |= {
         "data": _names(record.data.train),
         "documents kept apart": "yes"

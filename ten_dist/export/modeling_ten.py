@@ -6,7 +6,8 @@ along. Mathematics as in the ten_dist library that trained the model; the recurr
     c_k(t) = lambda_k(t) c_k(t-1) + g_k(t) beta_k(t)
     lambda_k(t) = sigmoid(alpha_k + s_a tanh p_k(t)) exp(i (omega_k + s_w tanh q_k(t)))
 
-with complex eigenstates c, stored as two real halves. What `generate` keeps, a
+with complex eigenstates c, stored as two real halves. In layers with `state_dim` they carry
+vectors: a key writes values into them and a query reads them. What `generate` keeps, a
 :class:`TenCache`, does not grow with the text (that of `mixer` "attention" does).
 """
 
@@ -25,6 +26,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 ROTARY_BASE = 10000.0
+# Steps of a matrix layer that are computed by products of all with all.
+MATRIX_BLOCK = 16
 # What `generate` calls the cache that beam search reorders, by the version of transformers.
 _CACHE_NAME = "cache" if "cache" in ALL_CACHE_NAMES else "past_key_values"
 
@@ -49,6 +52,9 @@ class TenConfig(PreTrainedConfig):
     mixer: str = "eigenstate"
     hten_scales: list[int] | None = None
     levels: list[int] | None = None
+    state_dim: int | None = None
+    matrix_layers: list[int] | None = None
+    matrix_eigenstates: int | None = None
     ffn_multiplier: float = 4.0
     ffn_gate: bool = False
     dropout: float = 0.0
@@ -77,6 +83,18 @@ class TenConfig(PreTrainedConfig):
     def period(self) -> int:
         """Tokens after which scales and blocks of levels are at the phase they were."""
         return max(*self.scales, *(self.levels or (1,)))
+
+    def carries_matrices(self, layer: int) -> bool:
+        """Whether the eigenstates of a layer, from 0, carry vectors."""
+        layers = self.matrix_layers
+        return self.state_dim is not None and (layers is None or layer in layers)
+
+    def eigenstates_per_scale(self, layer: int) -> int:
+        """Eigenstates of one scale of a layer, from 0."""
+        number = self.num_eigenstates
+        if self.carries_matrices(layer):
+            number = self.matrix_eigenstates or number
+        return number // len(self.scales)
 
 
 class TenCache:
@@ -201,6 +219,69 @@ def affine_scan(coefficient: Tensor, drive: Tensor, entering: Tensor) -> Tensor:
     return states.reshape(batch, blocks * block, width)[:, :steps]
 
 
+def matrix_scan(
+    eigenvalue: Tensor, key: Tensor, query: Tensor, value: Tensor, entering: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S_t = eigenvalue_t S_{t-1} + key_t value_t^T with S_{-1} = entering, and what is read,
+    o_t = Re(query_t^* S_t).
+
+    Within a block of steps every key, decayed up to the step that reads, meets every later
+    query; what a block leaves goes on to the next. Decays are multiplied, never divided by:
+    nothing overflows, however fast it is forgotten.
+
+    Args:
+        eigenvalue, key, query: [B, T, H, E] complex.
+        value: [B, T, H, N] real.
+        entering: [B, H, 2E, N] real; real and imaginary parts alternate.
+
+    Returns:
+        o, [B, T, H, N], and the last S, [B, H, 2E, N].
+    """
+    steps = value.shape[1]
+    blocks = -(-steps // MATRIX_BLOCK)
+    missing = blocks * MATRIX_BLOCK - steps if blocks > 1 else 0
+
+    def cut(tensor: Tensor, fill: float = 0.0) -> tuple[Tensor, ...]:
+        padded = F.pad(tensor, (0, 0, 0, 0, 0, missing), value=fill)
+        return padded.unflatten(1, (blocks, -1)).unbind(2)
+
+    # A step that is not there keeps the state as it is.
+    eigenvalues, keys = cut(eigenvalue, 1.0), cut(key)
+    queries, values = cut(query), torch.stack(cut(value), dim=-2)
+    # [B, J, H, s, E]: the keys of a block so far, decayed up to now; [B, J, H, E]: decay since
+    # the block began.
+    decayed, decay = keys[0].unsqueeze(-2)[..., :0, :], torch.ones_like(keys[0])
+    within, since = [], []
+    for factor, new, asks in zip(eigenvalues, keys, queries):
+        decay = factor * decay
+        decayed = torch.cat([factor.unsqueeze(-2) * decayed, new.unsqueeze(-2)], dim=-2)
+        match = real_pairs(asks).unsqueeze(-2) @ real_pairs(decayed).mT
+        within.append(match @ values[..., : decayed.shape[-2], :])
+        since.append(real_pairs(asks * decay.conj()))
+    written = real_pairs(decayed).mT @ values
+    carried = []
+    # A complex number times each entry of a vector.
+    factors = torch.view_as_real(decay).unsqueeze(-1)
+    for index in range(blocks):
+        carried.append(entering)
+        real, imaginary = entering.unflatten(-2, (-1, 2)).unbind(-2)
+        by_real, by_imaginary = factors[:, index].unbind(-2)
+        kept = [
+            by_real * real - by_imaginary * imaginary,
+            by_real * imaginary + by_imaginary * real,
+        ]
+        entering = torch.stack(kept, dim=-2).flatten(-3, -2) + written[:, index]
+    before = torch.stack(since, dim=-2) @ torch.stack(carried, dim=1)
+    read = (torch.cat(within, dim=-2) + before).transpose(2, 3).flatten(1, 2)
+    return read[:, :steps], entering
+
+
+def real_pairs(values: Tensor) -> Tensor:
+    """[..., E] complex to [..., 2E], real and imaginary parts in turn; of two such, the
+    product of rows is Re(conj(a) b), summed up."""
+    return torch.view_as_real(values).flatten(-2)
+
+
 def to_complex(halves: Tensor) -> Tensor:
     """[..., 2K] real and imaginary halves to [..., K] complex."""
     real, imaginary = halves.chunk(2, dim=-1)
@@ -217,7 +298,63 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class TenMixer(nn.Module):
+class ScaleMixing(nn.Linear):
+    """W_s, which starts so that the sum over scales has the variance of one scale."""
+
+
+class BranchEnd(nn.Linear):
+    """The last product of one of the 2 n_layers branches that add to the residual stream,
+    whose variance at the start does not grow with their number."""
+
+
+class TenEigenstates(nn.Module):
+    """The eigenvalues of one scale of one layer, and what they have in common."""
+
+    alpha_base: Tensor
+    omega_base: Tensor
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+    gate_bias: nn.Parameter
+
+    def __init__(self, config: TenConfig, layer: int, scale: int) -> None:
+        super().__init__()
+        self.num_eigenstates = config.eigenstates_per_scale(layer)
+        self.num_heads = config.num_heads
+        self.input_norm = config.input_norm
+        self.selection_range = tuple(config.selection_range)
+        self.layer, self.scale = layer, scale
+        self.alpha_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
+        self.omega_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
+        self.register_buffer("alpha_base", torch.zeros(self.num_eigenstates))
+        self.register_buffer("omega_base", torch.zeros(self.num_eigenstates))
+        self.selection = None
+        if config.learnable_selection_range:
+            self.selection = nn.Parameter(torch.zeros(2, self.num_eigenstates))
+
+    def initial_state(self, inputs: Tensor) -> list[Tensor]:
+        """Zeros: [B, 2K] eigenstates."""
+        shape = (inputs.shape[0], 2 * self.num_eigenstates)
+        return [wide(inputs.new_zeros(())).new_zeros(shape)]
+
+    def _eigenvalues(self, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """lambda [B, T, K], complex, and the input gain, None for 1."""
+        p, q = wide(modulation).chunk(2, dim=-1)
+        ranges = (
+            self.selection_range if self.selection is None else wide(self.selection)
+        )
+        alpha = wide(self.alpha_base) + wide(self.alpha_offset)
+        omega = wide(self.omega_base) + wide(self.omega_offset)
+        logit = alpha + ranges[0] * torch.tanh(p)
+        rotation = omega + ranges[1] * torch.tanh(q)
+        eigenvalue = torch.polar(torch.sigmoid(logit), rotation)
+        if self.input_norm == "none":
+            return eigenvalue, None
+        of = alpha if self.input_norm == "static" else logit
+        # sqrt(1 - rho^2), exact also where rho is near 1.
+        return eigenvalue, torch.sqrt(torch.sigmoid(-of) * (1 + torch.sigmoid(of)))
+
+
+class TenMixer(TenEigenstates):
     """u -> sigmoid(gate) * W_out R c, c the scanned eigenstates of one scale of one layer.
 
     `in_proj` gives beta (2K), the modulation (2K) and the gate (d, or 2K where the gate
@@ -228,32 +365,17 @@ class TenMixer(nn.Module):
     sum_l mu_l (c_l - c_(l-1)), c_0 = 0, with mu = 2 sigmoid(levels(u)) of every head.
     """
 
-    alpha_base: Tensor
-    omega_base: Tensor
-
     def __init__(self, config: TenConfig, layer: int, scale: int = 1) -> None:
-        super().__init__()
-        self.num_eigenstates = config.num_eigenstates // len(config.scales)
-        self.num_heads = config.num_heads
+        super().__init__(config, layer, scale)
         self.gates_state = config.gate == "state"
-        self.input_norm = config.input_norm
-        self.selection_range = tuple(config.selection_range)
-        self.layer, self.scale = layer, scale
-        self.lengths = tuple(config.levels or ())
         width, head = 2 * self.num_eigenstates, self.num_eigenstates // self.num_heads
         gate_width = width if self.gates_state else config.dim
         self.in_proj = nn.Linear(config.dim, 2 * width + gate_width, bias=False)
         self.out_proj = nn.Linear(width, config.dim, bias=False)
         self.gate_bias = nn.Parameter(torch.zeros(gate_width))
-        self.alpha_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
-        self.omega_offset = nn.Parameter(torch.zeros(self.num_eigenstates))
-        self.register_buffer("alpha_base", torch.zeros(self.num_eigenstates))
-        self.register_buffer("omega_base", torch.zeros(self.num_eigenstates))
-        self.selection = None
-        if config.learnable_selection_range:
-            self.selection = nn.Parameter(torch.zeros(2, self.num_eigenstates))
         self.coupling = nn.Parameter(torch.zeros(self.num_heads, head, head))
         self.coupling_strength = nn.Parameter(torch.zeros(1))
+        self.lengths = tuple(config.levels or ())
         self.levels = None
         if self.lengths:
             rows = (len(self.lengths) + 1) * self.num_heads
@@ -261,9 +383,7 @@ class TenMixer(nn.Module):
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
         """Zeros: [B, 2K] eigenstates of each level."""
-        shape = (inputs.shape[0], 2 * self.num_eigenstates)
-        zeros = wide(inputs.new_zeros(())).new_zeros(shape)
-        return [zeros] * (len(self.lengths) + 1)
+        return super().initial_state(inputs) * (len(self.lengths) + 1)
 
     def forward(
         self, inputs: Tensor, state: list[Tensor], phase: int, resets: Tensor | None
@@ -323,23 +443,6 @@ class TenMixer(nn.Module):
         split = torch.stack(levels, dim=2).unflatten(-1, (2, heads, -1))
         return (weights[..., None, :, None] * split).sum(dim=2).flatten(-3)
 
-    def _eigenvalues(self, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
-        """lambda [B, T, K], complex, and the input gain, None for 1."""
-        p, q = wide(modulation).chunk(2, dim=-1)
-        ranges = (
-            self.selection_range if self.selection is None else wide(self.selection)
-        )
-        alpha = wide(self.alpha_base) + wide(self.alpha_offset)
-        omega = wide(self.omega_base) + wide(self.omega_offset)
-        logit = alpha + ranges[0] * torch.tanh(p)
-        rotation = omega + ranges[1] * torch.tanh(q)
-        eigenvalue = torch.polar(torch.sigmoid(logit), rotation)
-        if self.input_norm == "none":
-            return eigenvalue, None
-        of = alpha if self.input_norm == "static" else logit
-        # sqrt(1 - rho^2), exact also where rho is near 1.
-        return eigenvalue, torch.sqrt(torch.sigmoid(-of) * (1 + torch.sigmoid(of)))
-
     def _coupled(self, states: Tensor) -> Tensor:
         """R c by head, real and imaginary halves alike: [..., 2K] to [..., 2K]."""
         heads, head = self.num_heads, self.num_eigenstates // self.num_heads
@@ -348,19 +451,75 @@ class TenMixer(nn.Module):
         return (split + wide(self.coupling_strength) * mixed).flatten(-3)
 
 
+class TenMatrixMixer(TenEigenstates):
+    """u -> W_out (silu(gate) * RMSNorm(o)), o what queries read of eigenstates that carry
+    `state_dim` N numbers each; the norm is of each head.
+
+    `in_proj` gives keys (2K), the modulation (2K), queries (2K), values (H N) and the gate
+    (H N).
+    """
+
+    def __init__(self, config: TenConfig, layer: int, scale: int = 1) -> None:
+        super().__init__(config, layer, scale)
+        assert config.state_dim is not None, "a matrix layer carries vectors"
+        self.state_dim = config.state_dim
+        values = self.num_heads * self.state_dim
+        self.rows = [2 * self.num_eigenstates] * 3 + [values] * 2
+        self.in_proj = nn.Linear(config.dim, sum(self.rows), bias=False)
+        self.out_proj = nn.Linear(values, config.dim, bias=False)
+        self.gate_bias = nn.Parameter(torch.zeros(values))
+
+    def initial_state(self, inputs: Tensor) -> list[Tensor]:
+        """Zeros: [B, 2K N] eigenstates."""
+        return [
+            state.repeat(1, self.state_dim) for state in super().initial_state(inputs)
+        ]
+
+    def forward(
+        self, inputs: Tensor, state: list[Tensor], phase: int, resets: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mix a piece of a sequence, as :class:`TenMixer`."""
+        key, modulation, query, value, gate = self.in_proj(inputs).split(self.rows, -1)
+        eigenvalue, gain = self._eigenvalues(modulation)
+        key = to_complex(wide(key)) * (1.0 if gain is None else gain)
+        if resets is not None:
+            eigenvalue = eigenvalue.masked_fill(resets.unsqueeze(-1), 0.0)
+        heads = (self.num_heads, -1)
+        parts = (eigenvalue.expand_as(key), key, to_complex(wide(query)), wide(value))
+        decays, keys, queries, values = (p.unflatten(-1, heads) for p in parts)
+        entering = state[0].unflatten(-1, (self.num_heads, -1, self.state_dim))
+        # The recurrence is in float32 whatever the products around it are in; the meta
+        # device has no autocast.
+        device = inputs.device.type.replace("meta", "cpu")
+        with torch.autocast(device, enabled=False):
+            read, after = matrix_scan(decays, keys, queries, values, entering)
+        # Of a head with E eigenstates.
+        read = read * (self.num_heads / self.num_eigenstates) ** 0.5
+        normed = F.rms_norm(read, (self.state_dim,), eps=1e-5).flatten(-2)
+        gate = F.silu(gate + self.gate_bias.to(gate.dtype))
+        outputs = self.out_proj(gate * normed.to(inputs.dtype))
+        return outputs, [after.flatten(1)]
+
+
+def make_mixer(config: TenConfig, layer: int, scale: int = 1) -> TenEigenstates:
+    """The mixer of one scale of a layer, from 0."""
+    kind = TenMatrixMixer if config.carries_matrices(layer) else TenMixer
+    return kind(config, layer, scale)
+
+
 class TenScale(nn.Module):
     """One scale of the hierarchy: a mixer at the coarse rate, and its mixing matrix.
 
     Coarse step j averages the tokens js-s+1 .. js; its output is faded in over the s
-    positions from js on. State: eigenstates [B, 2K], the sum of inputs since the last
+    positions from js on. State: eigenstates [B, 2K], or [B, 2K N], the sum of inputs since the last
     coarse step [B, d], and the outputs of the last two coarse steps [B, d].
     """
 
     def __init__(self, config: TenConfig, layer: int, scale: int) -> None:
         super().__init__()
         self.scale = scale
-        self.ten = TenMixer(config, layer, scale)
-        self.mixing = nn.Linear(config.dim, config.dim, bias=False)
+        self.ten = make_mixer(config, layer, scale)
+        self.mixing = ScaleMixing(config.dim, config.dim, bias=False)
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
         """Zeros."""
@@ -494,7 +653,7 @@ class TenAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.out_proj = BranchEnd(config.dim, config.dim, bias=False)
 
     def initial_state(self, inputs: Tensor) -> list[Tensor]:
         """No tokens."""
@@ -583,7 +742,7 @@ class TenFeedForward(nn.Module):
         if self.gated:
             width = max(8, round(2 * width / 3 / 8) * 8)
         self.up = nn.Linear(config.dim, 2 * width if self.gated else width)
-        self.down = nn.Linear(width, config.dim)
+        self.down = BranchEnd(width, config.dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
@@ -604,9 +763,11 @@ class TenBlock(GradientCheckpointingLayer):
         if config.short_convolution:
             self.convolution = TenShortConvolution(config)
         if config.mixer == "attention":
-            self.mixer: TenAttention | TenMixer | TenHierarchy = TenAttention(config)
+            self.mixer: TenAttention | TenEigenstates | TenHierarchy = TenAttention(
+                config
+            )
         elif config.hten_scales is None:
-            self.mixer = TenMixer(config, layer)
+            self.mixer = make_mixer(config, layer)
         else:
             self.mixer = TenHierarchy(config, layer)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
@@ -659,27 +820,53 @@ class TenPreTrainedModel(PreTrainedModel):
         if isinstance(module, TenShortConvolution):
             module.filter.zero_()
             module.filter[0] = 1.0
-        if isinstance(module, TenMixer):
+        if isinstance(module, TenEigenstates):
             self._init_mixer(module)
+        # transformers does not call this for modules without parameters of their own.
+        if isinstance(module, ScaleMixing):
+            nn.init.eye_(module.weight)
+            module.weight.div_(len(self.config.scales) ** 0.5)
+        if isinstance(module, BranchEnd):
+            std = self.config.initializer_range / (2 * self.config.n_layers) ** 0.5
+            module.weight.normal_(0.0, std)
 
-    def _init_mixer(self, mixer: TenMixer) -> None:
+    def _init_mixer(self, mixer: TenEigenstates) -> None:
         """Initial values of the recurrence, those of ten_dist up to the random draws."""
         config, states = self.config, mixer.num_eigenstates
         width = 2 * states
         nn.init.orthogonal_(mixer.in_proj.weight[:width])
         mixer.in_proj.weight[width : 2 * width].zero_()
         nn.init.orthogonal_(mixer.out_proj.weight)
-        mixer.gate_bias.fill_(0.0 if mixer.gates_state else -2.0)
-        mixer.coupling.normal_(0.0, states**-0.5)
-        mixer.coupling_strength.fill_(0.01)
+        mixer.gate_bias.zero_()
+        if isinstance(mixer, TenMixer):
+            mixer.coupling.normal_(0.0, states**-0.5)
+            mixer.coupling_strength.fill_(0.01)
+            if mixer.gates_state:
+                mixer.in_proj.weight[2 * width :].normal_(0.0, config.dim**-0.5)
+            else:
+                mixer.gate_bias.fill_(-2.0)
+        if isinstance(mixer, TenMatrixMixer):
+            _, _, query, value, gate = mixer.in_proj.weight.split(mixer.rows)
+            nn.init.orthogonal_(query)
+            nn.init.orthogonal_(value)
+            gate.normal_(0.0, config.dim**-0.5)
         if mixer.selection is not None:
             for row, initial in zip(mixer.selection, mixer.selection_range):
                 row.fill_(initial)
         for offset in (mixer.alpha_offset, mixer.omega_offset):
             offset.zero_()
-        if mixer.levels is not None:
+        if isinstance(mixer, TenMixer) and mixer.levels is not None:
             mixer.levels.weight.zero_()
             mixer.levels.bias.zero_()
+        self._init_eigenvalues(mixer)
+        if isinstance(mixer, TenMatrixMixer):
+            # Each head has memories of all lengths, and nothing rotates.
+            by_length = mixer.alpha_base.unflatten(0, (-1, mixer.num_heads))
+            mixer.alpha_base.copy_(by_length.T.flatten())
+            mixer.omega_base.zero_()
+
+    def _init_eigenvalues(self, mixer: TenEigenstates) -> None:
+        config, states = self.config, mixer.num_eigenstates
         index = torch.arange(states, device=mixer.alpha_base.device)
         if config.eigenvalue_init == "paper":
             mixer.alpha_base.uniform_(-3, 0)

@@ -44,6 +44,8 @@ from ten_dist.planning.sharding import (
 )
 
 _FLOAT = 4
+MATRIX_STEPS = 64
+"""Steps from one state that a fast backend of matrix layers keeps to the next."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +86,27 @@ class Kept:
         return self.per_row * rows + self.fixed + self.copies
 
 
-def kept_by_block(
+def kept_by_blocks(
     config: TemporalEigenstateConfig, precision: Precision, seq_len: int
+) -> list[Kept]:
+    """What each block keeps of rows of `seq_len` tokens."""
+    kinds: dict[bool, Kept] = {}
+    for layer in range(config.n_layers):
+        carries = config.carries_matrices(layer)
+        if carries not in kinds:
+            kinds[carries] = _kept_by_block(config, precision, seq_len, layer)
+    return [kinds[config.carries_matrices(layer)] for layer in range(config.n_layers)]
+
+
+def _kept_by_block(
+    config: TemporalEigenstateConfig, precision: Precision, seq_len: int, layer: int
 ) -> Kept:
-    """What one block keeps of rows of `seq_len` tokens."""
+    """What one block keeps, by the number of its layer."""
     d, ffn, p = config.dim, config.ffn_dim, precision
     if config.mixer == "attention":
         mixer = _kept_by_attention(config, p, seq_len)
     else:
-        mixer = _kept_by_eigenstates(config, p, seq_len)
+        mixer = _kept_by_eigenstates(config, p, seq_len, layer)
     # Of both norms the input, mean and deviation; of the MLP its input, and the hidden
     # values before and after SiLU, and of a gated one what these gate, and the product.
     hidden, matrices = (4, 3) if config.ffn_gate else (2, 2)
@@ -101,7 +115,6 @@ def kept_by_block(
         per_token += 2 * p.products * d
     per_row = per_token * seq_len + mixer.per_row
     per_row += _kept_by_convolution(config, p, seq_len)
-    per_row += _kept_by_levels(config, p) * seq_len
     copies = p.products * matrices * ffn * d if p.copies_weights else 0
     return Kept(per_row, mixer.fixed, mixer.copies + copies)
 
@@ -114,9 +127,10 @@ def kept_by_network(
     embedding = stream if config.dropout else 0
     if config.gradient_checkpointing == "block":
         return Kept(layers * stream + embedding)
-    block = kept_by_block(config, precision, seq_len)
-    per_row = block.per_row * layers + embedding
-    return Kept(per_row, block.fixed * layers, block.copies * layers)
+    blocks = kept_by_blocks(config, precision, seq_len)
+    per_row = sum(block.per_row for block in blocks) + embedding
+    fixed, copies = (sum(getattr(b, n) for b in blocks) for n in ("fixed", "copies"))
+    return Kept(per_row, fixed, copies)
 
 
 def kept_by_loss(
@@ -129,37 +143,66 @@ def kept_by_loss(
 
 
 def _kept_by_eigenstates(
-    config: TemporalEigenstateConfig, p: Precision, seq_len: int
+    config: TemporalEigenstateConfig, p: Precision, seq_len: int, layer: int
 ) -> Kept:
     """By a TEN, or by all scales of a hierarchy."""
-    d, k = config.dim, config.eigenstates_per_scale
-    of_state = config.gate == "state"
-    gate = 2 * k if of_state else d
-    hierarchical = config.hten_scales is not None
+    d, hierarchical = config.dim, config.hten_scales is not None
     per_row, fixed, copies = 0.0, 0.0, 0.0
     for scale in config.scales:
-        # The input, its projections and the states; then the gate before and after its
-        # function and what it gives, or the gate and what it multiplies.
-        numbers = d + (4 * k + gate) + 2 * k + (3 * 2 * k if of_state else 2 * d)
-        if hierarchical:
-            # The input of the mixing matrix.
-            numbers += d
         ticks = -(-seq_len // scale)
-        per_row += p.products * numbers * ticks
+        if config.carries_matrices(layer):
+            mixer = _kept_by_matrices(config, p, ticks, layer)
+        else:
+            mixer = _kept_by_mixer(config, p, ticks)
+        per_row, fixed = per_row + mixer.per_row, fixed + mixer.fixed
+        copies += mixer.copies
+        if hierarchical:
+            # The input of the mixing matrix, and its weight.
+            per_row += p.products * d * ticks
+            copies += p.products * d * d if p.copies_weights else 0
         if hierarchical and config.document_separator_id is not None:
             # Weights of the fading, by position, and what pooling leaves out.
             per_row += (2 * p.products + 1) * seq_len
-        # alpha, omega and the ranges of the selection; W_out with the coupling, the
-        # product alone in float32 and the sum as the product takes it.
-        fixed += _FLOAT * 4 * k + (_FLOAT + p.products) * 2 * k * d
-        if p.copies_weights:
-            copies += p.products * (4 * k + gate) * d
-            copies += p.products * d * d if hierarchical else 0
-            copies += p.products * d * _weights_of_levels(config)
-        if p.parameters < _FLOAT:
-            # The factors of the coupling in float32.
-            fixed += _FLOAT * (2 * k * d + k * k // config.num_heads)
     return Kept(per_row, fixed, copies)
+
+
+def _kept_by_mixer(config: TemporalEigenstateConfig, p: Precision, ticks: int) -> Kept:
+    """By one scale, of rows of so many steps."""
+    d, k, of_state = config.dim, config.eigenstates_per_scale, config.gate == "state"
+    gate = 2 * k if of_state else d
+    # The input, its projections and the states; then the gate before and after its
+    # function and what it gives, or the gate and what it multiplies.
+    numbers = d + (4 * k + gate) + 2 * k + (3 * 2 * k if of_state else 2 * d)
+    # alpha, omega and the ranges of the selection; W_out with the coupling, the product
+    # alone in float32 and the sum as the product takes it.
+    fixed = _FLOAT * 4 * k + (_FLOAT + p.products) * 2 * k * d
+    weights = 4 * k + gate + _weights_of_levels(config)
+    copies = p.products * weights * d if p.copies_weights else 0
+    if p.parameters < _FLOAT:
+        # The factors of the coupling in float32.
+        fixed += _FLOAT * (2 * k * d + k * k // config.num_heads)
+    per_token = p.products * numbers + _kept_by_levels(config, p)
+    return Kept(per_token * ticks, fixed, copies)
+
+
+def _kept_by_matrices(
+    config: TemporalEigenstateConfig, p: Precision, ticks: int, layer: int
+) -> Kept:
+    """By one scale of a matrix layer, of rows of so many steps, with a fast backend."""
+    assert config.state_dim is not None, "matrix layers carry vectors"
+    d, k = config.dim, config.eigenstates_per_scale_of(layer)
+    values = config.num_heads * config.state_dim
+    # The input and its projections; the gate before and after its function, what it
+    # multiplies, and the product.
+    numbers = d + (6 * k + 2 * values) + 4 * values
+    per_row = p.products * numbers * ticks
+    # What is read, which the norm takes in float32, and the scale of each head.
+    per_row += _FLOAT * (values + config.num_heads) * ticks
+    # States between pieces, of which those within are computed again.
+    per_row += _FLOAT * 2 * k * config.state_dim * ((ticks - 1) // MATRIX_STEPS)
+    weights = (6 * k + 3 * values) * d
+    copies = p.products * weights if p.copies_weights else 0
+    return Kept(per_row, _FLOAT * 4 * k, copies)
 
 
 def _kept_by_levels(config: TemporalEigenstateConfig, p: Precision) -> float:
@@ -260,7 +303,8 @@ def peak_memory(
 def forward_memory(config: TemporalEigenstateConfig, work: Workload) -> float:
     """Bytes of tensors that one process needs for a loss without gradients."""
     p = Precision.of(work.precision)
-    block = kept_by_block(config, p, work.seq_len).bytes(work.rows)
+    blocks = kept_by_blocks(config, p, work.seq_len)
+    block = max(block.bytes(work.rows) for block in blocks)
     logits = rows_at_once(work.rows * work.seq_len, config.vocab_size, p.products)
     return (
         p.parameters * count(parameters_of(config))
@@ -290,7 +334,7 @@ class _Step:
         )
         self.head = config.vocab_size * config.dim
         self.tokens = work.rows * work.seq_len
-        self.block = kept_by_block(config, self.precision, work.seq_len)
+        self.blocks = kept_by_blocks(config, self.precision, work.seq_len)
         self.held = self._held()
 
     def moments(self) -> Iterator[Memory]:
@@ -417,7 +461,7 @@ class _Step:
         kept = network.bytes(self.work.rows)
         if self.config.gradient_checkpointing == "block":
             # Autocast keeps its copies of weights to the end of forward.
-            kept += self.config.n_layers * self.block.copies
+            kept += sum(block.copies for block in self.blocks)
         return kept
 
     def _logits(self) -> float:
@@ -439,15 +483,16 @@ class _Step:
     def _working(self) -> float:
         """What the backward of a block works with."""
         config, p = self.config, self.precision
+        eigenstates = max(map(config.eigenstates_of, range(config.n_layers)))
         # Gradients of the states of all levels wait for their scans.
         states = max(4, len(config.levels or ()) + 2)
         width = max(
             (4 if config.ffn_gate else 2) * config.ffn_dim,
-            2 * states * config.num_eigenstates,
+            2 * states * eigenstates + 4 * config.num_heads * (config.state_dim or 0),
         )
         working = self.tokens * (p.products * width + 2 * p.parameters * config.dim)
         if config.gradient_checkpointing == "block":
-            return working + self.block.bytes(self.work.rows)
+            return working + max(block.bytes(self.work.rows) for block in self.blocks)
         return working
 
     def _gradients_of_backward(self) -> float:

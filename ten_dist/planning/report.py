@@ -46,7 +46,7 @@ def describe_model(name: str, config: TemporalEigenstateConfig) -> str:
         kind = f"TEN with levels {','.join(map(str, config.levels))}"
     return (
         f"model: {name}, {kind}, {count(parameters_of(config)):,} parameters, width "
-        f"{config.dim}, {config.n_layers} layers, {config.num_eigenstates} eigenstates, "
+        f"{config.dim}, {config.n_layers} layers, {config.describe_eigenstates()}, "
         f"vocabulary {config.vocab_size}, energy weight {config.energy_reg_weight}"
     )
 

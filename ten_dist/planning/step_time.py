@@ -17,6 +17,7 @@ from ten_dist.config.model import TemporalEigenstateConfig
 from ten_dist.model.attention import CausalSelfAttention
 from ten_dist.model.eigenstate_module import RECURRENCE_PARAMETERS
 from ten_dist.model.hierarchy import MixedScale
+from ten_dist.model.matrix_mixer import MatrixMixer
 from ten_dist.model.mixer import EigenstateMixer
 from ten_dist.planning.communication import Topology, collectives_of_step
 from ten_dist.planning.sharding import (
@@ -76,10 +77,11 @@ def training_flops_per_token(model: nn.Module, steps: int) -> float:
     checkpointing computes again.
 
     Attention adds its two products with the (steps + 1) / 2 positions that a token sees
-    on average.
+    on average, a matrix layer the update and the read-out of its states
+    (docs/model.md#matrix-states), backward twice that.
     """
     rate: dict[int, float] = {}
-    attention = 0.0
+    products = 0.0
     for module in model.modules():
         if isinstance(module, MixedScale):
             # The first of each `scale` tokens makes a coarse step.
@@ -87,7 +89,11 @@ def training_flops_per_token(model: nn.Module, steps: int) -> float:
             rate |= {id(p): ticks / steps for p in module.parameters()}
         elif isinstance(module, CausalSelfAttention):
             # Forward 2 products of 2 operations an element, backward twice that.
-            attention += 12 * module.output_weight.shape[0] * (steps + 1) / 2
+            products += 12 * module.output_weight.shape[0] * (steps + 1) / 2
+        elif isinstance(module, MatrixMixer):
+            ticks = -(-steps // module.step)
+            numbers = module.num_eigenstates * module.state_dim
+            products += 3 * 14 * numbers * ticks / steps
     # The head is the embedding, which named_parameters() names once. Vectors are norms,
     # biases and eigenvalues.
     matrices = sum(
@@ -95,7 +101,7 @@ def training_flops_per_token(model: nn.Module, steps: int) -> float:
         for name, parameter in model.named_parameters()
         if parameter.dim() > 1 and name.split(".")[-1] not in RECURRENCE_PARAMETERS
     )
-    return 6 * matrices + attention
+    return 6 * matrices + products
 
 
 # Of AdamW in float32, a parameter: weight, gradient and both moments are read, all but

@@ -349,6 +349,94 @@ def test_gradients_are_those_of_the_training_loss():
     assert norms["layer 1"]["selection"] == pytest.approx(wanted.item(), rel=1e-4)
 
 
+def matrix_network(**options):
+    return network_of(state_dim=4, **options)
+
+
+def test_what_matrix_layers_hold_is_counted_over_all_numbers():
+    network, rows = (
+        matrix_network(matrix_layers=(1,), hten_scales=(1, 2)),
+        random_rows(),
+    )
+    places = places_of(network)
+    assert [type(place.mixer).__name__ for place in places] == [
+        *["EigenstateMixer"] * 2,
+        *["MatrixMixer"] * 2,
+    ]
+    move_eigenvalues(places[2].mixer, decay=0.9, angle=2.0)
+    usages = observe_usage(network, rows)
+    np.testing.assert_allclose(usages[2].memory_percentiles((5, 95)), 10, rtol=0.04)
+    # Once for all numbers of an eigenstate, which decay alike.
+    steps = rows.inputs.numel()
+    assert usages[2].memory_counts.sum() == usages[2].plane_counts.sum() == 12 * steps
+    assert usages[3].memory_counts.sum() == 12 * steps / 2
+    energies = [float(usage.energy.sum()) for usage in usages]
+    wanted = network.compute_loss(rows.inputs, rows.targets)["energy_loss"] * 2 * 24
+    assert sum(energies) == pytest.approx(wanted.item(), rel=1e-5)
+    assert all(0 < usage.bound.largest_ratio <= 1 + 1e-6 for usage in usages)
+
+
+@torch.no_grad()
+def test_an_eigenstate_that_no_query_reads_is_dead_and_worth_nothing():
+    network, rows = matrix_network(n_layers=1), random_rows()
+    (place,) = places_of(network)
+    queries = place.mixer.input_weight[place.mixer.rows_of("query")]
+    queries[5] = queries[24 + 5] = 0.0
+    condition = condition_of(place, observe_usage(network, rows)[0])
+    assert condition.dead.nonzero()[0].tolist() == [5]
+    losses = row_losses(network, rows)
+    for unread, same in ((5, True), (6, False)):
+        silence = torch.arange(24) == unread
+        with silenced({place.mixer: silence}):
+            assert (row_losses(network, rows) == losses).all() == same
+
+
+@torch.no_grad()
+def test_a_matrix_layer_without_keys_passes_nothing_on():
+    network, rows = matrix_network(n_layers=2), random_rows()
+    first = places_of(network)[0].mixer
+    with silenced({first: torch.ones(24, dtype=torch.bool)}):
+        losses = row_losses(network, rows)
+    first.output_weight.zero_()
+    np.testing.assert_array_equal(losses, row_losses(network, rows))
+
+
+def test_what_a_token_writes_is_written_into_all_numbers():
+    network = matrix_network(n_layers=1, document_separator_id=0)
+    mixer = places_of(network)[0].mixer
+    before = measure_writing(network, [1, 2, 3, 0, 4, 5])
+    with torch.no_grad():
+        # Values half as long.
+        mixer.input_weight[mixer.rows_of("value")] *= 0.5
+    after = measure_writing(network, [1, 2, 3, 0, 4, 5])
+    np.testing.assert_allclose(after.written, before.written / 2, rtol=1e-5)
+    np.testing.assert_allclose(after.changes, before.changes / 2, rtol=1e-5)
+    np.testing.assert_allclose(after.erased[:, 1:], before.erased[:, 1:], rtol=1e-5)
+    assert (after.erased[:, 4] == 1).all()
+    assert (after.erased[:, [1, 2, 3, 5]] < 1).all()
+    # By hand: of the first token nothing was there before.
+    embedded = network.embedding(torch.tensor(1))
+    inputs = network.blocks[0].mixer_norm(embedded)
+    rows = (mixer.input_weight[mixer.rows_of(name)] for name in ("input", "value"))
+    key, value = (inputs @ weight.T for weight in rows)
+    gain = torch.sqrt(1 - torch.sigmoid(mixer.alpha) ** 2).repeat(2)
+    written = (gain * key).unflatten(0, (2, 2, 12)).square().sum(dim=(0, 2)) @ (
+        value.unflatten(0, (2, 4)).square().sum(dim=1)
+    )
+    assert after.written[0, 0] == pytest.approx(written.sqrt().item(), rel=1e-4)
+
+
+def test_gradients_of_a_matrix_layer_have_groups_of_their_own():
+    network, rows = matrix_network(), random_rows()
+    norms = gradient_norms(network, rows)
+    groups = {"input", "selection", "query", "value", "gate", "output"}
+    assert groups < norms["layer 1"].keys() and "coupling" not in norms["layer 1"]
+    network.compute_loss(rows.inputs, rows.targets)["loss"].backward()
+    whole = sum(p.grad.square().sum() for p in network.parameters()) ** 0.5
+    found = sum(norm**2 for layer in norms.values() for norm in layer.values()) ** 0.5
+    assert found == pytest.approx(whole.item(), rel=1e-4)
+
+
 def test_attention_has_nothing_to_analyse():
     with pytest.raises(ConfigurationError, match="attention"):
         places_of(network_of(mixer="attention"))

@@ -168,3 +168,18 @@ def test_the_file_cannot_be_written(capsys, tmp_path):
     path.write_text("")
     assert main([*NANO, "--json", str(path / "plan.json")]) == 2
     assert "--json" in capsys.readouterr().err
+
+
+def test_matrix_layers_are_told_and_counted(capsys, tmp_path):
+    plain = planned(tmp_path, *NANO)
+    options = ("--state_dim", 32, "--matrix_layers", "1,3", "--matrix_eigenstates", 120)
+    some = planned(tmp_path, *NANO, *options)
+    told = "240 eigenstates (120 of 32 numbers in 2 matrix layers), vocabulary"
+    assert told in capsys.readouterr().out
+    every = planned(tmp_path, *NANO, "--state_dim", 32)
+    assert "240 eigenstates of 32 numbers, vocabulary" in capsys.readouterr().out
+    assert len({plan["parameters"] for plan in (plain, some, every)}) == 3
+    more, less = (plan["chosen"]["flops_per_token"] for plan in (every, plain))
+    # The products of their weights, and update and read-out of what they carry.
+    weights = 320 * (6 * 240 + 3 * 4 * 32 - (6 * 240 + 320))
+    assert more - less == 12 * (6 * weights + 3 * 14 * 240 * 32)

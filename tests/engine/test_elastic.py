@@ -26,26 +26,31 @@ OPTIONS = [
 ]
 
 
-# Options that replace those of OPTIONS, by the name of a run; at the stage of it.
+# Options that replace those of OPTIONS, by the name of a run, which begins with its stage.
 RUNS = {
     "zero2": ("--precision", "fp32", "--micro_batch_size", 2),
     # Dropout masks are drawn a micro-batch at a time, so this is without any.
     "zero1": ("--precision", "fp32", "--dropout", 0),
     "zero3": ("--precision", "bf16_params", "--micro_batch_size", 2),
+    # Eigenstates with and without vectors, and matrices that Muon gathers from the ranks.
+    "zero3, matrix layers": (
+        *("--precision", "fp32", "--micro_batch_size", 2, "--optimizer", "muon"),
+        *("--state_dim", 4, "--matrix_layers", 1, "--seq_len", 32),
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def runs(token_data, tmp_path_factory):
-    """By stage the options of a run of two ranks, and the folder where it ran to its end."""
+    """By name the options of a run of two ranks, and the folder where it ran to its end."""
     folder = tmp_path_factory.mktemp("elastic")
     found = {
-        stage: ([*OPTIONS, *more, "--data", token_data], folder / stage)
-        for stage, more in RUNS.items()
+        name: ([*OPTIONS, *more, "--data", token_data], folder / name)
+        for name, more in RUNS.items()
     }
     train_in_turn(
-        [*options, "--output_dir", place, "--deepspeed_config", stage]
-        for stage, (options, place) in found.items()
+        [*options, "--output_dir", place, "--deepspeed_config", name.split(",")[0]]
+        for name, (options, place) in found.items()
     )
     return found
 
@@ -85,6 +90,14 @@ def test_bfloat16_parameters_keep_their_float32_copies(runs, tmp_path):
     folder = from_step_four(source, tmp_path / "run")
     train_here([*options, "--output_dir", folder, "--deepspeed_config", "zero1"])
     assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=2e-3)
+
+
+def test_matrix_layers_go_on_on_one_rank(runs, tmp_path):
+    options, source = runs["zero3, matrix layers"]
+    folder = from_step_four(source, tmp_path / "run")
+    train_here([*options, "--output_dir", folder, "--deepspeed_config", "zero0"])
+    assert step_metrics(folder) == pytest.approx(step_metrics(source), rel=1e-5)
+    assert rows(folder) == rows(source)
 
 
 def test_killed_again_and_again_each_time_going_on_elsewhere(run, tmp_path):

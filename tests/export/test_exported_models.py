@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ten_dist import TemporalEigenstateNetwork
 from ten_dist.cli import main
+from ten_dist.export.huggingface import exported_name
 from ten_dist.generation import Sampling, generate
 from ten_dist.run_folder import RunFolder
 from ten_dist.trained_model import TrainedModel
@@ -32,11 +34,16 @@ VARIANTS = {
         *("--hten_scales", "1,2,4", "--short_convolution", 4, "--gate", "state"),
         *("--document_masking", "--input_norm", "static"),
         "--no-learnable_selection_range",
-        "--ffn_gate",
     ],
     "levels": [
         *(*SMALL_MODEL, "--levels", "4,8", "--short_convolution", 3),
         *("--document_masking", "--optimizer", "muon", "--muon_learning_rate", "0.1"),
+    ],
+    "matrix": [*SMALL_MODEL, "--state_dim", 4],
+    "matrix_among_others": [
+        *SMALL_MODEL,
+        *("--state_dim", 4, "--matrix_layers", 1, "--matrix_eigenstates", 12),
+        *("--hten_scales", "1,2,4", "--document_masking", "--short_convolution", 3),
     ],
     "attention": [
         *("--config", "pico", "--dim", 32, "--n_layers", 2, "--num_heads", 2),
@@ -145,7 +152,9 @@ def test_the_cache_does_not_grow(runs):
     assert len(sizes) == 1 and cache.get_seq_length() == 208
 
 
-@pytest.mark.parametrize("name", ["ten", "everything", "levels"])
+@pytest.mark.parametrize(
+    "name", ["ten", "everything", "levels", "matrix", "matrix_among_others"]
+)
 def test_pieces_give_what_the_whole_gives(runs, name):
     model = load(runs, name)
     ids = torch.randint(257, (2, 37), generator=torch.Generator().manual_seed(1))
@@ -181,7 +190,9 @@ def test_padding_may_be_longer_than_a_piece(runs, name):
         assert torch.allclose(logits[row, -length:], alone, atol=1e-5), row
 
 
-@pytest.mark.parametrize("name", ["hten", "everything", "levels"])
+@pytest.mark.parametrize(
+    "name", ["hten", "everything", "levels", "matrix_among_others"]
+)
 def test_more_text_may_be_padded_too(runs, name):
     """As turns of unequal length in conversations that go on."""
     model = load(runs, name)
@@ -219,7 +230,7 @@ def test_hidden_states_stand_where_their_tokens_do(runs):
             assert torch.allclose(together[row, -length:], own[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["everything", "attention"])
+@pytest.mark.parametrize("name", ["everything", "attention", "matrix_among_others"])
 def test_embeddings_behind_a_separator_are_of_another_document(runs, name):
     model = load(runs, name)
     ids = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(4))
@@ -264,7 +275,7 @@ def test_the_pipeline_and_beams_write(runs):
     assert likelihood(beams[:1]) >= likelihood(greedy) - 1e-4
 
 
-@pytest.mark.parametrize("name", ["everything", "attention"])
+@pytest.mark.parametrize("name", ["everything", "attention", "matrix_among_others"])
 def test_it_is_saved_and_loaded_again(runs, name, tmp_path):
     model = load(runs, name)
     model.save_pretrained(tmp_path / "again")
@@ -275,13 +286,28 @@ def test_it_is_saved_and_loaded_again(runs, name, tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
-def test_new_models_are_made_from_a_configuration(runs):
+@pytest.mark.parametrize("name", ["hten", "everything", "matrix_among_others"])
+def test_new_models_are_made_from_a_configuration(runs, name):
     config = transformers.AutoConfig.from_pretrained(
-        runs / "hten-exported", trust_remote_code=True
+        runs / f"{name}-exported", trust_remote_code=True
     )
     model = transformers.AutoModelForCausalLM.from_config(
         config, trust_remote_code=True
     )
+    ours = TemporalEigenstateNetwork(RunFolder(runs / name).read().model)
+    for buffer, values in ours.named_buffers():
+        found = model.get_buffer(f"model.{buffer}")
+        assert torch.allclose(found, values, atol=1e-5), buffer
+    for matrix, rows in ours.hidden_matrices().items():
+        parts = (
+            [part.std().item() for part in parameter.detach().split(rows)]
+            for parameter in (
+                ours.get_parameter(matrix),
+                model.get_parameter(exported_name(matrix)),
+            )
+        )
+        for wanted, found in zip(*parts, strict=True):
+            assert found == pytest.approx(wanted, rel=0.15), matrix
     loss = model(
         torch.arange(60).unsqueeze(0), labels=torch.arange(60).unsqueeze(0)
     ).loss
@@ -323,11 +349,12 @@ def test_the_trainer_and_adapters_lower_the_loss(runs, tmp_path):
     assert tuned[-1] < tuned[0] and tuned[0] == pytest.approx(full[0], rel=1e-4)
 
 
-def test_recomputing_gives_the_same_gradient(runs):
+@pytest.mark.parametrize("name", ["everything", "matrix"])
+def test_recomputing_gives_the_same_gradient(runs, name):
     ids = torch.arange(50).unsqueeze(0)
     gradients = []
     for recompute in (False, True):
-        model = load(runs, "everything").train()
+        model = load(runs, name).train()
         if recompute:
             model.gradient_checkpointing_enable()
         model(ids, labels=ids).loss.backward()
@@ -354,6 +381,18 @@ def test_other_checkpoints_and_types(runs, tmp_path):
     best = str(tmp_path / "best")
     arguments = ["--checkpoint", "best", "--output", best]
     assert main(["export", str(runs / "hten"), *arguments]) == 0
+
+
+def test_the_card_says_what_eigenstates_carry(runs):
+    cards = [(runs / f"{n}-exported" / "README.md").read_text() for n in VARIANTS]
+    found = [
+        line for card in cards for line in card.splitlines() if "of a layer" in line
+    ]
+    assert found == [
+        *["| of a layer | 24 eigenstates |"] * 3,
+        "| of a layer | 24 eigenstates of 4 numbers |",
+        "| of a layer | 24 eigenstates (12 of 4 numbers in a matrix layer) |",
+    ]
 
 
 def test_large_models_are_cut_into_files(runs, tmp_path, monkeypatch):

@@ -83,6 +83,30 @@ def test_attention_counts_what_the_mask_leaves():
     assert counted + masked == pytest.approx(profiled(config), rel=0.005)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"state_dim": 8},
+        {"state_dim": 8, "matrix_layers": (1,), "matrix_eigenstates": 16},
+        {"state_dim": 8, "hten_scales": (1, 16)},
+    ],
+    ids=str,
+)
+def test_matrix_layers_count_beside_what_the_profiler_sees(fields):
+    """It sees no product that is made element by element, as the oracle makes all."""
+    config = TemporalEigenstateConfig(**SMALL, **fields)
+    operations = count_operations(config, SEQ_LEN)
+    scans = 0.0
+    for layer in range(config.n_layers):
+        if config.carries_matrices(layer):
+            for scale in config.scales:
+                eigenstates = config.eigenstates_per_scale_of(layer)
+                scans += 3 * 14 * 8 * eigenstates * -(-SEQ_LEN // scale) * ROWS
+    counted = operations.of_micro_batch(ROWS * SEQ_LEN)
+    assert scans > 0.005 * counted
+    assert counted - scans == pytest.approx(profiled(config), rel=0.005)
+
+
 def test_coarse_scales_cost_their_share():
     """An eigenstate of scale s costs 1/s of one of every token."""
     mixers = {}

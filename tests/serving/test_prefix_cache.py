@@ -14,7 +14,15 @@ def state_after(model, tokens):
     return state
 
 
-@pytest.mark.parametrize("options", [{}, {"scales": (1, 2, 4)}, {"levels": (4, 16)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scales": (1, 2, 4)},
+        {"levels": (4, 16)},
+        {"state_dim": 3, "matrix_layers": (1,)},
+    ],
+)
 def test_of_more_states_than_there_is_room_for_the_oldest_goes(options):
     model = make_model(**options)
     empty = Decoder(model).empty_state()
