@@ -158,6 +158,7 @@ def _characters_tuned(corpus: Path) -> Experiment:
     models = {
         "TEN": ten,
         "TEN, gated MLP": {**ten, "ffn_gate": True},
+        "TEN, levels 4,16": {**ten, "levels": (4, 16), "ffn_multiplier": 2.36},
         "HTEN 1,2": {**ten, "hten_scales": (1, 2), "ffn_multiplier": 0.984375},
         "transformer": {"mixer": "attention"},
         "transformer, gated MLP": {"mixer": "attention", "ffn_gate": True},
@@ -168,6 +169,7 @@ def _characters_tuned(corpus: Path) -> Experiment:
             *_muon(4e-3, 8e-3),
             {"muon_learning_rate": 8e-3, "learning_rate": 4e-3},
         ],
+        "TEN, levels 4,16": _muon(8e-3),
         "HTEN 1,2": [*_adamw(4e-3), *_muon(4e-3, 8e-3)],
         "transformer": [*_adamw(1e-3, 4e-3), *_muon(4e-3, 8e-3, 16e-3)],
         "transformer, gated MLP": _muon(8e-3, 16e-3),
