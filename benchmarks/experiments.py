@@ -70,7 +70,7 @@ def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experi
         return _tokens(data) if name == "tokens" else make_ladder(data)
     if name == "copying":
         return _copying()
-    return _synthetic(SYNTHETIC[name]())
+    return _synthetic(SYNTHETIC[name](), rows=16 if name == "mqar" else 64)
 
 
 def _copying() -> Experiment:
@@ -189,7 +189,7 @@ def _characters_tuned(corpus: Path, context: int) -> Experiment:
     return Experiment(Characters(corpus, context), recipe, *_swept(models, sweep))
 
 
-def _synthetic(task: Task) -> Experiment:
+def _synthetic(task: Task, rows: int) -> Experiment:
     """Models of two layers of width 64 and 0.13 M parameters, the matrices by Muon."""
     base = {"dim": 64, "n_layers": 2, "num_eigenstates": 64, "num_heads": 4}
     base |= {"max_timescale": 256.0, "energy_reg_weight": 0.0}
@@ -231,7 +231,7 @@ def _synthetic(task: Task) -> Experiment:
             },
         },
     )
-    recipe = Recipe(steps=2000, rows=32, evaluations=20)
+    recipe = Recipe(steps=1000, rows=rows, learning_rate=4e-3, evaluations=20)
     sweep = dict.fromkeys(models, _muon(4e-3, 16e-3))
     return Experiment(task, recipe, *_swept(models, sweep))
 
