@@ -6,7 +6,7 @@ they are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,7 @@ def _muon(*rates: float) -> list[dict[str, float]]:
 
 
 def _swept(
-    models: dict[str, ModelConfig], sweep: dict[str, Iterable[dict[str, float]]]
+    models: dict[str, ModelConfig], sweep: dict[str, list[dict[str, float]]]
 ) -> tuple[dict[str, ModelConfig], dict[str, dict[str, float]]]:
     """Each model with each of its rates as a variant, and the rates by variant."""
     variants, changes = {}, {}
