@@ -11,7 +11,6 @@ installing anything, text files are picked from them, and data_prep.shard makes 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -153,18 +152,10 @@ def _shard(text: Path, shards: Path) -> None:
     """
     if (shards / "manifest.json").is_file():
         return
-    command = [
-        sys.executable,
-        "-m",
-        "data_prep.shard",
-        "--input",
-        text,
-        "--include",
-        "*",
-    ]
-    command += ["--output", shards, "--vocab_size", str(VOCABULARY)]
-    command += ["--val_fraction", str(HELD_OUT), "--deduplicate"]
-    if subprocess.run([os.fspath(part) for part in command], check=False).returncode:
+    command = [sys.executable, "-m", "data_prep.shard", "--input", str(text)]
+    command += ["--include", "*", "--output", str(shards), "--deduplicate"]
+    command += ["--vocab_size", str(VOCABULARY), "--val_fraction", str(HELD_OUT)]
+    if subprocess.run(command, check=False).returncode:
         raise ConfigurationError(f"shards of {text} could not be made")
 
 

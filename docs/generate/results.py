@@ -8,7 +8,7 @@ import statistics
 from docs.generate.pages import ROOT, with_part
 
 _DEFAULTS = "+ memory by depth"
-"""The variant that a model is by default, by its name in benchmarks/quality.py."""
+"""The variant that a model is by default, by its name in benchmarks/experiments.py."""
 _QUALITY = (
     ("characters", "loss", "characters, 64 of context, 0.8 M parameters: nats"),
     ("characters-256", "loss", "characters, 256 of context, 0.8 M parameters: nats"),

@@ -29,6 +29,12 @@ def test_recall_asks_each_key_once_for_its_value(count):
         assert answers[: 2 * count] == [IGNORED_TARGET] * 2 * count
 
 
+def test_recall_begins_with_few_pairs_and_has_as_many_tokens_in_every_batch():
+    shapes = [tuple(x.shape) for x, _ in AssociativeRecall().batches(2, 40, seed=0)]
+    assert set(shapes[:10]) == {(8, 64)}
+    assert set(shapes[10:]) == {(8, 64), (4, 128), (2, 256)}
+
+
 def test_recall_asks_soon_more_often_than_late():
     _, targets = AssociativeRecall().draw(500, 16, torch.Generator().manual_seed(0))
     asked = (targets != IGNORED_TARGET).double().mean(dim=0)[32:]
