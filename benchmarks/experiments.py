@@ -37,7 +37,7 @@ SELECTIVE = {
 DEEPENING = {**SELECTIVE, "depth_increasing_memory": True}
 CONVOLVED = {**DEEPENING, "short_convolution": 4}
 ABLATION: dict[str, dict[str, Any]] = {
-    "transformer": {"mixer": "attention"},
+    "transformer": {"mixer": "attention", "ffn_gate": False},
     "paper": PAPER,
     "+ timescale": TIMESCALE,
     "+ dynamic norm": NORMED,
@@ -77,7 +77,7 @@ def make_experiment(name: str, corpus: Path | None, data: Path | None) -> Experi
 def _copying() -> Experiment:
     base = {"dim": 64, "n_layers": 2, "num_eigenstates": 64, "num_heads": 4}
     base |= {"max_timescale": 64.0, "energy_reg_weight": 0.0}
-    wide = {"mixer": "attention", "ffn_multiplier": 5.625}
+    wide = {"mixer": "attention", "ffn_gate": False, "ffn_multiplier": 5.625}
     return Experiment(
         SelectiveCopying(),
         Recipe(steps=2000, rows=32, learning_rate=2e-3),
@@ -132,9 +132,17 @@ def _characters_tuned(corpus: Path, context: int) -> Experiment:
         {
             "TEN": ten,
             "TEN, gated MLP": {**ten, "ffn_gate": True},
+            "TEN, gated MLP, one matrix layer": {
+                **ten,
+                "ffn_gate": True,
+                "ffn_multiplier": 2.32,
+                "state_dim": 16,
+                "matrix_layers": (2,),
+            },
+            "TEN, levels 4,16": {**ten, "levels": (4, 16), "ffn_multiplier": 2.36},
             "HTEN 1,2": {**ten, "hten_scales": (1, 2), "ffn_multiplier": 0.984375},
-            "transformer": {"mixer": "attention"},
-            "transformer, gated MLP": {"mixer": "attention", "ffn_gate": True},
+            "transformer": {"mixer": "attention", "ffn_gate": False},
+            "transformer, gated MLP": {"mixer": "attention"},
         },
     ) | _baselines(
         {"dim": 128, "n_layers": 4},
@@ -176,6 +184,8 @@ def _characters_tuned(corpus: Path, context: int) -> Experiment:
     sweep: dict[str, list[dict[str, float]]] = {
         "TEN": [*_adamw(1e-3, 4e-3), *_muon(4e-3, 8e-3, 16e-3)],
         "TEN, gated MLP": [*_muon(4e-3, 8e-3, 16e-3), *both],
+        "TEN, gated MLP, one matrix layer": both,
+        "TEN, levels 4,16": _muon(8e-3),
         "HTEN 1,2": [*_adamw(4e-3), *_muon(4e-3, 8e-3)],
         "transformer": [*_adamw(1e-3, 4e-3), *_muon(4e-3, 8e-3, 16e-3)],
         "transformer, gated MLP": _muon(8e-3, 16e-3, 32e-3),
@@ -197,13 +207,20 @@ def _synthetic(task: Task, rows: int) -> Experiment:
     """
     base = {"dim": 64, "n_layers": 2, "num_eigenstates": 64, "num_heads": 4}
     base |= {"max_timescale": 256.0, "energy_reg_weight": 0.0}
-    ten = {"ffn_gate": True}
+    matrix = {"state_dim": 16, "ffn_multiplier": 3.5}
     models = _networks(
         base,
         {
-            "TEN": ten,
-            "TEN, short convolution": {**ten, "short_convolution": 4},
-            "TEN, half turns by the input": {**ten, "selection_range": (8.0, 3.2)},
+            "TEN": {},
+            "TEN, short convolution": {"short_convolution": 4},
+            "TEN, half turns by the input": {"selection_range": (8.0, 3.2)},
+            "TEN, matrix layer first": {**matrix, "matrix_layers": (0,)},
+            "TEN, matrix layer last": {**matrix, "matrix_layers": (1,)},
+            "TEN, matrix layer last, short convolution": {
+                **matrix,
+                "matrix_layers": (1,),
+                "short_convolution": 4,
+            },
         },
     ) | _baselines(
         {"dim": 64, "n_layers": 2},
@@ -247,7 +264,12 @@ def _tokens(data: Path) -> Experiment:
     wide = {**CONVOLVED, "num_eigenstates": 240, "num_heads": 8}
     wide["ffn_multiplier"] = 1.8125
     variants = {
-        "transformer": {"mixer": "attention", "num_heads": 5, "ffn_multiplier": 4.9},
+        "transformer": {
+            "mixer": "attention",
+            "ffn_gate": False,
+            "num_heads": 5,
+            "ffn_multiplier": 4.9,
+        },
         "paper": PAPER,
         "+ memory by depth": DEEPENING,
         "+ short convolution": CONVOLVED,
