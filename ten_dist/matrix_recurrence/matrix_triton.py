@@ -10,8 +10,7 @@ backward those, 4 more for each block of N (gradients of queries and keys, and e
 they have a gradient: 5), and the states at the borders of the chunks, 2 N / CHUNK. Every sum
 is taken in one order: repeated runs give the same bits.
 
-Not yet run, nor measured, on a GPU: the tests interpret the kernels, and compile them for
-GPUs.
+Not yet run, nor measured, on a GPU: the tests interpret the kernels.
 """
 
 from __future__ import annotations

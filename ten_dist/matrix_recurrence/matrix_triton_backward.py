@@ -34,6 +34,7 @@ from ten_dist.matrix_recurrence.matrix_triton_forward import (
     scaled,
     scores_between,
     store_halves,
+    total_over,
     turned,
 )
 from ten_dist.matrix_recurrence.matrix_triton_steps import finite
@@ -95,12 +96,12 @@ def scan_backward(
     t = tl.arange(0, CHUNK)
     same = t[:, None] == t[None, :]
     upstream = (
-        tl.zeros((BLOCK_P, BLOCK_N), tl.float32),
-        tl.zeros((BLOCK_P, BLOCK_N), tl.float32),
+        tl.full((BLOCK_P, BLOCK_N), 0.0, tl.float32),
+        tl.full((BLOCK_P, BLOCK_N), 0.0, tl.float32),
     )
     if HAS_FINAL:
         upstream = load_halves(grad_final + row * 2 * half + places, has_place, half)
-    weight = tl.zeros((BLOCK_P,), tl.float32)
+    weight = tl.full((BLOCK_P,), 0.0, tl.float32)
     if ENERGY:
         weight = 2.0 * tl.load(grad_energy + row * WIDTH + k, mask=has_k, other=0.0)
     place = row * chunks + chunks - 1
@@ -121,8 +122,8 @@ def scan_backward(
 
         # conj(R) S does not depend on the rotation: both have that of the end here.
         state = load_halves(states + 2 * half, has_place, half)
-        real = tl.sum(upstream[0] * state[0] + upstream[1] * state[1], axis=1)
-        imaginary = tl.sum(upstream[0] * state[1] - upstream[1] * state[0], axis=1)
+        real = total_over(upstream[0] * state[0] + upstream[1] * state[1], 1)
+        imaginary = total_over(upstream[0] * state[1] - upstream[1] * state[0], 1)
         out = crossing + shared * 2 * WIDTH + k
         store_halves(out, (real, imaginary), has_k, WIDTH)
         turn = chunk_turn(turns, place, k, has_k, CHUNK, WIDTH)
@@ -130,14 +131,14 @@ def scan_backward(
         state = load_halves(states, has_place, half)
 
         products = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        diagonal = tl.sum(grads * values, axis=1)[:, None]
+        diagonal = total_over(grads * values, 1)[:, None]
         across = (tl.trans(state[0]), tl.trans(state[1]))
         d_query = scaled(mixed(grads, across, PRECISION), before)
         d_query = added(d_query, scaled(key, diagonal))
         across = (tl.trans(upstream[0]), tl.trans(upstream[1]))
         d_key = scaled(mixed(values, across, PRECISION), behind)
         d_key = added(d_key, scaled(query, diagonal))
-        diagonal = tl.sum(query[0] * key[0] + query[1] * key[1], axis=1)
+        diagonal = total_over(query[0] * key[0] + query[1] * key[1], 1)
         # Transposed: the scores of t for j at [j, t].
         scores = tl.where(same, diagonal[:, None], 0.0)
         for level in tl.static_range(LEVELS):
@@ -167,7 +168,7 @@ def scan_backward(
             products = tl.dot(values, tl.trans(values), input_precision=PRECISION)
             across = (tl.trans(state[0]), tl.trans(state[1]))
             met = scaled(mixed(values, across, PRECISION), before)
-            diagonal = tl.sum(reader[0] * key[0] + reader[1] * key[1], axis=1)
+            diagonal = total_over(reader[0] * key[0] + reader[1] * key[1], 1)
             scores = tl.where(same, diagonal[:, None], 0.0)
             for level in tl.static_range(LEVELS):
                 decay, apart = level_decay(logs, k, has_k, level, CHUNK, WIDTH)
@@ -184,7 +185,7 @@ def scan_backward(
             read = scaled(reader, before)
             d_value = tl.dot(read[0], state[0], d_value, input_precision=PRECISION)
             d_value = tl.dot(read[1], state[1], d_value, input_precision=PRECISION)
-            norms = tl.sum(values * values, axis=1)[:, None]
+            norms = total_over(values * values, 1)[:, None]
             own = added(met, scaled(key, norms))
             d_key = added(d_key, scaled(own, square * weight[None, :]))
             tl.store(
@@ -192,7 +193,7 @@ def scan_backward(
                 energy_added(key, met, values),
                 mask=has_k[None, :],
             )
-            norms = tl.sum(state[0] * state[0] + state[1] * state[1], axis=1)
+            norms = total_over(state[0] * state[0] + state[1] * state[1], 1)
             tl.store(entering_energies + shared * WIDTH + k, norms, mask=has_k)
             first = squares + place * CHUNK * WIDTH + k
             kept = weight * entering_square(logs + k, first, has_k)
