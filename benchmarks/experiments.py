@@ -216,11 +216,6 @@ def _synthetic(task: Task, rows: int) -> Experiment:
             "TEN, half turns by the input": {"selection_range": (8.0, 3.2)},
             "TEN, matrix layer first": {**matrix, "matrix_layers": (0,)},
             "TEN, matrix layer last": {**matrix, "matrix_layers": (1,)},
-            "TEN, matrix layer last, short convolution": {
-                **matrix,
-                "matrix_layers": (1,),
-                "short_convolution": 4,
-            },
         },
     ) | _baselines(
         {"dim": 64, "n_layers": 2},

@@ -290,8 +290,11 @@ def transformer_like(config: TemporalEigenstateConfig) -> TemporalEigenstateConf
             mixer="attention",
             hten_scales=None,
             num_heads=config.dim // 64 if config.dim % 64 == 0 else config.num_heads,
-            # Half more than whole: the product with dim must not round below it.
-            ffn_multiplier=(ffn_dim + 0.5) / config.dim,
+            # Half more than whole: the product with dim must not round below it. A gated
+            # MLP takes two thirds.
+            ffn_multiplier=(1.5 if config.ffn_gate else 1)
+            * (ffn_dim + 0.5)
+            / config.dim,
         )
 
     def parameters(config: TemporalEigenstateConfig) -> int:

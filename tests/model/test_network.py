@@ -17,7 +17,7 @@ QUALITY_OPTIONS = {
     "paper": PAPER,
     "short_convolution": {"short_convolution": 4},
     "state_gate": {"gate": "state"},
-    "gated_mlp": {"ffn_gate": True},
+    "plain_mlp": {"ffn_gate": False},
     "static_norm": {"input_norm": "static"},
     "fixed_selection_range": {
         "learnable_selection_range": False,

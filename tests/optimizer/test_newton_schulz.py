@@ -69,6 +69,8 @@ def test_every_matrix_of_a_block_is_split_into_its_projections(options):
             gate = width if config.gate == "state" else dim
             attends = config.mixer == "attention"
             assert parts == ((dim,) * 3 if attends else (width, width, gate))
+        elif name.endswith("up.weight"):
+            assert parts == (config.ffn_dim, config.ffn_dim)
         else:
             assert len(parts) == 1
     # Whatever else has two dimensions is no map of the residual stream.

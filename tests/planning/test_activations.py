@@ -101,7 +101,7 @@ def alive_after_forward(config, precision):
         {"input_norm": "static", "learnable_selection_range": False},
         {"dropout": 0.1},
         {"short_convolution": 4},
-        {"ffn_gate": True},
+        {"ffn_gate": False},
         {"short_convolution": 4, "document_separator_id": 3},
         {"hten_scales": (1, 2, 4)},
         {"hten_scales": (1, 8), "document_separator_id": 3},
