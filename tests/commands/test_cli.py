@@ -28,7 +28,8 @@ def run_folder(token_data, tmp_path_factory):
         *SMALL_MODEL,
         *("--use_hten", "--data", token_data, "--output_dir", folder),
         *("--steps", 30, "--seq_len", 64, "--global_batch_size", 16),
-        *("--learning_rate", "1e-2", "--precision", "fp32", "--num_workers", 0),
+        *("--optimizer", "adamw", "--learning_rate", "1e-2"),
+        *("--precision", "fp32", "--num_workers", 0),
         *("--eval_interval", 15, "--eval_rows", 0, "--checkpoint_interval", 15),
     ]
     assert main(["train", *map(str, arguments)]) == 0

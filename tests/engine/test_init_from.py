@@ -217,7 +217,14 @@ def test_rows_of_equal_tokens_are_kept(
     """From bytes to BPE and back; `embedding` is that of a run's first checkpoint, whose
     learning rate is too small to change anything."""
     still = ["--init_tokenizer_mismatch", "resize", "--learning_rate", "1e-30"]
-    still += ["--steps", 1, "--deepspeed_config", stage]
+    still += [
+        "--muon_learning_rate",
+        "1e-30",
+        "--steps",
+        1,
+        "--deepspeed_config",
+        stage,
+    ]
 
     def resized(origin, data, name):
         arguments = continued(data, origin, tmp_path / name, *still)

@@ -33,6 +33,7 @@ OPTIONS = [
     *("--steps", STEPS, "--global_batch_size", 8, "--micro_batch_size", 2),
     *("--seq_len", 48, "--warmup_steps", 3, "--checkpoint_interval", 4),
     *("--precision", "fp32", "--num_workers", 0, "--data_verification", "size"),
+    *("--optimizer", "adamw"),
 ]
 
 

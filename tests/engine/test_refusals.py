@@ -11,6 +11,9 @@ from ten_dist.cli import main
 from ten_dist.data import Manifest
 from tests.tools.launching import SMALL_MODEL, train
 
+# DeepSpeed swaps no moments of another optimizer to a disk.
+SWAPPING = {"deepspeed_config": "nvme", "optimizer": "adamw"}
+
 
 @pytest.fixture
 def options(token_data, tmp_path):
@@ -103,15 +106,21 @@ def test_compile_is_refused_where_it_cannot_work(capsys, options, monkeypatch):
         ({"deepspeed_config": "nvme"}, "--nvme_path is missing"),
         ({"nvme_path": "/tmp"}, "--nvme_path has no effect with"),
         (
-            {"deepspeed_config": "nvme", "nvme_path": "/nowhere"},
+            {**SWAPPING, "nvme_path": "/nowhere"},
             "--nvme_path /nowhere is not a folder",
         ),
         (
-            {"deepspeed_config": "nvme", "nvme_path": __file__},
+            {**SWAPPING, "nvme_path": __file__},
             "test_refusals.py is not a folder",
         ),
-        ({"muon_learning_rate": "1"}, "--muon_learning_rate has no effect without"),
-        ({"muon_momentum": "0.9"}, "--muon_momentum has no effect without"),
+        (
+            {"optimizer": "adamw", "muon_learning_rate": "1"},
+            "--muon_learning_rate has no effect without",
+        ),
+        (
+            {"optimizer": "adamw", "muon_momentum": "0.9"},
+            "--muon_momentum has no effect without",
+        ),
         (
             {"optimizer": "muon", "deepspeed_config": "nvme", "nvme_path": "/tmp"},
             "--optimizer muon does not go with offload_optimizer.device nvme",
@@ -231,7 +240,7 @@ def test_no_room_to_swap(capsys, tmp_path, options, monkeypatch):
         return usage._replace(free=1000) if str(path) == str(small) else usage
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    given = {"deepspeed_config": "nvme", "nvme_path": str(small)}
+    given = {**SWAPPING, "nvme_path": str(small)}
     line = refusal(capsys, {**options, **given})
     assert f"--nvme_path {small} has 1e-06 GB free" in line
     assert not (tmp_path / "run").exists()
@@ -245,7 +254,7 @@ def test_no_libaio(capsys, tmp_path, options, monkeypatch):
 
     builder = get_accelerator().get_op_builder("AsyncIOBuilder")
     monkeypatch.setattr(builder, "load", fail)
-    given = {"deepspeed_config": "nvme", "nvme_path": str(tmp_path)}
+    given = {**SWAPPING, "nvme_path": str(tmp_path)}
     line = refusal(capsys, {**options, **given})
     assert "apt-get install libaio-dev" in line and "Unable to JIT load" in line
     assert not (tmp_path / "run").exists()
@@ -329,7 +338,7 @@ def test_folder_of_another_run(capsys, tmp_path, options):
     capsys.readouterr()
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
     error = refusal(capsys, {**options, "learning_rate": "2e-3"})
-    assert "learning_rate was 0.001, now 0.002" in error
+    assert "learning_rate was 0.004, now 0.002" in error
     error = refusal(capsys, options, "--resume", "never")
     assert "already holds a run" in error
     after = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
@@ -381,7 +390,7 @@ def test_a_disk_without_room(capsys, tmp_path, options, monkeypatch):
     )
     options = {**options, "checkpoint_interval": "1"}
     line = refusal(capsys, options)
-    assert "has 1e-06 GB free, and a checkpoint takes 0.000343 GB" in line
+    assert "has 1e-06 GB free, and a checkpoint takes 0.000272 GB" in line
     assert not (tmp_path / "run").exists()
     room[False] = usage.free
     given = [f"--{name}={value}" for name, value in options.items()]
