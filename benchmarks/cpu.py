@@ -30,7 +30,12 @@ from ten_dist.recurrence import eigenstate_scan
 
 CPU = torch.device("cpu")
 TEN = TemporalEigenstateConfig(
-    vocab_size=50257, dim=512, n_layers=6, num_eigenstates=64, num_heads=4
+    vocab_size=50257,
+    dim=512,
+    n_layers=6,
+    num_eigenstates=64,
+    num_heads=4,
+    ffn_gate=False,
 )
 TRANSFORMER = dataclasses.replace(
     TEN, mixer="attention", num_heads=8, ffn_multiplier=2.875
