@@ -24,7 +24,8 @@ OPTIONS = [
     *SMALL_MODEL,
     *("--use_hten", "--hten_scales", "1,2,4", "--energy_reg_weight", "0.02"),
     *("--steps", STEPS, "--global_batch_size", ROWS, "--seq_len", SEQ_LEN),
-    *("--micro_batch_size", 2, "--warmup_steps", 3, "--learning_rate", "3e-3"),
+    *("--micro_batch_size", 2, "--warmup_steps", 3),
+    *("--optimizer", "adamw", "--learning_rate", "3e-3"),
     *("--eval_rows", 5, "--eval_interval", 5, "--checkpoint_interval", 5),
     *("--seed", 5, "--ledger"),
 ]
