@@ -117,7 +117,7 @@ def test_a_skipped_step_leaves_the_weights(undisturbed, monkeypatch, tmp_path, s
     assert found[5]["loss"] is None and found[5]["skipped_steps"] == 1
     # Of the weights before, and so another than in the run with that update.
     assert found[6]["loss"] != pytest.approx(losses[6], rel=1e-6)
-    assert found[6]["loss"] == pytest.approx(losses[6], rel=1e-2)
+    assert found[6]["loss"] == pytest.approx(losses[6], rel=5e-2)
     assert found[STEPS]["skipped_steps"] == 1
     (entry,) = map(json.loads, (folder / "anomalies.jsonl").read_text().splitlines())
     assert (entry["step"], entry["kind"], entry["action"]) == (5, "not_finite", "skip")
