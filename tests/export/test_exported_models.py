@@ -389,7 +389,7 @@ def test_the_card_says_what_eigenstates_carry(runs):
         line for card in cards for line in card.splitlines() if "of a layer" in line
     ]
     assert found == [
-        *["| of a layer | 24 eigenstates |"] * 3,
+        *["| of a layer | 24 eigenstates |"] * 4,
         "| of a layer | 24 eigenstates of 4 numbers |",
         "| of a layer | 24 eigenstates (12 of 4 numbers in a matrix layer) |",
     ]

@@ -141,7 +141,7 @@ def test_streaming_at_random_cuts_equals_the_whole(name, seed):
     for start, stop in itertools.pairwise(stops):
         logits, state = model(ids[:, start:stop], state=state, return_state=True)
         outputs.append(logits)
-    torch.testing.assert_close(torch.cat(outputs, 1), model(ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(outputs, 1), model(ids), rtol=0, atol=5e-5)
 
 
 @every_model
@@ -242,7 +242,9 @@ def test_the_energy_keeps_its_bound(name, dtype):
     ):
         _, state = model(ids, return_state=True)
         model(ids, state=state)
-    assert 0 < bound.largest_ratio <= 1 + 1e-6
+    # The states of layers without matrices are rounded to bfloat16.
+    rounding = 1e-6 if dtype == torch.float32 else 1e-2
+    assert 0 < bound.largest_ratio <= 1 + rounding
     assert 0 < bound.eigenvalue_distance < 0.5
 
 
@@ -288,7 +290,7 @@ def test_parameters_are_counted_by_the_formula():
     config = TemporalEigenstateConfig.preset("pico", **fields)
     d, k, values = config.dim, 96, config.num_heads * 16
     mixer = d * (6 * k + 3 * values) + values + 4 * k
-    rest = 4 * d + d * config.ffn_dim * 2 + config.ffn_dim + d
+    rest = 4 * d + d * config.ffn_dim * 3 + 2 * config.ffn_dim + d
     with torch.device("meta"):
         model = TemporalEigenstateNetwork(config)
     expected = 1000 * d + config.n_layers * (mixer + rest) + 2 * d
