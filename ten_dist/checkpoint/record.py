@@ -13,6 +13,7 @@ RECORD_NAME = "checkpoint.json"
 _FORMAT = "ten_dist.checkpoint"
 _VERSION = 2
 _CHUNK_BYTES = 1 << 24
+_CHECKSUM = "crc32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +118,28 @@ class CheckpointRecord:
         """Plain values, ready for JSON; those of the state are among them."""
         values = dataclasses.asdict(self)
         values["files"] = dict(sorted(values["files"].items()))
-        return {"format": _FORMAT, "version": _VERSION, **values.pop("state"), **values}
+        found = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **values.pop("state"),
+            **values,
+        }
+        return {**found, _CHECKSUM: _checksum(found)}
 
     @classmethod
     def from_dict(cls, values: Any) -> CheckpointRecord:
         """Build from what :meth:`to_dict` gave.
 
         Raises:
-            ValueError: it is something else, or of another version.
+            ValueError: it is something else, of another version, or damaged.
         """
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError("it is not the record of a checkpoint")
         if values.get("version") != _VERSION:
             raise ValueError(f"its version is {values.get('version')}, not {_VERSION}")
+        recorded = values.get(_CHECKSUM)  # Earlier releases recorded none.
+        if recorded is not None and recorded != _checksum(values):
+            raise ValueError("it does not have the checksum that it records")
         names = {field.name for field in dataclasses.fields(cls)} - {"state", "files"}
         try:
             return cls(
@@ -139,6 +149,14 @@ class CheckpointRecord:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is incomplete: {error!r}") from None
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """Of all values but the checksum itself, as JSON has them."""
+    as_read = json.loads(
+        json.dumps({n: v for n, v in values.items() if n != _CHECKSUM})
+    )
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def read_record(path: Path) -> CheckpointRecord:

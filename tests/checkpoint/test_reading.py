@@ -20,6 +20,7 @@ from ten_dist.checkpoint import (
     TensorSlice,
     checksum_damage,
     damage,
+    read_record,
     write_tensors,
 )
 from ten_dist.checkpoint.layout import (
@@ -94,6 +95,26 @@ def write_checkpoint(folder, shapes, cuts, writers):
     )
     (folder / "checkpoint.json").write_text(json.dumps(record.to_dict()))
     return tensors
+
+
+def test_a_record_with_a_flipped_bit_is_damaged(tmp_path):
+    """Also where the flip leaves it JSON, in a name or a value."""
+    record = CheckpointRecord(
+        state=RunState(),
+        optimizer_steps=0,
+        probe_loss=0.5,
+        state_identity={"global_batch_size": 8},
+        precision="fp32",
+        world_size=1,
+        zero_stage=2,
+    )
+    text = json.dumps(record.to_dict())
+    (tmp_path / "checkpoint.json").write_text(text)
+    assert read_record(tmp_path) == record
+    for old, new in (("global_batch", "glob`l_batch"), ('size": 8', 'size": 9')):
+        assert old in text
+        (tmp_path / "checkpoint.json").write_text(text.replace(old, new))
+        assert "does not have the checksum" in damage(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)
