@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ RECURRENCE_PARAMETERS = (
 """Parameters of the recurrence: real, computed with in float32, without weight decay."""
 
 
-class EigenstateModule(nn.Module):
+class EigenstateModule(nn.Module, abc.ABC):
     """K eigenstates at one scale of one layer.
 
     alpha and omega are the sum of a float32 buffer, their initial value, and a learned
@@ -103,9 +105,9 @@ class EigenstateModule(nn.Module):
         first = sum(rows[: names.index(projection)])
         return slice(first, first + self.projections[projection])
 
+    @abc.abstractmethod
     def read_sizes(self) -> Tensor:
         """[K] float64, the norm of the weights through which each eigenstate is read."""
-        raise NotImplementedError
 
     def _mean_energy(self, energy: Tensor, entries: int) -> Tensor:
         """The scalar of the loss, float32: kind `state`: the sum over eigenstates of the
